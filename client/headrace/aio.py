@@ -1,0 +1,250 @@
+"""`AsyncClient`: the SDK for programs built on asyncio. `headrace.client` holds its twin.
+
+Only the waiting is here: requests and answers are made in `messages`, the decision to try again
+in `retry`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from random import Random
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from headrace import messages
+from headrace.answers import (
+    IndexEntry,
+    InferResult,
+    ModelMetadata,
+    ModelStatistics,
+    ServerMetadata,
+)
+from headrace.attempts import Attempts, Timeout
+from headrace.channels import ChannelOptions, channel_options
+from headrace.errors import InvalidRequest, NotFound, server_error
+from headrace.messages import Inputs, Parameters
+from headrace.protocol import grpc_service_pb2 as pb
+from headrace.protocol.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from headrace.protocol.model_config_pb2 import ModelConfig
+from headrace.retry import DEFAULT_RETRY, RetryPolicy
+
+__all__ = ["AsyncClient"]
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class AsyncClient:
+    """Calls a server from coroutines; any number of calls may be under way at once.
+
+    Create it where an event loop runs, and use it there only. The connection is made by the first
+    call and made again when it breaks. Cancelling the task that waits for a call cancels the call
+    on the server too.
+
+    Every method takes a `timeout` in seconds, which travels as the gRPC deadline and bounds all
+    attempts together: `...` takes the client's default, None sets no limit. Every method raises a
+    subclass of `headrace.errors.ServerError` if the call fails.
+
+    Args:
+        target: address of the server's gRPC port, in gRPC's syntax (`host:port`, `unix:path`).
+        timeout: default for each call, in seconds; None sets no limit.
+        retry: when and how often a failed call is tried again.
+        metadata: sent with every call, such as `{"authorization": "Bearer ..."}`; keys are lower
+            case.
+        credentials: of the connection, such as `grpc.ssl_channel_credentials()`; None means
+            plain text.
+        options: gRPC channel options, on top of the SDK's own.
+
+    Raises:
+        RuntimeError: no event loop runs.
+
+    Example:
+        >>> async with AsyncClient("127.0.0.1:8001") as client:
+        ...     result = await client.infer("digits", {"image": image})
+        ...     print(result["probabilities"].argmax(axis=1))
+    """
+
+    def __init__(
+        self,
+        target: str = "127.0.0.1:8001",
+        *,
+        timeout: float | None = 60.0,
+        retry: RetryPolicy = DEFAULT_RETRY,
+        metadata: Mapping[str, str | bytes] | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        options: ChannelOptions = (),
+    ) -> None:
+        asyncio.get_running_loop()  # gRPC would bind to a loop that nobody runs
+        chosen = channel_options(options)
+        self._channel = (
+            grpc.aio.insecure_channel(target, chosen)
+            if credentials is None
+            else grpc.aio.secure_channel(target, credentials, chosen)
+        )
+        self._stub = GRPCInferenceServiceStub(self._channel)
+        self._timeout_s = timeout
+        self._retry = retry
+        self._call_metadata = tuple((metadata or {}).items())
+        self._random = Random()
+        self._signatures: dict[tuple[str, str], ModelMetadata] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; calls that still wait are cancelled."""
+        await self._channel.close()
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str = "",
+        outputs: Sequence[str] | None = None,
+        parameters: Parameters | None = None,
+        request_id: str = "",
+        priority: int | None = None,
+        timeout: Timeout = ...,
+    ) -> InferResult:
+        """Run a model on one request.
+
+        Arrays are sent with the dtype they have: numpy's, those of `ml_dtypes`, and whatever
+        else `numpy.asarray` understands. Python numbers, text, bytes and nested lists of them take
+        the datatype that the model declares; its metadata is fetched once for that and kept until
+        the server refuses a request.
+
+        Args:
+            model: the model's name.
+            inputs: value of each input, by name; the batch dimension comes first.
+            version: version to run; empty leaves the choice to the server.
+            outputs: names of the outputs wanted, in the order wanted; None means all.
+            parameters: parameters of the request, for the server or the model.
+            request_id: a name of the caller's own; the answer and any error carry it.
+            priority: 1 is the most urgent, 0 the model's default.
+            timeout: seconds for the whole call.
+
+        Raises:
+            InvalidInput: the arguments make no request; nothing was sent.
+            ServerError: the call failed.
+            InvalidResponse: the answer contradicts itself.
+
+        Example:
+            >>> await client.infer("digits", {"image": np.zeros((1, 64), np.float32)})
+            >>> await client.infer("sentences", {"text": [["one"], ["two"]]})
+        """
+        attempts = self._attempts(timeout)
+        signature = (
+            await self._signature(model, version, attempts)
+            if messages.needs_metadata(inputs)
+            else None
+        )
+        request = messages.infer_request(
+            model,
+            messages.arrays_to_send(model, inputs, signature),
+            version=version,
+            outputs=outputs,
+            parameters=parameters,
+            request_id=request_id,
+            priority=priority,
+        )
+        try:
+            response = await self._call(self._stub.ModelInfer, request, attempts, request_id)
+        except (InvalidRequest, NotFound):
+            self._signatures.pop((model, version), None)
+            raise
+        return messages.infer_result(response)
+
+    async def server_live(self, *, timeout: Timeout = ...) -> bool:
+        """Whether the server's process answers. Raises `Unavailable` if nothing can be reached."""
+        request = pb.ServerLiveRequest()
+        return (await self._call(self._stub.ServerLive, request, self._attempts(timeout))).live
+
+    async def server_ready(self, *, timeout: Timeout = ...) -> bool:
+        """Whether the server takes inference requests."""
+        request = pb.ServerReadyRequest()
+        return (await self._call(self._stub.ServerReady, request, self._attempts(timeout))).ready
+
+    async def model_ready(self, model: str, version: str = "", *, timeout: Timeout = ...) -> bool:
+        """Whether a model takes inference requests."""
+        request = pb.ModelReadyRequest(name=model, version=version)
+        return (await self._call(self._stub.ModelReady, request, self._attempts(timeout))).ready
+
+    async def server_metadata(self, *, timeout: Timeout = ...) -> ServerMetadata:
+        """Name, release and extensions of the server."""
+        request = pb.ServerMetadataRequest()
+        response = await self._call(self._stub.ServerMetadata, request, self._attempts(timeout))
+        return messages.server_metadata(response)
+
+    async def model_metadata(
+        self, model: str, version: str = "", *, timeout: Timeout = ...
+    ) -> ModelMetadata:
+        """Names, datatypes and shapes that a model takes and gives. Always asks the server."""
+        return await self._model_metadata(model, version, self._attempts(timeout))
+
+    async def model_config(
+        self, model: str, version: str = "", *, timeout: Timeout = ...
+    ) -> ModelConfig:
+        """The configuration that a model runs with, as the protocol's own message."""
+        request = pb.ModelConfigRequest(name=model, version=version)
+        return (await self._call(self._stub.ModelConfig, request, self._attempts(timeout))).config
+
+    async def statistics(
+        self, model: str = "", version: str = "", *, timeout: Timeout = ...
+    ) -> list[ModelStatistics]:
+        """Counts and durations for each version of a model; of every model if none is named."""
+        request = pb.ModelStatisticsRequest(name=model, version=version)
+        response = await self._call(self._stub.ModelStatistics, request, self._attempts(timeout))
+        return messages.model_statistics(response)
+
+    async def index(self, *, ready_only: bool = False, timeout: Timeout = ...) -> list[IndexEntry]:
+        """What the model repository holds, and in which state."""
+        request = pb.RepositoryIndexRequest(ready=ready_only)
+        response = await self._call(self._stub.RepositoryIndex, request, self._attempts(timeout))
+        return messages.index_entries(response)
+
+    async def _signature(self, model: str, version: str, attempts: Attempts) -> ModelMetadata:
+        known = self._signatures.get((model, version))
+        if known is None:
+            known = await self._model_metadata(model, version, attempts)
+            self._signatures[model, version] = known
+        return known
+
+    async def _model_metadata(self, model: str, version: str, attempts: Attempts) -> ModelMetadata:
+        request = pb.ModelMetadataRequest(name=model, version=version)
+        response = await self._call(self._stub.ModelMetadata, request, attempts)
+        return messages.model_metadata(response)
+
+    def _attempts(self, timeout: Timeout) -> Attempts:
+        timeout_s = self._timeout_s if timeout is ... else timeout
+        return Attempts(self._retry, timeout_s, self._random)
+
+    async def _call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        attempts: Attempts,
+        request_id: str = "",
+    ) -> Response:
+        while True:
+            try:
+                return await method(
+                    request, timeout=attempts.remaining_s(), metadata=self._call_metadata
+                )
+            except grpc.aio.AioRpcError as failure:
+                error = server_error(failure, request_id)
+                delay_s = attempts.delay_after(error)
+                if delay_s is None:
+                    raise error from failure
+            await asyncio.sleep(delay_s)

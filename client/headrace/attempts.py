@@ -1,0 +1,50 @@
+"""The attempts of one call: the time that is left for it, and whether another one follows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from random import Random
+from types import EllipsisType
+from typing import TypeAlias
+
+from headrace.errors import ServerError
+from headrace.retry import RetryPolicy
+
+__all__ = ["Attempts", "Timeout"]
+
+Timeout: TypeAlias = float | EllipsisType | None
+"""Seconds that a call may take: `...` for the client's default, None for no limit."""
+
+
+class Attempts:
+    """Counts the attempts of one call against its policy and its timeout.
+
+    Both clients drive it: take `remaining_s` as the deadline of an attempt, hand a failure to
+    `delay_after`, and wait. A call that needs a second one to be made (the model's metadata)
+    shares these attempts with it, so that the caller's timeout bounds both together.
+    """
+
+    __slots__ = ("_clock", "_deadline", "_failed", "_policy", "_random")
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        timeout_s: float | None,
+        random: Random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._policy = policy
+        self._random = random
+        self._clock = clock
+        self._deadline = None if timeout_s is None else clock() + timeout_s
+        self._failed = 0
+
+    def remaining_s(self) -> float | None:
+        """Seconds until the call's deadline, at least 0; None if it has none."""
+        return None if self._deadline is None else max(0.0, self._deadline - self._clock())
+
+    def delay_after(self, error: ServerError) -> float | None:
+        """Seconds to wait before the next attempt; None if there should be none."""
+        self._failed += 1
+        return self._policy.delay(self._failed, error, self.remaining_s(), self._random)

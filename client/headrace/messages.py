@@ -1,0 +1,248 @@
+"""Protocol messages: requests from arguments, answers from responses. Both clients use it.
+
+No input or output here. What the caller got wrong is `InvalidInput`, what the server got wrong
+`InvalidResponse`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.answers import (
+    BatchStatistics,
+    Duration,
+    IndexEntry,
+    InferResult,
+    ModelMetadata,
+    ModelStatistics,
+    ParameterValue,
+    ServerMetadata,
+    TensorMetadata,
+)
+from headrace.errors import InvalidInput, InvalidResponse
+from headrace.protocol import grpc_service_pb2 as pb
+from headrace.tensors import (
+    TensorError,
+    array_of,
+    contents_to_raw,
+    datatype_of,
+    decode_tensor,
+    encode_tensor,
+)
+
+__all__ = [
+    "Inputs",
+    "Parameters",
+    "arrays_to_send",
+    "index_entries",
+    "infer_request",
+    "infer_result",
+    "model_metadata",
+    "model_statistics",
+    "needs_metadata",
+    "server_metadata",
+]
+
+Inputs: TypeAlias = Mapping[str, npt.ArrayLike]
+Parameters: TypeAlias = Mapping[str, ParameterValue]
+Typed: TypeAlias = tuple[npt.NDArray[Any], str]
+
+_PYTHON_VALUES = (list, tuple, bool, int, float, str, bytes)
+_INT64_MAX = 2**63 - 1
+_UINT64_MAX = 2**64 - 1
+
+
+def needs_metadata(inputs: Inputs) -> bool:
+    """Whether some input is a plain Python value: only the model's metadata tells its datatype."""
+    return any(_is_python_value(value) for value in inputs.values())
+
+
+def arrays_to_send(model: str, inputs: Inputs, metadata: ModelMetadata | None) -> dict[str, Typed]:
+    """Each input as an array and the datatype to send it as.
+
+    Arrays keep the datatype they have; Python values take the one that `metadata` declares, which
+    may be None only if `needs_metadata` says no.
+
+    Raises:
+        InvalidInput: an input has no such datatype, or a name that the model does not know.
+    """
+    declared = {tensor.name: tensor.datatype for tensor in metadata.inputs} if metadata else {}
+    arrays: dict[str, Typed] = {}
+    for name, value in inputs.items():
+        try:
+            if _is_python_value(value):
+                if name not in declared:
+                    raise TensorError(f"the model takes {', '.join(declared) or 'no inputs'}")
+                datatype = declared[name]
+                arrays[name] = array_of(value, datatype), datatype
+            else:
+                array = np.asarray(value)
+                arrays[name] = array, datatype_of(array)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"input '{name}' for model '{model}': {error}") from error
+    return arrays
+
+
+def infer_request(
+    model: str,
+    arrays: Mapping[str, Typed],
+    *,
+    version: str = "",
+    outputs: Sequence[str] | None = None,
+    parameters: Parameters | None = None,
+    request_id: str = "",
+    priority: int | None = None,
+) -> pb.ModelInferRequest:
+    """A request with raw contents. `outputs` None asks for all of them.
+
+    Raises:
+        InvalidInput: an element, a parameter or the priority cannot be sent.
+    """
+    request = pb.ModelInferRequest(model_name=model, model_version=version, id=request_id)
+    for name, (array, datatype) in arrays.items():
+        try:
+            raw = encode_tensor(array, datatype)
+        except TensorError as error:
+            raise InvalidInput(f"input '{name}' for model '{model}': {error}") from error
+        request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        request.raw_input_contents.append(raw)
+    if isinstance(outputs, str):
+        raise InvalidInput(f"expected a sequence of names of outputs, got '{outputs}'")
+    for name in outputs or ():
+        request.outputs.add(name=name)
+    for name, value in (parameters or {}).items():
+        _set_parameter(request.parameters[name], name, value)
+    if priority is not None:
+        if not 0 <= priority <= _UINT64_MAX:
+            raise InvalidInput(f"expected a priority from 0 to {_UINT64_MAX}, got {priority}")
+        request.parameters["priority"].uint64_param = priority
+    return request
+
+
+def infer_result(response: pb.ModelInferResponse) -> InferResult:
+    """The arrays of a response, from raw or typed contents.
+
+    Raises:
+        InvalidResponse: contents and shapes disagree.
+    """
+    raw = response.raw_output_contents
+    if raw and len(raw) != len(response.outputs):
+        raise InvalidResponse(
+            f"expected raw contents for {len(response.outputs)} outputs, got {len(raw)}"
+        )
+    outputs: dict[str, npt.NDArray[Any]] = {}
+    for index, output in enumerate(response.outputs):
+        try:
+            data = raw[index] if raw else contents_to_raw(output.datatype, output.contents)[0]
+            outputs[output.name] = decode_tensor(output.datatype, tuple(output.shape), data)
+        except TensorError as error:
+            raise InvalidResponse(f"output '{output.name}': {error}") from error
+    return InferResult(
+        outputs,
+        response.model_name,
+        response.model_version,
+        response.id,
+        {name: _parameter(value) for name, value in response.parameters.items()},
+    )
+
+
+def server_metadata(response: pb.ServerMetadataResponse) -> ServerMetadata:
+    """What the server is."""
+    return ServerMetadata(response.name, response.version, tuple(response.extensions))
+
+
+def model_metadata(response: pb.ModelMetadataResponse) -> ModelMetadata:
+    """The signature of a model."""
+
+    def tensors(
+        entries: Sequence[pb.ModelMetadataResponse.TensorMetadata],
+    ) -> tuple[TensorMetadata, ...]:
+        return tuple(
+            TensorMetadata(entry.name, entry.datatype, tuple(entry.shape)) for entry in entries
+        )
+
+    return ModelMetadata(
+        response.name,
+        tuple(response.versions),
+        response.platform,
+        tensors(response.inputs),
+        tensors(response.outputs),
+    )
+
+
+def model_statistics(response: pb.ModelStatisticsResponse) -> list[ModelStatistics]:
+    """Statistics of each version of each model."""
+    return [_statistics(entry) for entry in response.model_stats]
+
+
+def index_entries(response: pb.RepositoryIndexResponse) -> list[IndexEntry]:
+    """Each version of each model in the repository."""
+    return [
+        IndexEntry(entry.name, entry.version, entry.state, entry.reason)
+        for entry in response.models
+    ]
+
+
+def _is_python_value(value: object) -> bool:
+    # numpy's float64, str_ and bytes_ are also Python's, but they know their dtype.
+    return isinstance(value, _PYTHON_VALUES) and not isinstance(value, np.generic)
+
+
+def _set_parameter(parameter: pb.InferParameter, name: str, value: object) -> None:
+    if isinstance(value, bool):
+        parameter.bool_param = value
+    elif isinstance(value, int) and -_INT64_MAX - 1 <= value <= _INT64_MAX:
+        parameter.int64_param = value
+    elif isinstance(value, int) and 0 <= value <= _UINT64_MAX:
+        parameter.uint64_param = value
+    elif isinstance(value, float):
+        parameter.double_param = value
+    elif isinstance(value, str):
+        parameter.string_param = value
+    else:
+        raise InvalidInput(
+            f"parameter '{name}': expected a bool, an int of 64 bits, a float or a str, "
+            f"got {value!r}"
+        )
+
+
+def _parameter(parameter: pb.InferParameter) -> ParameterValue:
+    choice = parameter.WhichOneof("parameter_choice")
+    value: ParameterValue = getattr(parameter, choice) if choice else ""
+    return value
+
+
+def _duration(entry: pb.StatisticDuration) -> Duration:
+    return Duration(entry.count, entry.ns)
+
+
+def _statistics(entry: pb.ModelStatistics) -> ModelStatistics:
+    times = entry.inference_stats
+    return ModelStatistics(
+        name=entry.name,
+        version=entry.version,
+        last_inference_ms=entry.last_inference,
+        inference_count=entry.inference_count,
+        execution_count=entry.execution_count,
+        success=_duration(times.success),
+        fail=_duration(times.fail),
+        queue=_duration(times.queue),
+        compute_input=_duration(times.compute_input),
+        compute_infer=_duration(times.compute_infer),
+        compute_output=_duration(times.compute_output),
+        cache_hit=_duration(times.cache_hit),
+        cache_miss=_duration(times.cache_miss),
+        batch_stats=tuple(
+            BatchStatistics(
+                batch.batch_size,
+                _duration(batch.compute_input),
+                _duration(batch.compute_infer),
+                _duration(batch.compute_output),
+            )
+            for batch in entry.batch_stats
+        ),
+    )
