@@ -1,0 +1,107 @@
+"""What may happen to a scheduler (events: past facts) and what it asks for (actions)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace_server.core.errors import Reason
+from headrace_server.core.request import Batch, Request
+
+
+@dataclass(slots=True, frozen=True)
+class RequestSubmitted:
+    """A valid request arrived. It is admitted or refused at once; it is never dispatched by this
+    event itself: arrivals of one moment are decided together, at the wake-up that the scheduler
+    asks for at that very moment."""
+
+    request: Request
+
+
+@dataclass(slots=True, frozen=True)
+class RequestCancelled:
+    """The caller went away. A waiting request leaves; one in flight runs on with its neighbours,
+    and is not run again should the worker be lost."""
+
+    request_id: int
+
+
+@dataclass(slots=True, frozen=True)
+class WorkerReady:
+    """A worker has loaded the model, is warm, and takes batches."""
+
+    worker_id: int
+
+
+@dataclass(slots=True, frozen=True)
+class WorkerLost:
+    """A worker is gone, with everything it held."""
+
+    worker_id: int
+
+
+@dataclass(slots=True, frozen=True)
+class BatchCompleted:
+    """A worker answered the batch."""
+
+    batch_id: int
+
+
+@dataclass(slots=True, frozen=True)
+class BatchFailed:
+    """The model raised, or answered nonsense; the worker itself lives."""
+
+    batch_id: int
+
+
+@dataclass(slots=True, frozen=True)
+class TimeAdvanced:
+    """The moment that `next_wakeup` named has come (or passed)."""
+
+
+@dataclass(slots=True, frozen=True)
+class DrainStarted:
+    """No new work; finish what was admitted. Answered by `Drained`, at once or later."""
+
+
+@dataclass(slots=True, frozen=True)
+class ServiceAbandoned:
+    """No worker will come any more: everything that waits, runs or still arrives is refused with
+    this reason. Answered by `Drained` too, unless that was said before."""
+
+    reason: Reason
+
+
+Event = (
+    RequestSubmitted
+    | RequestCancelled
+    | WorkerReady
+    | WorkerLost
+    | BatchCompleted
+    | BatchFailed
+    | TimeAdvanced
+    | DrainStarted
+    | ServiceAbandoned
+)
+
+
+@dataclass(slots=True, frozen=True)
+class Dispatch:
+    """Run this batch on its worker, behind what the worker already holds."""
+
+    batch: Batch
+
+
+@dataclass(slots=True, frozen=True)
+class Reject:
+    """Tell the caller that there will be no answer, and why."""
+
+    request: Request
+    reason: Reason
+
+
+@dataclass(slots=True, frozen=True)
+class Drained:
+    """Nothing waits and nothing runs: the workers may be stopped. Said once."""
+
+
+Action = Dispatch | Reject | Drained

@@ -1,0 +1,121 @@
+"""The workers of one model as the scheduler sees them: what each one runs and holds staged."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+from headrace_server.core.request import Batch
+
+STAGES = 2
+"""Batches that a worker may hold: one runs while the next one is staged in its other slab."""
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One worker. Its first batch runs, the others are staged, in the order of their dispatch.
+
+    `expected_end_s`: when the running batch will probably complete; infinite when unknown.
+    """
+
+    id: int
+    batches: deque[Batch] = field(default_factory=deque)
+    expected_end_s: float = math.inf
+
+
+class Fleet:
+    """Live workers by id. With `in_order`, all batches in flight are on one worker.
+
+    A worker runs its batches in order, so with `in_order` answers come in the order of dispatch
+    (Triton's `preserve_ordering`).
+    """
+
+    def __init__(self, *, in_order: bool = False) -> None:
+        self._in_order = in_order
+        self._workers: dict[int, Worker] = {}
+        self._idle: dict[int, Worker] = {}
+        self._in_flight = 0
+
+    def __contains__(self, worker_id: object) -> bool:
+        return worker_id in self._workers
+
+    @property
+    def in_flight(self) -> int:
+        """Batches dispatched and not answered."""
+        return self._in_flight
+
+    def add(self, worker_id: int) -> None:
+        """A worker starts to take batches."""
+        if worker_id in self._workers:
+            raise ValueError(f"worker {worker_id} is already in the fleet")
+        self._workers[worker_id] = self._idle[worker_id] = Worker(worker_id)
+
+    def remove(self, worker_id: int) -> list[Batch]:
+        """A worker is gone; returns what it held, the running batch first."""
+        worker = self._workers.pop(worker_id)
+        self._idle.pop(worker_id, None)
+        self._in_flight -= len(worker.batches)
+        return list(worker.batches)
+
+    def candidate(self) -> Worker | None:
+        """The worker that should take the next batch: an idle one, else the one that will be free
+        first and has room to stage; None when no worker can take anything."""
+        if self._in_order and self._in_flight:
+            busy = next(w for w in self._workers.values() if w.batches)
+            return busy if len(busy.batches) < STAGES else None
+        if self._idle:
+            return next(iter(self._idle.values()))
+        free = [w for w in self._workers.values() if len(w.batches) < STAGES]
+        return min(free, key=lambda w: w.expected_end_s, default=None)
+
+    def assign(self, batch: Batch, expected_s: float | None, now: float) -> None:
+        """Give the batch to its worker."""
+        worker = self._workers[batch.worker_id]
+        if len(worker.batches) >= STAGES:
+            raise ValueError(f"worker {worker.id} already holds {STAGES} batches")
+        worker.batches.append(batch)
+        self._in_flight += 1
+        if len(worker.batches) == 1:
+            del self._idle[worker.id]
+            self._start(worker, expected_s, now)
+
+    def finish(self, batch: Batch, now: float) -> float:
+        """A worker answered its running batch; returns how long it ran, in seconds."""
+        worker = self._workers[batch.worker_id]
+        if not worker.batches or worker.batches[0] is not batch:
+            raise ValueError(f"worker {worker.id} answered batch {batch.id}, which is not running")
+        worker.batches.popleft()
+        self._in_flight -= 1
+        if not worker.batches:
+            worker.expected_end_s = math.inf
+            self._idle[worker.id] = worker
+        return now - batch.started_s
+
+    def running(self, worker_id: int) -> Batch | None:
+        """The batch that this worker runs, if any."""
+        batches = self._workers[worker_id].batches
+        return batches[0] if batches else None
+
+    def begin_next(self, worker_id: int, expected_s: float | None, now: float) -> None:
+        """The batch that was staged on this worker runs from now on."""
+        self._start(self._workers[worker_id], expected_s, now)
+
+    def batches(self) -> list[Batch]:
+        """Everything in flight."""
+        return [batch for worker in self._workers.values() for batch in worker.batches]
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the books disagree."""
+        assert self._in_flight == len(self.batches()), "batches in flight are miscounted"
+        for worker in self._workers.values():
+            assert len(worker.batches) <= STAGES, "a worker holds too many batches"
+            assert (worker.id in self._idle) == (not worker.batches), "idle workers are misfiled"
+        busy = [worker for worker in self._workers.values() if worker.batches]
+        assert not self._in_order or len(busy) <= 1, "ordered batches are on several workers"
+
+    @staticmethod
+    def _start(worker: Worker, expected_s: float | None, now: float) -> None:
+        worker.batches[0].started_s = now
+        worker.batches[0].expected_s = expected_s
+        worker.expected_end_s = math.inf if expected_s is None else now + expected_s

@@ -1,0 +1,171 @@
+"""When a batch leaves the queue and who rides in it: the interface, and the static rules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+from headrace_server.core.queue import Queue
+from headrace_server.core.request import Batch, DispatchReason, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Formation:
+    """Requests to run together now. `complete`: waiting longer could not make it larger."""
+
+    requests: list[Request]
+    rows: int
+    reason: DispatchReason
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Do not dispatch before this moment, unless something else happens first."""
+
+    until_s: float
+
+
+class BatchPolicy(Protocol):
+    """Decides from the queue alone; the scheduler owns the workers and carries decisions out.
+
+    `form` must be free of side effects: the scheduler asks again whenever something changed.
+    """
+
+    def form(self, queue: Queue, now: float) -> Formation | Hold:
+        """What should run next. The queue is not empty."""
+        ...
+
+    def expected_duration_s(self, batch: Batch) -> float | None:
+        """How long this batch will probably run; None when nothing is known."""
+        ...
+
+    def observe(self, batch: Batch, duration_s: float) -> None:
+        """Learn from a completed batch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StaticSettings:
+    """Triton's `dynamic_batching` block, with its meaning.
+
+    Empty `preferred_sizes` means `max_batch_size` alone is preferred. `max_delay_s` bounds the
+    time that the oldest request waits for company; 0 never waits. `max_batch_bytes` bounds the
+    memory of one batch (a single larger request still rides, alone).
+    """
+
+    max_batch_size: int
+    preferred_sizes: Sequence[int] = ()
+    max_delay_s: float = 0.0
+    max_batch_bytes: int = 1 << 28
+
+    def __post_init__(self) -> None:
+        if self.max_batch_size < 1:
+            raise ValueError(f"max_batch_size must be at least 1, got {self.max_batch_size}")
+        beyond = [size for size in self.preferred_sizes if not 1 <= size <= self.max_batch_size]
+        if beyond:
+            raise ValueError(
+                f"preferred sizes must be within 1 and {self.max_batch_size}, got {beyond}"
+            )
+
+
+class StaticPolicy:
+    """First come, first served within the anchor's batch key, by fixed rules.
+
+    The most urgent request anchors the batch and others of its key join in order, never split.
+    Once the oldest of them has waited `max_delay_s`, everything collected goes. Before that, the
+    largest preferred size that can be reached exactly wins, or whatever there is when nothing
+    more would fit.
+    """
+
+    OTHER_GROUPS = 16
+    """Groups of other keys that are examined while the anchor's is held."""
+
+    def __init__(self, settings: StaticSettings) -> None:
+        self._max_rows = settings.max_batch_size
+        self._max_bytes = settings.max_batch_bytes
+        self._max_delay_s = settings.max_delay_s
+        self._preferred = frozenset(settings.preferred_sizes or (settings.max_batch_size,))
+        self._largest_preferred = max(self._preferred)
+        self._durations = DurationEstimate()
+
+    def form(self, queue: Queue, now: float) -> Formation | Hold:
+        """See `BatchPolicy.form`.
+
+        While the anchor's group is held, a group of another key that is ready goes first: one
+        odd shape delays nobody. Looks at no more requests than `1 + OTHER_GROUPS` batches hold.
+        """
+        anchor = queue.most_urgent()
+        decision = self._form_group(queue, anchor, now)
+        if isinstance(decision, Hold):
+            for head in islice(queue.heads(), self.OTHER_GROUPS):
+                other = self._form_group(queue, head, now)
+                if isinstance(other, Formation):
+                    return other
+                # The anchor is the most urgent, not always the one that has waited longest.
+                if other.until_s < decision.until_s:
+                    decision = other
+        return decision
+
+    def _form_group(self, queue: Queue, head: Request, now: float) -> Formation | Hold:
+        members: list[Request] = []
+        rows = nbytes = preferred_rows = preferred_count = 0
+        complete = False
+        for request in queue.group(head.key):
+            if members and (
+                rows + request.rows > self._max_rows or nbytes + request.nbytes > self._max_bytes
+            ):
+                complete = True
+                break
+            members.append(request)
+            rows += request.rows
+            nbytes += request.nbytes
+            if rows in self._preferred:
+                preferred_rows, preferred_count = rows, len(members)
+            if rows >= self._max_rows:
+                complete = True
+                break
+        if preferred_rows >= self._max_rows or (complete and not preferred_count):
+            return Formation(members, rows, DispatchReason.FULL, complete)
+        due_s = math.inf
+        if self._max_delay_s > 0:
+            due_s = min(member.arrival_s for member in members) + self._max_delay_s
+        if now >= due_s:
+            return Formation(members, rows, DispatchReason.DELAY_EXPIRED, complete)
+        if preferred_count:
+            largest = preferred_rows == self._largest_preferred
+            chosen = members[:preferred_count]
+            return Formation(chosen, preferred_rows, DispatchReason.PREFERRED, complete or largest)
+        if due_s < math.inf:
+            return Hold(due_s)
+        return Formation(members, rows, DispatchReason.IMMEDIATE, complete)
+
+    def expected_duration_s(self, batch: Batch) -> float | None:
+        """Recent durations of batches with about as many rows."""
+        return self._durations.of(batch.rows)
+
+    def observe(self, batch: Batch, duration_s: float) -> None:
+        """Remember the duration for batches of about this size."""
+        self._durations.add(batch.rows, duration_s)
+
+
+class DurationEstimate:
+    """Exponentially weighted mean of batch durations, one per power of two of the rows."""
+
+    WEIGHT = 0.2
+
+    def __init__(self) -> None:
+        self._means: dict[int, float] = {}
+
+    def of(self, rows: int) -> float | None:
+        """Seconds that a batch of this many rows took lately; None before the first one."""
+        return self._means.get(rows.bit_length())
+
+    def add(self, rows: int, duration_s: float) -> None:
+        """Take one measured duration, in seconds, into the mean."""
+        size = rows.bit_length()
+        mean = self._means.get(size, duration_s)
+        self._means[size] = mean + self.WEIGHT * (duration_s - mean)

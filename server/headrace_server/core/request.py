@@ -1,0 +1,70 @@
+"""What the scheduler knows of a request and of a batch: sizes and moments, never contents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from headrace_server.core.errors import Reason
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One call's inputs for one model, as the scheduler sees it.
+
+    Args:
+        id: unique among the live requests of one scheduler.
+        key: what requests must share to ride in one batch.
+        rows: length of the batch dimension, at least 1.
+        nbytes: bytes of all inputs, what the request costs in queue memory.
+        arrival_s: moment of arrival on the engine's clock.
+        deadline_s: absolute moment by which the answer must have left; infinite when none.
+        late_reason: what the client is told when the deadline passes in the queue.
+        delay_when_late: a request past its deadline goes behind all others instead of being
+            refused (Triton's queue policy DELAY).
+        priority: level, 1 is the most urgent.
+    """
+
+    id: int
+    key: Hashable
+    rows: int
+    nbytes: int
+    arrival_s: float
+    deadline_s: float = math.inf
+    late_reason: Reason = Reason.DEADLINE_EXCEEDED
+    delay_when_late: bool = False
+    priority: int = 1
+    attempts: int = field(default=0, init=False)
+    cancelled: bool = field(default=False, init=False)
+
+
+class DispatchReason(Enum):
+    """Why a batch left the queue at that moment with that size; a metric label."""
+
+    IMMEDIATE = "immediate"
+    FULL = "full"
+    PREFERRED = "preferred"
+    DELAY_EXPIRED = "delay_expired"
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Requests that run in one forward pass on one worker.
+
+    `started_s` is the moment from which the worker was free to run it: its dispatch on an idle
+    worker, the completion of the batch before it on a busy one. `expected_s` is how long it was
+    expected to run when it started, in seconds, if anything was known; `padding_share` the part
+    of its elements, 0 to 1, that no request asked for.
+    """
+
+    id: int
+    worker_id: int
+    requests: list[Request]
+    rows: int
+    reason: DispatchReason
+    dispatched_s: float
+    started_s: float = math.nan
+    expected_s: float | None = None
+    padding_share: float = 0.0

@@ -1,0 +1,259 @@
+"""The scheduler of one model: events in, actions out.
+
+Rules of this file:
+- `handle(event, now)` is the only way in, its return value and `next_wakeup()` the only ways out.
+- It never waits, reads a clock or fails on what the outside world does: news of a batch or a
+  worker that is no longer its own is ignored. `now` never goes back.
+- Every request that was submitted leaves exactly once: in a completed batch, in a `Reject`, or
+  because its caller cancelled it.
+- A batch is bound as late as possible: when a worker is idle, or will be within `STAGE_LEAD_S`,
+  or when waiting could not make it larger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from headrace_server.core.errors import Reason
+from headrace_server.core.events import (
+    Action,
+    BatchCompleted,
+    BatchFailed,
+    Dispatch,
+    Drained,
+    DrainStarted,
+    Event,
+    Reject,
+    RequestCancelled,
+    RequestSubmitted,
+    ServiceAbandoned,
+    TimeAdvanced,
+    WorkerLost,
+    WorkerReady,
+)
+from headrace_server.core.fleet import Fleet, Worker
+from headrace_server.core.policy import BatchPolicy, Formation, Hold
+from headrace_server.core.queue import Queue, QueueLimits
+from headrace_server.core.request import Batch, Request
+
+MAX_ATTEMPTS = 2
+"""Times that a request may be running when its worker is lost, before it is given up."""
+
+STAGE_LEAD_S = 0.002
+"""How long before the expected end of a running batch its successor is staged: enough to copy the
+inputs and to absorb the 1 ms grain of asyncio's timers, short enough to keep the batch open."""
+
+
+class Scheduler:
+    """Decides who waits, who rides and who is refused, for one model on any number of workers."""
+
+    def __init__(
+        self,
+        policy: BatchPolicy,
+        limits: QueueLimits | None = None,
+        *,
+        preserve_ordering: bool = False,
+    ) -> None:
+        self._policy = policy
+        self._queue = Queue(limits or QueueLimits())
+        self._fleet = Fleet(in_order=preserve_ordering)
+        self._live: dict[int, Request] = {}
+        self._batches: dict[int, Batch] = {}
+        self._next_batch_id = 0
+        self._decide_at_s = math.inf
+        self._closed_for: Reason | None = None
+        self._drained = False
+        self._transitions: dict[type, Callable[[Any, float], list[Action]]] = {
+            RequestSubmitted: self._on_request_submitted,
+            RequestCancelled: self._on_request_cancelled,
+            WorkerReady: self._on_worker_ready,
+            WorkerLost: self._on_worker_lost,
+            BatchCompleted: self._on_batch_completed,
+            BatchFailed: self._on_batch_failed,
+            TimeAdvanced: self._on_time_advanced,
+            DrainStarted: self._on_drain_started,
+            ServiceAbandoned: self._on_service_abandoned,
+        }
+
+    @property
+    def queue(self) -> Queue:
+        """The waiting requests, to be read only."""
+        return self._queue
+
+    @property
+    def batches_in_flight(self) -> int:
+        """Batches dispatched and not answered."""
+        return self._fleet.in_flight
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take one event; returns the actions to perform, in order."""
+        return self._transitions[type(event)](event, now)
+
+    def next_wakeup(self) -> float | None:
+        """When `TimeAdvanced` is due, if nothing else happens first; None for never.
+
+        A moment that has already come means: as soon as the events at hand are handled.
+        """
+        deadline_s = self._queue.next_deadline_s()
+        wakeup = self._decide_at_s if deadline_s is None else min(self._decide_at_s, deadline_s)
+        return None if wakeup == math.inf else wakeup
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the scheduler's books disagree. For tests."""
+        self._queue.check_invariants()
+        self._fleet.check_invariants()
+        in_flight = self._fleet.batches()
+        assert {b.id for b in in_flight} == set(self._batches), "batches are misfiled"
+        riding = [r.id for b in in_flight for r in b.requests]
+        waiting = [r.id for r in self._queue]
+        assert len(set(riding + waiting)) == len(riding) + len(waiting), "a request is twice"
+        assert set(riding + waiting) == set(self._live), "a request is lost"
+        assert all(b.rows == sum(r.rows for r in b.requests) for b in in_flight)
+        assert all(len({r.key for r in b.requests}) == 1 for b in in_flight), "keys are mixed"
+        assert not self._drained or not self._live, "drained with work left"
+
+    # -- transitions ------------------------------------------------------------------------
+
+    def _on_request_submitted(self, event: RequestSubmitted, now: float) -> list[Action]:
+        request = event.request
+        if self._closed_for is not None:
+            return [Reject(request, self._closed_for)]
+        if request.deadline_s <= now and not request.delay_when_late:
+            return [Reject(request, request.late_reason)]
+        if not self._queue.has_room_for(request):
+            return [Reject(request, Reason.QUEUE_FULL)]
+        self._live[request.id] = request
+        self._queue.push(request)
+        if self._fleet.candidate() is not None:
+            self._decide_at_s = now
+        return []
+
+    def _on_request_cancelled(self, event: RequestCancelled, now: float) -> list[Action]:
+        request = self._live.get(event.request_id)
+        if request is None:
+            return []
+        request.cancelled = True
+        if request.id in self._queue:
+            self._queue.remove(request)
+            del self._live[request.id]
+        return self._decide(now)
+
+    def _on_worker_ready(self, event: WorkerReady, now: float) -> list[Action]:
+        self._fleet.add(event.worker_id)
+        return self._decide(now)
+
+    def _on_worker_lost(self, event: WorkerLost, now: float) -> list[Action]:
+        if event.worker_id not in self._fleet:
+            return []
+        actions: list[Action] = []
+        lost = self._fleet.remove(event.worker_id)
+        for batch in lost:
+            del self._batches[batch.id]
+        # Backwards and to the head of the queue, so that the order of arrival is kept.
+        for batch in reversed(lost):
+            was_running = batch is lost[0]
+            for request in reversed(batch.requests):
+                request.attempts += was_running
+                if request.cancelled:
+                    del self._live[request.id]
+                elif request.attempts >= MAX_ATTEMPTS:
+                    actions.append(self._reject(request, Reason.WORKER_LOST))
+                else:
+                    self._queue.push(request, first=True)
+        return actions + self._decide(now)
+
+    def _on_batch_completed(self, event: BatchCompleted, now: float) -> list[Action]:
+        batch = self._batches.pop(event.batch_id, None)
+        if batch is None:
+            return []
+        self._policy.observe(batch, self._fleet.finish(batch, now))
+        for request in batch.requests:
+            del self._live[request.id]
+        self._begin_staged(batch.worker_id, now)
+        return self._decide(now)
+
+    def _on_batch_failed(self, event: BatchFailed, now: float) -> list[Action]:
+        batch = self._batches.pop(event.batch_id, None)
+        if batch is None:
+            return []
+        self._fleet.finish(batch, now)
+        actions: list[Action] = [
+            self._reject(request, Reason.MODEL_FAILED) for request in batch.requests
+        ]
+        self._begin_staged(batch.worker_id, now)
+        return actions + self._decide(now)
+
+    def _on_time_advanced(self, event: TimeAdvanced, now: float) -> list[Action]:
+        return self._decide(now)
+
+    def _on_drain_started(self, event: DrainStarted, now: float) -> list[Action]:
+        self._closed_for = Reason.STOPPING
+        return self._decide(now)
+
+    def _on_service_abandoned(self, event: ServiceAbandoned, now: float) -> list[Action]:
+        self._closed_for = event.reason
+        self._batches.clear()
+        self._fleet = Fleet()
+        actions: list[Action] = []
+        for request in list(self._live.values()):
+            if request.id in self._queue:
+                self._queue.remove(request)
+            actions.append(self._reject(request, event.reason))
+        return actions + self._decide(now)
+
+    # -- decisions --------------------------------------------------------------------------
+
+    def _decide(self, now: float) -> list[Action]:
+        """Refuse what is late, dispatch what can ride, and note when to look again."""
+        actions: list[Action] = []
+        for request in self._queue.expire(now):
+            if request.delay_when_late:
+                self._queue.demote(request)
+            else:
+                self._queue.remove(request)
+                actions.append(self._reject(request, request.late_reason))
+        self._decide_at_s = math.inf
+        while len(self._queue) > 0:
+            worker = self._fleet.candidate()
+            if worker is None:
+                break
+            decision = self._policy.form(self._queue, now)
+            if isinstance(decision, Hold):
+                self._decide_at_s = decision.until_s
+                break
+            staging_s = worker.expected_end_s - STAGE_LEAD_S
+            if worker.batches and not decision.complete and now < staging_s:
+                self._decide_at_s = staging_s
+                break
+            actions.append(self._dispatch(decision, worker, now))
+        if self._closed_for is not None and not self._drained and not self._live:
+            self._drained = True
+            actions.append(Drained())
+        return actions
+
+    def _dispatch(self, formation: Formation, worker: Worker, now: float) -> Dispatch:
+        for request in formation.requests:
+            self._queue.remove(request)
+        batch = Batch(
+            self._next_batch_id,
+            worker.id,
+            formation.requests,
+            formation.rows,
+            formation.reason,
+            dispatched_s=now,
+        )
+        self._next_batch_id += 1
+        self._batches[batch.id] = batch
+        self._fleet.assign(batch, self._policy.expected_duration_s(batch), now)
+        return Dispatch(batch)
+
+    def _begin_staged(self, worker_id: int, now: float) -> None:
+        staged = self._fleet.running(worker_id)
+        if staged is not None:
+            self._fleet.begin_next(worker_id, self._policy.expected_duration_s(staged), now)
+
+    def _reject(self, request: Request, reason: Reason) -> Reject:
+        del self._live[request.id]
+        return Reject(request, reason)
