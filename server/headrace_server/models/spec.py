@@ -11,6 +11,12 @@ from dataclasses import dataclass
 DYNAMIC = -1
 """A dimension whose length each request chooses."""
 
+DATATYPES = (
+    *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
+    *("FP16", "BF16", "FP32", "FP64", "BYTES"),
+)
+"""Every datatype of the protocol."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -19,6 +25,8 @@ class TensorSpec:
     ``datatype`` is a protocol name (``FP32``, ``INT64``, ``BYTES``, ...). ``shape`` leaves out the
     batch dimension when the model has one; -1 marks a dynamic dimension. ``optional`` inputs may
     be left out of a request.
+
+    Raises ValueError for an empty name, an unknown datatype or a dimension below -1.
     """
 
     name: str
@@ -28,8 +36,18 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(dim) for dim in self.shape))
+        if not self.name:
+            raise ValueError("expected the name of a tensor, got an empty one")
+        if self.datatype not in DATATYPES:
+            raise ValueError(
+                f"tensor '{self.name}': expected a datatype among {', '.join(DATATYPES)}, "
+                f"got '{self.datatype}'"
+            )
         if any(dim < DYNAMIC for dim in self.shape):
             raise ValueError(f"tensor '{self.name}': dimensions are >= 0 or -1, got {self.shape}")
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.datatype} {list(self.shape)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,200 @@
+"""Loads `model.pt2`: a program written by `torch.export.save`. Needs no configuration.
+
+An exported program is a graph of operators with its weights: loading it runs no code of its
+author. The graph may still ask for any operator that torch has, so it deserves the trust of a
+model, not that of a stranger's upload.
+
+Workers only: imports torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree  # no public name before torch 2.10
+
+from headrace.protocol.model_config_pb2 import ModelConfig
+from headrace_server.models.errors import ModelError
+from headrace_server.models.exported_signature import ProgramTensors, read_tensors
+from headrace_server.models.program import Inputs, Parameters, Program
+from headrace_server.models.repository import ModelSource
+from headrace_server.models.row_check import why_rows_do_not_batch
+from headrace_server.models.signature import Signature, reconcile
+from headrace_server.models.spec import ModelSpec
+
+PLATFORM = "pytorch_pt2"
+
+DEFAULT_MAX_BATCH_SIZE = 64
+"""For a batch dimension without an upper bound, when the configuration names none either."""
+
+log = logging.getLogger("headrace.models")
+
+
+def load_exported(source: ModelSource, config: ModelConfig | None, device: str) -> Program:
+    """Load the program and read its signature.
+
+    Inputs are called as in the exported `forward`, outputs by the keys of the dict (or fields of
+    the named tuple or dataclass) that it returns, else `OUTPUT__0`, `OUTPUT__1`, ... A
+    configuration may rename such nameless outputs, and inputs to `<any>__0`, `<any>__1`, ...
+
+    Dimension 0 is the batch dimension if it is dynamic and the same in every input and output,
+    no other dimension depends on it, and trying it out gives every row the answer that it gets
+    alone. That try is skipped where the configuration names a `max_batch_size`.
+
+    Raises:
+        ModelError: the file is no exported program, or not one of plain tensors.
+        ConfigError: the configuration contradicts the program.
+    """
+    _check_archive(source.file)
+    program = _on_device(_load(source.file), device)
+    tensors = read_tensors(program, source.file)
+    call = _Call(_module(program), tensors)
+    asked = config.max_batch_size if config else 0
+    spec = reconcile(_signature(call, tensors, asked, device), source, config)
+    return ExportedModel(call, tensors, spec)
+
+
+class ExportedModel:
+    """An exported program that takes inputs by the names of its spec."""
+
+    def __init__(self, call: _Call, tensors: ProgramTensors, spec: ModelSpec) -> None:
+        self._call: _Call | None = call
+        self._names = [tensor.name for tensor in spec.inputs]
+        self.spec = spec
+        lengths = tensors.example_shapes(rows=1)
+        skipped = 1 if spec.max_batch_size else 0
+        self.example_shapes: Mapping[str, Sequence[int]] = {
+            name: shape[skipped:] for name, shape in zip(self._names, lengths, strict=True)
+        }
+
+    def call(self, inputs: Inputs, parameters: Parameters | None) -> object:
+        """See `Program.call`; returns the outputs in order."""
+        assert self._call is not None, "the model is closed"
+        return self._call([inputs[name] for name in self._names])
+
+    def close(self) -> None:
+        """See `Program.close`."""
+        self._call = None
+
+
+class _Call:
+    """Calls the program with its tensor inputs in order; returns its outputs in order."""
+
+    def __init__(self, module: torch.fx.GraphModule, tensors: ProgramTensors) -> None:
+        # The code that `torch.export` generates packs and unpacks nested arguments, and calling
+        # the module runs its hooks: together some 75 µs a call, more than a small model takes.
+        # Plain code takes and returns the leaves; what the hooks check, the front has checked.
+        module.graph.set_codegen(torch.fx.graph.CodeGen())
+        module.recompile()
+        self._forward = module.forward
+        self._leaves = list(tensors.leaves)
+        self._slots = tensors.slots
+
+    def __call__(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        leaves = self._leaves.copy()
+        for slot, value in zip(self._slots, inputs, strict=True):
+            leaves[slot] = value
+        answer: tuple[Any, ...] = tuple(self._forward(*leaves))
+        return answer
+
+
+def _signature(call: _Call, tensors: ProgramTensors, asked: int, device: str) -> Signature:
+    limit = None
+    reason = tensors.unbatched_because
+    if not reason:
+        assert tensors.batch is not None
+        limit = tensors.batch.upper
+        reason = why_rows_do_not_batch(call, tensors, device, trusted=asked > 0)
+        if reason:
+            log.warning("served without batching: %s", reason)
+    batched = not reason
+    return Signature(
+        origin="the exported program",
+        platform=PLATFORM,
+        inputs=tensors.input_specs(batched=batched),
+        outputs=tensors.output_specs(batched=batched),
+        max_batch_size=(limit or DEFAULT_MAX_BATCH_SIZE) if batched else 0,
+        batch_limit=limit,
+        unbatched_because=reason,
+        can_drop_batch=True,
+        positional_inputs=True,
+        positional_outputs=not tensors.outputs_named,
+    )
+
+
+def _module(program: ExportedProgram) -> torch.fx.GraphModule:
+    # Guards repeat, at some 50 µs a call, the checks that every request has already passed.
+    module = program.module(check_guards=False)
+    assert isinstance(module, torch.fx.GraphModule)
+    return module
+
+
+def _on_device(program: ExportedProgram, device: str) -> ExportedProgram:
+    target = torch.device(device)
+    used = {
+        value.device
+        for node in program.graph.nodes
+        for value in pytree.tree_leaves(node.meta.get("val"))
+        if isinstance(value, torch.Tensor)
+    }
+    if used <= {target}:
+        return program
+    from torch.export.passes import move_to_device_pass
+
+    return move_to_device_pass(program, device)
+
+
+def _load(file: Path) -> ExportedProgram:
+    with _kept_log() as kept:
+        try:
+            return torch.export.load(file)
+        except Exception as error:
+            cause = kept[-1] if kept else error
+            raise ModelError(
+                f"{file}: expected a program saved by torch.export.save that torch "
+                f"{torch.__version__} can read, got {type(cause).__name__}: {cause}"
+            ) from error
+
+
+@contextmanager
+def _kept_log() -> Iterator[list[BaseException]]:
+    """Keep the exceptions that torch.export only logs, and what it logs about them off stderr."""
+    kept: list[BaseException] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1]:
+            kept.append(record.exc_info[1])
+        return False
+
+    logger = logging.getLogger("torch.export")
+    logger.addFilter(keep)
+    try:
+        yield kept
+    finally:
+        logger.removeFilter(keep)
+
+
+def _check_archive(file: Path) -> None:
+    """Recognise by their contents the files that are often mistaken for exported programs."""
+    expected = f"{file}: expected a program saved by torch.export.save, found"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        raise ModelError(f"{expected} no zip archive; is it complete?") from None
+    if any("/data/aotinductor/" in name for name in names):
+        raise ModelError(
+            f"{expected} an AOTInductor package, which carries no names, types or shapes; "
+            "save the exported program itself"
+        )
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise ModelError(f"{expected} TorchScript; name it model.pt and add a config.pbtxt")
+    if any(name.endswith("/data.pkl") for name in names):
+        raise ModelError(f"{expected} what torch.save writes; export the model, not its weights")

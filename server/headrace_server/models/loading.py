@@ -1,0 +1,81 @@
+"""Loads a model file on a device, whatever its kind, and runs it with its answers checked.
+
+Workers only: imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from headrace.protocol.model_config_pb2 import ModelConfig
+from headrace_server.models.answers import checked_outputs
+from headrace_server.models.errors import ModelError
+from headrace_server.models.exported import load_exported
+from headrace_server.models.program import Inputs, Parameters, Program, Tensor
+from headrace_server.models.python_model import load_python
+from headrace_server.models.repository import ModelKind, ModelSource
+from headrace_server.models.spec import ModelSpec
+from headrace_server.models.torchscript import load_torchscript
+
+
+class LoadedModel:
+    """One instance of a model, ready to run. Called from one thread, with valid inputs."""
+
+    def __init__(self, program: Program, device: str) -> None:
+        self._program = program
+        self.device = device
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The complete signature."""
+        return self._program.spec
+
+    @property
+    def example_shapes(self) -> Mapping[str, Sequence[int]]:
+        """Input shapes that the model surely takes, without the batch dimension; may be empty."""
+        return self._program.example_shapes
+
+    def run(self, inputs: Inputs, parameters: Parameters | None = None) -> dict[str, Tensor]:
+        """Run one batch, without gradients.
+
+        Args:
+            inputs: by name, on the model's device; with a batch dimension all of equal length.
+            parameters: custom parameters of each row, for models that want them.
+
+        Returns:
+            Every output of the spec: a torch tensor, or for BYTES a numpy object array of `bytes`.
+
+        Raises:
+            ModelError: the answer does not fit the spec.
+            Exception: whatever the model raises.
+        """
+        with torch.inference_mode():
+            answer = self._program.call(inputs, parameters)
+        spec = self._program.spec
+        rows = next(iter(inputs.values())).shape[0] if spec.max_batch_size else None
+        return checked_outputs(spec, answer, rows)
+
+    def close(self) -> None:
+        """Release the model; it is not run again."""
+        self._program.close()
+
+
+def load_model(source: ModelSource, config: ModelConfig | None, device: str) -> LoadedModel:
+    """Load ``source`` on ``device`` (``cpu``, ``cuda:0``) and reconcile it with ``config``.
+
+    Raises:
+        ModelError: the file is missing, damaged, or not what its name says.
+        ConfigError: the configuration contradicts the model.
+    """
+    if not source.file.is_file():
+        raise ModelError(f"expected a model file, found nothing at {source.file}")
+    return LoadedModel(_LOADERS[source.kind](source, config, device), device)
+
+
+_LOADERS = {
+    ModelKind.EXPORTED: load_exported,
+    ModelKind.TORCHSCRIPT: load_torchscript,
+    ModelKind.PYTHON: load_python,
+}

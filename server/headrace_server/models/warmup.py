@@ -1,0 +1,212 @@
+"""Runs a model before it is declared ready: what `model_warmup` asks for, or batches of zeros.
+
+Workers only: imports torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+
+from headrace.protocol.model_config_pb2 import ModelConfig, ModelWarmup
+from headrace.tensors import TensorError, split_byte_elements
+from headrace_server.models.config_text import locate_in
+from headrace_server.models.datatypes import config_type, config_type_name
+from headrace_server.models.errors import ConfigError, ModelError
+from headrace_server.models.loading import LoadedModel
+from headrace_server.models.program import Tensor
+from headrace_server.models.repository import ModelSource
+from headrace_server.models.spec import DYNAMIC, ModelSpec, TensorSpec
+from headrace_server.models.torch_types import TORCH_DTYPES
+
+WARMUP_DIRECTORY = "warmup"
+"""Where the files of `input_data_file` lie, in the model's directory."""
+
+DEFAULT_LENGTH = 16
+"""Length of a dynamic dimension that nothing is known about."""
+
+AUTOMATIC = "automatic"
+
+_NO_SHAPES: Mapping[str, Sequence[int]] = MappingProxyType({})
+
+log = logging.getLogger("headrace.models")
+
+
+def warm_up(model: LoadedModel, config: ModelConfig | None, source: ModelSource) -> None:
+    """Run every warm-up of the configuration, or one row and a full batch of zeros.
+
+    Zeros may be invalid for a model: what it raises on them is logged and forgiven. What the
+    configuration asks for has to succeed.
+
+    Raises:
+        ConfigError: a warm-up does not fit the model's inputs.
+        ModelError: a warm-up fails; an answer does not fit the model's signature; a full batch
+            does not fit into memory.
+    """
+    try:
+        samples = warmup_inputs(
+            model.spec,
+            config,
+            source.config_file.parent / WARMUP_DIRECTORY,
+            model.example_shapes,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{locate_in(source.config_file)('model_warmup')}: {error}") from None
+    for name, inputs in samples:
+        on_device = {
+            key: value.to(model.device) if isinstance(value, torch.Tensor) else value
+            for key, value in inputs.items()
+        }
+        try:
+            model.run(on_device)
+        except (ModelError, torch.OutOfMemoryError) as error:
+            raise ModelError(f"{name} warm-up with {_shapes(inputs)}: {error}") from error
+        except Exception as error:
+            what = f"{name} warm-up with {_shapes(inputs)}: {type(error).__name__}: {error}"
+            if name != AUTOMATIC:
+                raise ModelError(what) from error
+            log.warning("%s: not warmed up; a model_warmup in config.pbtxt can do better", what)
+
+
+def warmup_inputs(
+    spec: ModelSpec,
+    config: ModelConfig | None,
+    directory: Path,
+    example_shapes: Mapping[str, Sequence[int]] = _NO_SHAPES,
+) -> list[tuple[str, dict[str, Tensor]]]:
+    """Return the batches to warm up with, on the CPU, each with the name of its warm-up.
+
+    A `model_warmup` appears as often as its ``count`` says; its data is one row, which is repeated
+    ``batch_size`` times. Without any: zeros (empty strings for BYTES) of one row and of
+    ``max_batch_size`` rows. There, dynamic dimensions have the lengths of ``example_shapes``, which
+    leave the batch dimension out, or else `DEFAULT_LENGTH`.
+
+    Raises:
+        ConfigError: a warm-up leaves an input out, has one too many, or does not fit one.
+    """
+    if config is not None and config.model_warmup:
+        return [
+            sample
+            for warmup in config.model_warmup
+            for sample in [_configured(spec, warmup, directory)] * max(1, warmup.count)
+        ]
+    batches = sorted({1, spec.max_batch_size}) if spec.max_batch_size else [None]
+    return [
+        (
+            AUTOMATIC,
+            {
+                tensor.name: _zeros(tensor, _full(_example_shape(tensor, example_shapes), rows))
+                for tensor in spec.inputs
+            },
+        )
+        for rows in batches
+    ]
+
+
+def _configured(
+    spec: ModelSpec, warmup: ModelWarmup, directory: Path
+) -> tuple[str, dict[str, Tensor]]:
+    name = warmup.name or "unnamed"
+    known = {tensor.name: tensor for tensor in spec.inputs}
+    required = {tensor.name for tensor in spec.inputs if not tensor.optional}
+    if not required <= warmup.inputs.keys() <= known.keys():
+        raise ConfigError(f"'{name}' has the inputs {sorted(warmup.inputs)}, expected {[*known]}")
+    if warmup.batch_size > max(1, spec.max_batch_size):
+        raise ConfigError(
+            f"'{name}' has batch_size {warmup.batch_size}, expected at most "
+            f"{max(1, spec.max_batch_size)}"
+        )
+    rows = max(1, warmup.batch_size) if spec.max_batch_size else None
+    return name, {
+        key: _configured_tensor(name, known[key], data, rows, directory)
+        for key, data in warmup.inputs.items()
+    }
+
+
+def _configured_tensor(
+    name: str,
+    tensor: TensorSpec,
+    data: ModelWarmup.Input,
+    rows: int | None,
+    directory: Path,
+) -> Tensor:
+    what = f"'{name}', input '{tensor.name}'"
+    if data.data_type != config_type(tensor.datatype):
+        raise ConfigError(f"{what}: write data_type: {config_type_name(tensor.datatype)}")
+    shape = tuple(data.dims)
+    if len(shape) != len(tensor.shape) or any(
+        own not in (DYNAMIC, dim) for own, dim in zip(tensor.shape, shape, strict=True)
+    ):
+        raise ConfigError(f"{what}: dims are {list(shape)}, expected {list(tensor.shape)}")
+    full = _full(shape, rows)
+    match data.WhichOneof("input_data_type"):
+        case "random_data":
+            return _random(tensor, full)
+        case "input_data_file":
+            row = _from_file(what, tensor, shape, directory / data.input_data_file)
+            if rows is None:
+                return row
+            if isinstance(row, torch.Tensor):
+                return row.expand(full).contiguous()
+            return np.broadcast_to(row, full).copy()
+        case _:
+            return _zeros(tensor, full)
+
+
+def _from_file(what: str, tensor: TensorSpec, shape: tuple[int, ...], file: Path) -> Tensor:
+    """Read one row, in the protocol's raw layout."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{what}: {file} cannot be read: {error.strerror}") from error
+    count = int(np.prod(shape, dtype=np.int64))
+    if tensor.datatype == "BYTES":
+        elements = np.empty(count, dtype=object)
+        try:
+            elements[:] = list(split_byte_elements(content, count))
+        except TensorError as error:
+            raise ConfigError(f"{what}: {file}: {error}") from error
+        return elements.reshape(shape)
+    dtype = TORCH_DTYPES[tensor.datatype]
+    if len(content) != count * dtype.itemsize:
+        raise ConfigError(
+            f"{what}: expected {count * dtype.itemsize} bytes in {file}, got {len(content)}"
+        )
+    return torch.frombuffer(bytearray(content), dtype=dtype).reshape(shape)
+
+
+def _zeros(tensor: TensorSpec, shape: tuple[int, ...]) -> Tensor:
+    if tensor.datatype == "BYTES":
+        return np.full(shape, b"", dtype=object)
+    return torch.zeros(shape, dtype=TORCH_DTYPES[tensor.datatype])
+
+
+def _random(tensor: TensorSpec, shape: tuple[int, ...]) -> Tensor:
+    """Floats from [0, 1), whole numbers from {0, 1}, which are indices into most tables."""
+    if tensor.datatype == "BYTES":
+        return np.full(shape, b"", dtype=object)
+    dtype = TORCH_DTYPES[tensor.datatype]
+    drawn = torch.rand(shape) if dtype.is_floating_point else torch.randint(0, 2, shape)
+    return drawn.to(dtype)
+
+
+def _example_shape(
+    tensor: TensorSpec, example_shapes: Mapping[str, Sequence[int]]
+) -> tuple[int, ...]:
+    example = example_shapes.get(tensor.name, [DEFAULT_LENGTH] * len(tensor.shape))
+    return tuple(
+        length if dim == DYNAMIC else dim for dim, length in zip(tensor.shape, example, strict=True)
+    )
+
+
+def _full(shape: tuple[int, ...], rows: int | None) -> tuple[int, ...]:
+    return shape if rows is None else (rows, *shape)
+
+
+def _shapes(inputs: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"'{name}' {list(value.shape)}" for name, value in inputs.items())
