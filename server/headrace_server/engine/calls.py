@@ -1,0 +1,45 @@
+"""What a transport asks of the engine, and what it gets back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from headrace_server.workers.executor import BatchTiming, RequestTensors
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One valid inference call.
+
+    Args:
+        tensors: its contents.
+        nbytes: bytes of all inputs.
+        priority: level asked for; 0 means the model's default, as does a level out of range.
+        timeout_s: the `timeout` parameter: how long the caller lets it queue; None when not given.
+        remaining_s: what is left until the transport's own deadline; None when there is none.
+    """
+
+    tensors: RequestTensors
+    nbytes: int
+    priority: int = 0
+    timeout_s: float | None = None
+    remaining_s: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class AnswerTensor:
+    """One output of one request: its full shape and its raw contents."""
+
+    shape: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """The outputs of one request, in the order of the spec, and how its batch went."""
+
+    outputs: Sequence[AnswerTensor]
+    batch_rows: int
+    queue_s: float
+    timing: BatchTiming

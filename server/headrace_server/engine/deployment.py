@@ -1,0 +1,352 @@
+"""One version of a model as it is served: its scheduler, its workers, and everyone who waits.
+
+Performs the scheduler's actions and is the only place where futures are resolved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from headrace_server.core.errors import Reason, ServingError
+from headrace_server.core.events import (
+    Action,
+    BatchCompleted,
+    BatchFailed,
+    Dispatch,
+    Drained,
+    DrainStarted,
+    Event,
+    Reject,
+    RequestCancelled,
+    RequestSubmitted,
+    ServiceAbandoned,
+    TimeAdvanced,
+    WorkerLost,
+    WorkerReady,
+)
+from headrace_server.core.request import Batch, Request
+from headrace_server.core.scheduler import Scheduler
+from headrace_server.engine.calls import Answer, AnswerTensor, Call
+from headrace_server.engine.clock import Clock, TimerHandle
+from headrace_server.engine.observer import Observer
+from headrace_server.engine.scheduling import SchedulingRules
+from headrace_server.models.spec import DYNAMIC, ModelSpec
+from headrace_server.workers.executor import (
+    BatchOutput,
+    BatchTiming,
+    Executor,
+    ModelLoadError,
+    RequestTensors,
+    WorkerState,
+)
+
+log = logging.getLogger("headrace.engine")
+
+
+class DeploymentState(Enum):
+    """Where a deployment stands. The value is the word of the repository index."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """A request's other half: what the scheduler does not look at."""
+
+    request: Request
+    tensors: RequestTensors
+    future: asyncio.Future[Answer]
+
+
+class Deployment:
+    """Serves one version of one model.
+
+    Life: constructed LOADING; `load` makes it READY or UNAVAILABLE; `drain` lets it finish and
+    `stop` ends its workers. While no worker lives it stays in the state READY but `ready` is
+    false: requests wait for the worker that is being restarted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        executor: Executor,
+        rules: Callable[[ModelSpec], SchedulingRules],
+        clock: Clock,
+        observer: Observer,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.state = DeploymentState.LOADING
+        self.reason = ""
+        self.workers: dict[int, WorkerState] = {}
+        self._executor = executor
+        self._make_rules = rules
+        self._clock = clock
+        self._observer = observer
+        self._spec: ModelSpec | None = None
+        self._rules: SchedulingRules | None = None
+        self._scheduler: Scheduler | None = None
+        self._one_key = False
+        self._tickets: dict[int, _Ticket] = {}
+        self._in_flight: dict[int, Batch] = {}
+        self._next_id = 0
+        self._timer: TimerHandle | None = None
+        self._timer_at_s = math.inf
+        self._drained = asyncio.Event()
+
+    # -- what others read -------------------------------------------------------------------
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's signature. Only once loaded."""
+        assert self._spec is not None, "the model is not loaded"
+        return self._spec
+
+    @property
+    def rules(self) -> SchedulingRules:
+        """How its requests are scheduled. Only once loaded."""
+        assert self._rules is not None, "the model is not loaded"
+        return self._rules
+
+    @property
+    def loaded(self) -> bool:
+        """Whether `spec` and `rules` are known."""
+        return self._spec is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent now would find a live worker."""
+        return self.state is DeploymentState.READY and WorkerState.READY in self.workers.values()
+
+    @property
+    def queued_requests(self) -> int:
+        """Requests that wait."""
+        return 0 if self._scheduler is None else len(self._scheduler.queue)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of the inputs of requests that wait."""
+        return 0 if self._scheduler is None else self._scheduler.queue.nbytes
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """The device of each worker."""
+        return self._executor.devices()
+
+    # -- life -------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Start the workers; never raises for the model's sake: see `state` and `reason`."""
+        self._observer.deployment_added(self)
+        try:
+            await self._executor.start(self)
+        except ModelLoadError as error:
+            self.workers.clear()
+            self._change(DeploymentState.UNAVAILABLE, str(error))
+        else:
+            self._change(DeploymentState.READY)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and wait until the admitted ones are answered.
+
+        Returns whether all were, within the time given; what is left then gets an error.
+        """
+        if self._scheduler is None:
+            return True
+        self._change(DeploymentState.UNLOADING)
+        self._handle(DrainStarted())
+        try:
+            await asyncio.wait_for(self._drained.wait(), timeout_s)
+        except TimeoutError:
+            self._handle(ServiceAbandoned(Reason.STOPPING))
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """End the workers; whoever still waits gets an error."""
+        if self._scheduler is not None:
+            self._handle(ServiceAbandoned(Reason.STOPPING))
+        await self._executor.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.state is not DeploymentState.UNAVAILABLE:
+            self.workers.clear()
+            self._change(DeploymentState.UNAVAILABLE, "unloaded")
+
+    def kill(self) -> None:
+        """End the workers at once; nobody is told anything any more."""
+        self._executor.kill()
+
+    # -- requests ---------------------------------------------------------------------------
+
+    async def infer(self, call: Call) -> Answer:
+        """Answer one call. Cancelling the awaiting task takes the request back.
+
+        Raises:
+            ServingError: refused or failed, with the reason.
+        """
+        request, future = self.submit(call)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.cancel(request)
+            raise
+
+    def submit(self, call: Call) -> tuple[Request, asyncio.Future[Answer]]:
+        """Admit or refuse one call at once; the future brings the answer or a `ServingError`."""
+        now = self._clock.now()
+        request = self.rules.request(self._next_id, self._key(call.tensors), call, now)
+        self._next_id += 1
+        # The future is there before the scheduler hears of the request: whatever it decides,
+        # there is somebody to tell.
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._tickets[request.id] = _Ticket(request, call.tensors, future)
+        self._handle(RequestSubmitted(request), now)
+        return request, future
+
+    def cancel(self, request: Request) -> None:
+        """The caller went away. Nothing happens to requests that ended already."""
+        if self._tickets.pop(request.id, None) is not None:
+            self._handle(RequestCancelled(request.id))
+            self._observer.request_cancelled(self, request, self._clock.now())
+
+    # -- what the executor reports ----------------------------------------------------------
+
+    def model_loaded(self, spec: ModelSpec) -> None:
+        """See `ExecutorListener.model_loaded`."""
+        self._spec = spec
+        self._rules = self._make_rules(spec)
+        self._scheduler = self._rules.scheduler()
+        fixed = all(DYNAMIC not in tensor.shape and not tensor.optional for tensor in spec.inputs)
+        self._one_key = fixed or spec.max_batch_size == 0
+
+    def worker_state_changed(self, worker_id: int, state: WorkerState, detail: str) -> None:
+        """See `ExecutorListener.worker_state_changed`."""
+        self.workers[worker_id] = state
+        self._observer.worker_state_changed(self, worker_id, state)
+
+    def worker_ready(self, worker_id: int) -> None:
+        """See `ExecutorListener.worker_ready`."""
+        self.worker_state_changed(worker_id, WorkerState.READY, "")
+        self._handle(WorkerReady(worker_id))
+
+    def worker_lost(self, worker_id: int, detail: str) -> None:
+        """See `ExecutorListener.worker_lost`."""
+        self.worker_state_changed(worker_id, WorkerState.LOST, detail)
+        for batch in [b for b in self._in_flight.values() if b.worker_id == worker_id]:
+            del self._in_flight[batch.id]
+        self._handle(WorkerLost(worker_id))
+
+    def batch_completed(
+        self, batch_id: int, outputs: Sequence[BatchOutput], timing: BatchTiming
+    ) -> None:
+        """See `ExecutorListener.batch_completed`."""
+        batch = self._in_flight.pop(batch_id, None)
+        if batch is None:
+            return
+        now = self._clock.now()
+        alone = len(batch.requests) == 1
+        row = 0
+        for request in batch.requests:
+            ticket = self._tickets.pop(request.id, None)
+            first, row = row, row + request.rows
+            if ticket is not None and not ticket.future.done():
+                parts = [
+                    AnswerTensor(o.shape, bytes(o.data)) if alone else _rows_of(o, first, row)
+                    for o in outputs
+                ]
+                queue_s = batch.started_s - request.arrival_s
+                ticket.future.set_result(Answer(parts, batch.rows, queue_s, timing))
+        self._observer.batch_completed(self, batch, timing, now)
+        self._handle(BatchCompleted(batch_id), now)
+
+    def batch_failed(self, batch_id: int, detail: str) -> None:
+        """See `ExecutorListener.batch_failed`."""
+        self._in_flight.pop(batch_id, None)
+        # The detail may quote inputs and paths: it is for the log, never for callers.
+        log.warning("model '%s' version %d failed on a batch: %s", self.name, self.version, detail)
+        self._handle(BatchFailed(batch_id))
+
+    # -- the shell --------------------------------------------------------------------------
+
+    def _change(self, state: DeploymentState, reason: str = "") -> None:
+        self.state, self.reason = state, reason
+        self._observer.deployment_changed(self)
+
+    def _handle(self, event: Event, now: float | None = None) -> None:
+        scheduler = self._scheduler
+        if scheduler is None:
+            return
+        if now is None:
+            now = self._clock.now()
+        actions = scheduler.handle(event, now)
+        if actions:
+            self._perform(actions, now)
+        wakeup_s = scheduler.next_wakeup()
+        if wakeup_s is not None and wakeup_s < self._timer_at_s:
+            self._arm(wakeup_s, now)
+
+    def _arm(self, wakeup_s: float, now: float) -> None:
+        """Wake at that moment. A timer that turns out too early just asks again; one per moment
+        that moves later would cost more than it saves."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at_s = wakeup_s
+        if wakeup_s <= now:
+            self._timer = self._clock.call_soon(self._wake)
+        else:
+            self._timer = self._clock.call_at(wakeup_s, self._wake)
+
+    def _wake(self) -> None:
+        self._timer, self._timer_at_s = None, math.inf
+        self._handle(TimeAdvanced())
+
+    def _perform(self, actions: Sequence[Action], now: float) -> None:
+        for action in actions:
+            match action:
+                case Dispatch(batch):
+                    self._dispatch(batch, now)
+                case Reject(request, reason):
+                    self._reject(request, reason, now)
+                case Drained():
+                    self._drained.set()
+
+    def _dispatch(self, batch: Batch, now: float) -> None:
+        self._in_flight[batch.id] = batch
+        self._in_flight[batch.id] = batch
+        tensors = [self._tickets[request.id].tensors for request in batch.requests]
+        self._executor.run(batch.worker_id, batch.id, tensors)
+        self._observer.batch_dispatched(self, batch, now)
+
+    def _reject(self, request: Request, reason: Reason, now: float) -> None:
+        ticket = self._tickets.pop(request.id, None)
+        if ticket is None:
+            return  # cancelled while it was in flight
+        if not ticket.future.done():
+            ticket.future.set_exception(ServingError(reason, model=self.name))
+        self._observer.request_refused(self, request, reason, now)
+
+    def _key(self, tensors: RequestTensors) -> Hashable:
+        """Requests of equal trailing shapes ride together; most models have just one."""
+        if self._one_key:
+            return None
+        return tuple(None if shape is None else shape[1:] for shape in tensors.shapes)
+
+
+def _rows_of(output: BatchOutput, first: int, end: int) -> AnswerTensor:
+    """Copy one request's rows out of the batch."""
+    shape = (end - first, *output.shape[1:])
+    offsets = output.row_offsets
+    if offsets is not None:
+        return AnswerTensor(shape, bytes(output.data[offsets[first] : offsets[end]]))
+    stride = len(output.data) // output.shape[0]
+    return AnswerTensor(shape, bytes(output.data[first * stride : end * stride]))

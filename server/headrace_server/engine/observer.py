@@ -1,0 +1,99 @@
+"""How statistics, metrics and logs learn what happened: observers, which decide nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace_server.core.errors import Reason
+from headrace_server.core.request import Batch, Request
+from headrace_server.workers.executor import BatchTiming, WorkerState
+
+if TYPE_CHECKING:
+    from headrace_server.engine.deployment import Deployment
+
+
+class Observer:
+    """Does nothing with everything; subclasses override what they care for.
+
+    Calls come on the event loop, in order, on the path of requests: they must be quick and must
+    not raise. A batch is one call, not one per request.
+    """
+
+    def deployment_added(self, deployment: Deployment) -> None:
+        """A version of a model begins to load (again): what was counted of it starts anew."""
+
+    def deployment_changed(self, deployment: Deployment) -> None:
+        """Its `state` is another one now; UNAVAILABLE means that it serves no more."""
+
+    def call_invalid(self, model: str, version: str, reason: Reason) -> None:
+        """A transport refused a call before it became a request.
+
+        `model` and `version` are empty unless they name something that is served: they become
+        labels, and callers must not be able to invent labels.
+        """
+
+    def request_refused(
+        self, deployment: Deployment, request: Request, reason: Reason, now: float
+    ) -> None:
+        """A request ended without an answer."""
+
+    def request_cancelled(self, deployment: Deployment, request: Request, now: float) -> None:
+        """The caller of a request that still waited or ran went away."""
+
+    def batch_dispatched(self, deployment: Deployment, batch: Batch, now: float) -> None:
+        """A batch went to its worker."""
+
+    def batch_completed(
+        self, deployment: Deployment, batch: Batch, timing: BatchTiming, now: float
+    ) -> None:
+        """A batch was answered; requests marked `cancelled` had nobody waiting any more."""
+
+    def worker_state_changed(
+        self, deployment: Deployment, worker_id: int, state: WorkerState
+    ) -> None:
+        """A worker went on in its life; LOST may be followed by STARTING."""
+
+
+class ObserverGroup(Observer):
+    """Several observers as one, told in order."""
+
+    def __init__(self, *members: Observer) -> None:
+        self._members = members
+
+    def deployment_added(self, deployment: Deployment) -> None:
+        for member in self._members:
+            member.deployment_added(deployment)
+
+    def deployment_changed(self, deployment: Deployment) -> None:
+        for member in self._members:
+            member.deployment_changed(deployment)
+
+    def call_invalid(self, model: str, version: str, reason: Reason) -> None:
+        for member in self._members:
+            member.call_invalid(model, version, reason)
+
+    def request_refused(
+        self, deployment: Deployment, request: Request, reason: Reason, now: float
+    ) -> None:
+        for member in self._members:
+            member.request_refused(deployment, request, reason, now)
+
+    def request_cancelled(self, deployment: Deployment, request: Request, now: float) -> None:
+        for member in self._members:
+            member.request_cancelled(deployment, request, now)
+
+    def batch_dispatched(self, deployment: Deployment, batch: Batch, now: float) -> None:
+        for member in self._members:
+            member.batch_dispatched(deployment, batch, now)
+
+    def batch_completed(
+        self, deployment: Deployment, batch: Batch, timing: BatchTiming, now: float
+    ) -> None:
+        for member in self._members:
+            member.batch_completed(deployment, batch, timing, now)
+
+    def worker_state_changed(
+        self, deployment: Deployment, worker_id: int, state: WorkerState
+    ) -> None:
+        for member in self._members:
+            member.worker_state_changed(deployment, worker_id, state)

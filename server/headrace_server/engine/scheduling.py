@@ -1,0 +1,81 @@
+"""From a model's batching settings and a call to what the scheduler understands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from headrace_server.core.errors import Reason
+from headrace_server.core.policy import StaticPolicy, StaticSettings
+from headrace_server.core.queue import QueueLimits
+from headrace_server.core.request import Request
+from headrace_server.core.scheduler import Scheduler
+from headrace_server.engine.calls import Call
+from headrace_server.models.batching import BatchingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulingRules:
+    """How the requests of one deployment are scheduled.
+
+    `max_requests` and `max_bytes` bound its queue whatever the model's own settings say.
+    """
+
+    settings: BatchingSettings
+    max_requests: int
+    max_bytes: int
+
+    def scheduler(self) -> Scheduler:
+        """A new scheduler that follows these rules."""
+        settings = self.settings
+        policy = StaticPolicy(
+            StaticSettings(
+                # A model without a batch dimension runs each request alone.
+                max_batch_size=max(1, settings.max_batch_size),
+                preferred_sizes=settings.preferred_batch_sizes,
+                max_delay_s=settings.max_queue_delay_s,
+            )
+        )
+        limits = QueueLimits(
+            max_requests=self.max_requests,
+            max_bytes=self.max_bytes,
+            max_requests_by_level={
+                level: policy.max_queue_size for level, policy in settings.queue_policies.items()
+            },
+            default_max_requests_by_level=settings.default_queue_policy.max_queue_size,
+        )
+        return Scheduler(policy, limits, preserve_ordering=settings.preserve_ordering)
+
+    def request(self, request_id: int, key: Hashable, call: Call, now: float) -> Request:
+        """The scheduler's view of a call: its level, and the earlier of its two deadlines.
+
+        The `timeout` parameter counts unless a queue policy does not allow it (Triton ignores it
+        also where the policy has no default timeout).
+        """
+        settings = self.settings
+        level = call.priority
+        if not 1 <= level <= settings.priority_levels:
+            level = settings.default_priority_level
+        policy = settings.queue_policies.get(level, settings.default_queue_policy)
+        timeout_s = policy.default_timeout_s
+        if call.timeout_s is not None and (policy.allow_timeout_override or not settings.static):
+            timeout_s = call.timeout_s
+        deadline_s, late_reason, delay = math.inf, Reason.DEADLINE_EXCEEDED, False
+        if timeout_s is not None:
+            deadline_s, late_reason = now + timeout_s, Reason.QUEUE_TIMEOUT
+            delay = policy.timeout_action == "delay"
+        if call.remaining_s is not None and now + call.remaining_s < deadline_s:
+            deadline_s, late_reason = now + call.remaining_s, Reason.DEADLINE_EXCEEDED
+            delay = False
+        return Request(
+            request_id,
+            key,
+            call.tensors.rows,
+            call.nbytes,
+            now,
+            deadline_s,
+            late_reason,
+            delay,
+            max(1, level),
+        )

@@ -1,0 +1,172 @@
+"""The messages between the front and a worker, and their framing. Sans-I/O.
+
+A frame is a 4-byte little-endian length and a msgpack body. Tensors never travel in frames: they
+lie in shared memory (`slab.py`), and a frame says where. A file descriptor travels beside the
+frame that announces it (`Slab`). The codec is typed and executes nothing, because one end runs
+users' code.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from headrace_server.models.spec import ModelSpec
+
+MAX_FRAME_BYTES = 64 << 20
+"""More than any honest frame holds; a longer one is a broken peer."""
+
+_LENGTH = struct.Struct("<I")
+
+
+class Hello(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Worker to front, once torch is imported: what this machine has."""
+
+    pid: int
+    torch_version: str
+    cuda_devices: int
+
+
+class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Front to worker: load this model. `config` is a serialized ModelConfig, empty for none."""
+
+    model: str
+    version: int
+    file: str
+    kind: str
+    config: bytes
+    device: str
+    threads: int
+
+
+class Progress(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Worker to front: what it does now, a value of `WorkerState`."""
+
+    state: str
+    detail: str = ""
+
+
+class Loaded(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Worker to front: the model is loaded and warm; batches may come."""
+
+    spec: ModelSpec
+
+
+class LoadFailed(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Worker to front: the model cannot be served, and why. The worker ends itself."""
+
+    detail: str
+
+
+class Slab(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Writer to reader: from now on, slab `index` is the memory behind the descriptor sent along.
+
+    The front writes inputs and the worker outputs: each side owns the memory that it writes.
+    """
+
+    index: int
+    nbytes: int
+
+
+class TensorPlace(msgspec.Struct, array_like=True, frozen=True):
+    """Where one tensor lies in a slab. `position` is its place in the spec's inputs or outputs."""
+
+    position: int
+    offset: int
+    nbytes: int
+    shape: tuple[int, ...]
+    row_offsets: tuple[int, ...] | None = None
+
+
+class RunBatch(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Front to worker: run the batch whose inputs lie in slab `slab`.
+
+    `parameters` holds one mapping per row, or None when no request of the batch has any.
+    """
+
+    batch_id: int
+    slab: int
+    tensors: tuple[TensorPlace, ...]
+    parameters: tuple[dict[str, bool | int | float | str], ...] | None = None
+
+
+class BatchDone(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Worker to front: the outputs lie in the worker's slab of the same index."""
+
+    batch_id: int
+    slab: int
+    tensors: tuple[TensorPlace, ...]
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+
+class BatchError(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Worker to front: the model failed on this batch. `detail` is for logs, not for clients."""
+
+    batch_id: int
+    detail: str
+
+
+class Stop(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Front to worker: finish what was sent, unload the model and end."""
+
+
+FromWorker = Hello | Progress | Loaded | LoadFailed | Slab | BatchDone | BatchError
+ToWorker = Load | Slab | RunBatch | Stop
+
+_encoder = msgspec.msgpack.Encoder()
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+
+
+class FrameError(Exception):
+    """Bytes that are no frame: the peer is broken and cannot be trusted further."""
+
+
+def encode(message: FromWorker | ToWorker) -> bytes:
+    """One message as a frame."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode_from_worker(body: bytes) -> FromWorker:
+    """Read a frame's body as the front does. Raises `FrameError`."""
+    try:
+        return _from_worker.decode(body)
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"a worker sent a frame that is not one of ours: {error}") from None
+
+
+def decode_to_worker(body: bytes) -> ToWorker:
+    """Read a frame's body as a worker does. Raises `FrameError`."""
+    try:
+        return _to_worker.decode(body)
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"the server sent a frame that is not one of ours: {error}") from None
+
+
+class FrameSplitter:
+    """Cuts a byte stream into frame bodies, whatever pieces it arrives in."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Bodies completed by these bytes, in order. Raises `FrameError` on an absurd length."""
+        buffer = self._buffer
+        buffer += data
+        bodies = []
+        start = 0
+        while len(buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, start)
+            if length > MAX_FRAME_BYTES:
+                raise FrameError(f"a frame of {length} bytes; at most {MAX_FRAME_BYTES} expected")
+            end = start + _LENGTH.size + length
+            if len(buffer) < end:
+                break
+            bodies.append(bytes(buffer[start + _LENGTH.size : end]))
+            start = end
+        del buffer[:start]
+        return bodies

@@ -1,0 +1,85 @@
+"""Runs a model in this very process, on the event loop: for tests and for trying a model out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from headrace_server.models.loading import LoadedModel
+from headrace_server.workers.executor import (
+    BatchOutput,
+    BatchTiming,
+    ExecutorListener,
+    RequestTensors,
+)
+from headrace_server.workers.gathering import gather
+from headrace_server.workers.runner import BatchRunner
+
+
+class InlineExecutor:
+    """One worker that shares the process and the event loop with its caller.
+
+    A batch runs in a loop callback of its own, so the loop stands still meanwhile. The memory it
+    reads is a plain bytearray in the place of a slab; everything else is what a worker does.
+    """
+
+    def __init__(self, load: Callable[[], LoadedModel], device: str = "cpu") -> None:
+        self._load = load
+        self._device = device
+        self._model: LoadedModel | None = None
+        self._runner: BatchRunner | None = None
+        self._listener: ExecutorListener | None = None
+
+    async def start(self, listener: ExecutorListener) -> None:
+        """See `Executor.start`."""
+        self._listener = listener
+        self._model = self._load()
+        self._runner = BatchRunner(self._model, self._device)
+        listener.model_loaded(self._model.spec)
+        listener.worker_ready(0)
+
+    def run(self, worker_id: int, batch_id: int, requests: Sequence[RequestTensors]) -> None:
+        """See `Executor.run`."""
+        asyncio.get_running_loop().call_soon(self._run, batch_id, tuple(requests))
+
+    async def stop(self) -> None:
+        """See `Executor.stop`."""
+        if self._model is not None:
+            self._model.close()
+        self._model = self._runner = self._listener = None
+
+    def kill(self) -> None:
+        """See `Executor.kill`."""
+        self._model = self._runner = self._listener = None
+
+    def devices(self) -> Sequence[str]:
+        """See `Executor.devices`."""
+        return [self._device]
+
+    def _run(self, batch_id: int, requests: Sequence[RequestTensors]) -> None:
+        if self._runner is None or self._listener is None:
+            return  # stopped meanwhile
+        inputs, outputs = _Memory(), _Memory()
+        places, parameters = gather(requests, inputs.reserve)
+        try:
+            written, times = self._runner.run(inputs.view, places, parameters, outputs.reserve)
+        except Exception as error:
+            self._listener.batch_failed(batch_id, f"{type(error).__name__}: {error}")
+            return
+        answers = [
+            BatchOutput(p.shape, outputs.view[p.offset : p.offset + p.nbytes], p.row_offsets)
+            for p in written
+        ]
+        timing = BatchTiming(times.input_ns, times.infer_ns, times.output_ns)
+        self._listener.batch_completed(batch_id, answers, timing)
+
+
+class _Memory:
+    """Plain memory in the place of a slab."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(b"")
+
+    def reserve(self, nbytes: int) -> memoryview:
+        self.view = memoryview(bytearray(nbytes))
+        return self.view

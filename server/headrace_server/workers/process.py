@@ -1,0 +1,219 @@
+"""The front's side of one worker process: spawn, handshake, slabs, batches, end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from headrace_server.models.repository import ModelSource
+from headrace_server.models.spec import ModelSpec
+from headrace_server.workers import frames
+from headrace_server.workers.connection import WorkerConnection
+from headrace_server.workers.executor import (
+    BatchOutput,
+    BatchTiming,
+    ModelLoadError,
+    RequestTensors,
+    WorkerState,
+)
+from headrace_server.workers.gathering import gather
+from headrace_server.workers.placement import Placement
+from headrace_server.workers.slab import ReadableSlab, WritableSlab
+
+T = TypeVar("T")
+
+SLABS = 2
+"""One for the batch that runs, one for the batch that is staged."""
+
+STOP_TIMEOUT_S = 5.0
+"""How long a worker may take to end after `Stop` before it is killed."""
+
+CLOSED_GRACE_S = 1.0
+"""How long a worker that closed its socket may take to end by itself before it is killed."""
+
+
+class WorkerDiedError(Exception):
+    """The process ended, or closed its socket, before it was ready."""
+
+
+class WorkerProcess:
+    """One worker process from spawn to end.
+
+    Life: `spawn`, `load`, then `run` any number of times, and `stop`; `died` resolves when the
+    process is gone, with a text that says how. Callbacks come on the event loop: `on_state` for
+    progress, `on_done` and `on_error` for batches; none comes after `died` has resolved.
+    """
+
+    def __init__(
+        self,
+        on_state: Callable[[WorkerState], None],
+        on_done: Callable[[int, Sequence[BatchOutput], BatchTiming], None],
+        on_error: Callable[[int, str], None],
+    ) -> None:
+        self._on_state = on_state
+        self._on_done = on_done
+        self._on_error = on_error
+        loop = asyncio.get_running_loop()
+        self._hello: asyncio.Future[frames.Hello] = loop.create_future()
+        self._loaded: asyncio.Future[ModelSpec] = loop.create_future()
+        self.died: asyncio.Future[str] = loop.create_future()
+        self._process: asyncio.subprocess.Process | None = None
+        self._connection: WorkerConnection | None = None
+        self._inputs = [WritableSlab() for _ in range(SLABS)]
+        self._free = deque(range(SLABS))
+        self._slab_of: dict[int, int] = {}
+        self._outputs: dict[int, ReadableSlab] = {}
+        self._reaper: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, once spawned."""
+        return None if self._process is None else self._process.pid
+
+    async def spawn(self) -> frames.Hello:
+        """Start the process and wait until torch is imported there. Raises `WorkerDiedError`."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "headrace_server.workers.worker_main",
+                    str(theirs.fileno()),
+                    pass_fds=[theirs.fileno()],
+                    stdin=asyncio.subprocess.DEVNULL,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        self._connection = WorkerConnection(ours, self._receive, self._closed)
+        self._reaper = asyncio.create_task(self._reap(self._process))
+        return await self._unless_dead(self._hello)
+
+    async def load(self, source: ModelSource, config: bytes, placement: Placement) -> ModelSpec:
+        """Load and warm up the model; returns its signature.
+
+        Raises:
+            ModelLoadError: the model cannot be served; the worker has ended itself.
+            WorkerDiedError: the process ended on the way.
+        """
+        assert self._connection is not None
+        self._connection.send(
+            frames.Load(
+                source.name,
+                source.version,
+                str(source.file),
+                source.kind.value,
+                config,
+                placement.device,
+                placement.threads,
+            )
+        )
+        return await self._unless_dead(self._loaded)
+
+    def run(self, batch_id: int, requests: Sequence[RequestTensors]) -> None:
+        """Copy the requests into a free slab and send the batch."""
+        assert self._connection is not None
+        connection = self._connection
+        index = self._free.popleft()
+        self._slab_of[batch_id] = index
+
+        def reserve(nbytes: int) -> memoryview:
+            slab = self._inputs[index]
+            descriptor = slab.reserve(nbytes)
+            if descriptor is not None:
+                connection.send(frames.Slab(index, slab.nbytes), descriptor)
+            return slab.view
+
+        places, parameters = gather(requests, reserve)
+        connection.send(frames.RunBatch(batch_id, index, places, parameters))
+
+    async def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Ask the process to end, kill it if it does not, and wait until it is gone."""
+        if self._connection is not None:
+            self._connection.send(frames.Stop())
+        if self._reaper is None:
+            return
+        try:
+            await asyncio.wait_for(asyncio.shield(self._reaper), timeout_s)
+        except TimeoutError:
+            self.kill()
+            await self._reaper
+
+    def kill(self) -> None:
+        """End the process at once; `died` follows."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def _unless_dead(self, future: asyncio.Future[T]) -> T:
+        await asyncio.wait((future, self.died), return_when=asyncio.FIRST_COMPLETED)
+        if future.done():
+            return future.result()
+        raise WorkerDiedError(self.died.result())
+
+    def _receive(self, message: frames.FromWorker, descriptor: int | None) -> None:
+        match message:
+            case frames.BatchDone():
+                self._batch_done(message)
+            case frames.Slab():
+                assert descriptor is not None
+                old = self._outputs.pop(message.index, None)
+                if old is not None:
+                    old.close()
+                self._outputs[message.index] = ReadableSlab(descriptor, message.nbytes)
+            case frames.BatchError():
+                self._release(message.batch_id)
+                self._on_error(message.batch_id, message.detail)
+            case frames.Progress():
+                self._on_state(WorkerState(message.state))
+            case frames.Hello():
+                self._hello.set_result(message)
+            case frames.Loaded():
+                self._loaded.set_result(message.spec)
+            case frames.LoadFailed():
+                self._loaded.set_exception(ModelLoadError(message.detail))
+
+    def _batch_done(self, message: frames.BatchDone) -> None:
+        slab = self._outputs.get(message.slab)
+        memory = memoryview(b"") if slab is None else slab.view
+        outputs = [
+            BatchOutput(
+                place.shape,
+                memory[place.offset : place.offset + place.nbytes],
+                place.row_offsets,
+            )
+            for place in message.tensors
+        ]
+        self._release(message.batch_id)
+        timing = BatchTiming(message.input_ns, message.infer_ns, message.output_ns)
+        self._on_done(message.batch_id, outputs, timing)
+
+    def _release(self, batch_id: int) -> None:
+        self._free.append(self._slab_of.pop(batch_id))
+
+    def _closed(self, detail: str) -> None:
+        # The socket is the first to tell; a moment later the process says itself how it ended.
+        # One that closed its socket and lives on is of no use.
+        asyncio.get_running_loop().call_later(CLOSED_GRACE_S, self.kill)
+
+    async def _reap(self, process: asyncio.subprocess.Process) -> None:
+        status = await process.wait()
+        if self._connection is not None:
+            self._connection.close()
+        for slab in (*self._inputs, *self._outputs.values()):
+            slab.close()
+        self.died.set_result(_how_it_ended(status))
+
+
+def _how_it_ended(status: int) -> str:
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"

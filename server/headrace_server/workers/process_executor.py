@@ -1,0 +1,187 @@
+"""Runs a model on worker processes and keeps them alive: the executor that serves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from headrace_server.models.repository import ModelSource
+from headrace_server.models.spec import ModelSpec
+from headrace_server.workers.backoff import Backoff
+from headrace_server.workers.executor import (
+    BatchOutput,
+    BatchTiming,
+    ExecutorListener,
+    ModelLoadError,
+    RequestTensors,
+    WorkerState,
+)
+from headrace_server.workers.placement import InstanceGroup, Placement, place
+from headrace_server.workers.process import WorkerDiedError, WorkerProcess
+
+MAX_FIRST_STARTS = 3
+"""Times that a worker may die on its first way to READY before the model counts as broken."""
+
+log = logging.getLogger("headrace.workers")
+
+
+class ProcessExecutor:
+    """One operating-system process per worker, restarted with back-off when it is lost.
+
+    Worker ids are seats: a restarted process takes the id of the lost one. The first worker tells
+    which GPUs torch sees, so that the front never has to import torch.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        config: bytes,
+        groups: Sequence[InstanceGroup],
+        *,
+        cores: int,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._source = source
+        self._config = config
+        self._groups = groups
+        self._cores = cores
+        self._backoff = backoff or Backoff()
+        self._listener: ExecutorListener | None = None
+        self._spec: ModelSpec | None = None
+        self._placements: tuple[Placement, ...] = ()
+        self._serving: dict[int, WorkerProcess] = {}
+        self._processes: set[WorkerProcess] = set()
+        self._seats: list[asyncio.Task[None]] = []
+
+    async def start(self, listener: ExecutorListener) -> None:
+        """See `Executor.start`."""
+        self._listener = listener
+        try:
+            first, self._spec = await self._start_first()
+            listener.model_loaded(self._spec)
+            loop = asyncio.get_running_loop()
+            ready: list[asyncio.Future[None]] = [loop.create_future() for _ in self._placements]
+            self._seats = [
+                asyncio.create_task(self._keep(seat, ready[seat], first if seat == 0 else None))
+                for seat in range(len(self._placements))
+            ]
+            await asyncio.gather(*ready)
+        except BaseException:
+            await self.stop()
+            raise
+
+    def run(self, worker_id: int, batch_id: int, requests: Sequence[RequestTensors]) -> None:
+        """See `Executor.run`."""
+        self._serving[worker_id].run(batch_id, requests)
+
+    async def stop(self) -> None:
+        """See `Executor.stop`."""
+        for seat in self._seats:
+            seat.cancel()
+        await asyncio.gather(*self._seats, return_exceptions=True)
+        await asyncio.gather(*(process.stop() for process in tuple(self._processes)))
+        self._processes.clear()
+        self._seats.clear()
+
+    def kill(self) -> None:
+        """See `Executor.kill`."""
+        for seat in self._seats:
+            seat.cancel()
+        for process in self._processes:
+            process.kill()
+
+    def devices(self) -> Sequence[str]:
+        """See `Executor.devices`."""
+        return [placement.device for placement in self._placements]
+
+    def pids(self) -> Sequence[int]:
+        """Process ids of the workers that serve now."""
+        return [process.pid for process in self._serving.values() if process.pid is not None]
+
+    async def _start_first(self) -> tuple[WorkerProcess, ModelSpec]:
+        for attempt in range(1, MAX_FIRST_STARTS + 1):
+            process = self._new_process(0)
+            try:
+                hello = await process.spawn()
+                self._placements = place(
+                    self._groups, cuda_devices=hello.cuda_devices, cores=self._cores
+                )
+                spec = await process.load(self._source, self._config, self._placements[0])
+                return process, spec
+            except WorkerDiedError as error:
+                self._processes.discard(process)
+                if attempt == MAX_FIRST_STARTS:
+                    raise _died_while_loading(str(error), attempt) from None
+                log.warning("worker 0 of model '%s' %s while loading", self._source.name, error)
+        raise AssertionError("unreachable")
+
+    async def _keep(
+        self, seat: int, ready: asyncio.Future[None], process: WorkerProcess | None
+    ) -> None:
+        """Keep one seat taken until cancelled: start, serve, and start again after a loss."""
+        assert self._listener is not None
+        loop = asyncio.get_running_loop()
+        losses = 0
+        while True:
+            ready_at_s = None
+            try:
+                if process is None:
+                    process = self._new_process(seat)
+                    await process.spawn()
+                    spec = await process.load(self._source, self._config, self._placements[seat])
+                    if spec != self._spec:
+                        raise ModelLoadError("the files of the model changed while it was served")
+                self._serving[seat] = process
+                ready_at_s = loop.time()
+                self._listener.worker_ready(seat)
+                if not ready.done():
+                    ready.set_result(None)
+                detail = await asyncio.shield(process.died)
+            except WorkerDiedError as error:
+                detail = str(error)
+            except ModelLoadError as error:
+                if not ready.done():
+                    ready.set_exception(error)
+                    return
+                assert process is not None
+                await process.stop()
+                detail = f"could not load the model again: {error}"
+            finally:
+                self._serving.pop(seat, None)
+            self._processes.discard(process)
+            process = None
+            served_s = 0.0 if ready_at_s is None else loop.time() - ready_at_s
+            losses = self._backoff.losses_after(losses, served_s)
+            delay_s = self._backoff.delay_s(losses)
+            if not ready.done() and losses >= MAX_FIRST_STARTS:
+                ready.set_exception(_died_while_loading(detail, losses))
+                return
+            self._listener.worker_lost(seat, detail)
+            log.warning(
+                "worker %d of model '%s' %s; starting it again %s",
+                seat,
+                self._source.name,
+                detail,
+                f"in {delay_s:.1f} s" if delay_s else "now",
+            )
+            await asyncio.sleep(delay_s)
+
+    def _new_process(self, seat: int) -> WorkerProcess:
+        listener = self._listener
+        assert listener is not None
+
+        def on_state(state: WorkerState) -> None:
+            listener.worker_state_changed(seat, state, "")
+
+        def on_done(batch_id: int, outputs: Sequence[BatchOutput], timing: BatchTiming) -> None:
+            listener.batch_completed(batch_id, outputs, timing)
+
+        process = WorkerProcess(on_state, on_done, listener.batch_failed)
+        self._processes.add(process)
+        on_state(WorkerState.STARTING)
+        return process
+
+
+def _died_while_loading(detail: str, times: int) -> ModelLoadError:
+    return ModelLoadError(f"the worker {detail} while it loaded the model, {times} times in a row")

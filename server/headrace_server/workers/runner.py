@@ -1,0 +1,155 @@
+"""Runs one batch on a loaded model: raw memory in, raw memory out. Where torch meets the bytes.
+
+Imported by workers (and by `InlineExecutor`) only: it needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from time import perf_counter_ns
+
+import numpy as np
+import torch
+
+from headrace.tensors import encode_tensor, split_byte_elements
+from headrace_server.models.loading import LoadedModel
+from headrace_server.models.torch_types import TORCH_DTYPES
+from headrace_server.workers.executor import Parameter
+from headrace_server.workers.frames import TensorPlace
+from headrace_server.workers.slab import aligned
+
+Tensor = torch.Tensor | np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class RunTimes:
+    """Nanoseconds spent reading inputs (copy to the device included), inferring, writing."""
+
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+
+class BatchRunner:
+    """One loaded model on one device.
+
+    `run` reads inputs from the memory it is given without copying them (on CPU), runs the model
+    and writes each output once, into memory that the caller provides when its size is known.
+    """
+
+    def __init__(self, model: LoadedModel, device: str) -> None:
+        self._model = model
+        self._device = torch.device(device)
+        self._on_cpu = self._device.type == "cpu"
+        self._inputs = model.spec.inputs
+        self._outputs = model.spec.outputs
+
+    def run(
+        self,
+        memory: memoryview,
+        places: Sequence[TensorPlace],
+        parameters: Sequence[Mapping[str, Parameter]] | None,
+        reserve: Callable[[int], memoryview],
+    ) -> tuple[tuple[TensorPlace, ...], RunTimes]:
+        """Run one batch.
+
+        Args:
+            memory: where the inputs lie.
+            places: position in the spec, offset, length and batched shape of each input.
+            parameters: custom parameters per row, or None.
+            reserve: called once with the bytes that all outputs need; returns where they go.
+
+        Returns:
+            Where each output lies in the reserved memory, and the times.
+
+        Raises:
+            ModelError: the model's answer does not fit its signature.
+            Exception: whatever the model raises.
+        """
+        started = perf_counter_ns()
+        inputs = {self._inputs[place.position].name: self._read(memory, place) for place in places}
+        read = perf_counter_ns()
+        outputs = self._model.run(inputs, parameters)
+        if not self._on_cpu:
+            torch.cuda.synchronize(self._device)
+        inferred = perf_counter_ns()
+        written = self._write(outputs, reserve)
+        return written, RunTimes(read - started, inferred - read, perf_counter_ns() - inferred)
+
+    def _read(self, memory: memoryview, place: TensorPlace) -> Tensor:
+        spec = self._inputs[place.position]
+        if spec.datatype == "BYTES":
+            count = int(np.prod(place.shape))
+            elements = np.empty(count, dtype=object)
+            data = memory[place.offset : place.offset + place.nbytes]
+            elements[:] = split_byte_elements(data, count)
+            return elements.reshape(place.shape)
+        dtype = TORCH_DTYPES[spec.datatype]
+        if place.nbytes == 0:
+            return torch.empty(place.shape, dtype=dtype, device=self._device)
+        tensor = torch.frombuffer(
+            memory, dtype=dtype, count=place.nbytes // dtype.itemsize, offset=place.offset
+        ).view(place.shape)
+        return tensor if self._on_cpu else tensor.to(self._device, non_blocking=True)
+
+    def _write(
+        self, outputs: Mapping[str, Tensor], reserve: Callable[[int], memoryview]
+    ) -> tuple[TensorPlace, ...]:
+        prepared = [_prepare(outputs[spec.name]) for spec in self._outputs]
+        places = []
+        offset = 0
+        for position, output in enumerate(prepared):
+            places.append(
+                TensorPlace(position, offset, output.nbytes, output.shape, output.row_offsets)
+            )
+            offset = aligned(offset + output.nbytes)
+        memory = reserve(offset)
+        for place, output in zip(places, prepared, strict=True):
+            if place.nbytes:
+                output.copy_to(memory, place.offset)
+        return tuple(places)
+
+
+@dataclass(frozen=True, slots=True)
+class _TensorOutput:
+    tensor: torch.Tensor
+    row_offsets: None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.numel() * self.tensor.element_size()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    def copy_to(self, memory: memoryview, offset: int) -> None:
+        target = torch.frombuffer(
+            memory, dtype=self.tensor.dtype, count=self.tensor.numel(), offset=offset
+        )
+        target.view(self.tensor.shape).copy_(self.tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class _BytesOutput:
+    data: bytes
+    shape: tuple[int, ...]
+    row_offsets: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data)
+
+    def copy_to(self, memory: memoryview, offset: int) -> None:
+        memory[offset : offset + len(self.data)] = self.data
+
+
+def _prepare(value: Tensor) -> _TensorOutput | _BytesOutput:
+    """Make an output ready to be copied: the tensor itself, or encoded BYTES."""
+    if isinstance(value, torch.Tensor):
+        return _TensorOutput(value)
+    rows = [encode_tensor(row, "BYTES") for row in value.reshape(len(value), -1)]
+    offsets = (0, *accumulate(len(row) for row in rows))
+    return _BytesOutput(b"".join(rows), value.shape, offsets)

@@ -1,0 +1,161 @@
+"""The worker process: one instance of one model on one device, answering frames on a socket.
+
+Started as `python -m headrace_server.workers.worker_main DESCRIPTOR`. Single-threaded: it reads a
+frame, does what it says and answers. It ends on `Stop`, when the front's end of the socket closes
+(so it never outlives the server), or when the model cannot be loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from headrace.protocol.model_config_pb2 import ModelConfig
+from headrace_server.models.errors import ConfigError, ModelError
+from headrace_server.models.repository import ModelKind, ModelSource
+from headrace_server.workers import frames
+from headrace_server.workers.executor import WorkerState
+from headrace_server.workers.slab import ReadableSlab, WritableSlab
+
+RECEIVE_BYTES = 1 << 16
+MAX_DESCRIPTORS = 8
+MAX_DETAIL_CHARACTERS = 4_000
+
+log = logging.getLogger("headrace.worker")
+
+
+def main() -> int:
+    """Serve the socket whose descriptor is the first argument; returns the exit status."""
+    # Ctrl-C reaches the whole process group; only the front decides when workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Models may print; standard output belongs to the server.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        connection.setblocking(True)
+        try:
+            return _Session(connection).serve()
+        except (BrokenPipeError, ConnectionResetError):
+            return 0  # the server is gone
+
+
+class _Session:
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._inputs: dict[int, ReadableSlab] = {}
+        self._outputs: dict[int, WritableSlab] = {}
+
+    def serve(self) -> int:
+        import torch  # the slow part of starting; the front sees this worker as STARTING meanwhile
+
+        self._send(frames.Hello(os.getpid(), str(torch.__version__), torch.cuda.device_count()))
+        messages = self._messages()
+        load = next(messages, None)
+        if not isinstance(load, frames.Load):
+            return 0
+        torch.set_num_threads(load.threads)
+        try:
+            # Stays inside `inference_mode` for good: workers never train.
+            with torch.inference_mode():
+                return self._serve_model(load, messages)
+        except (ModelError, ConfigError) as error:
+            self._send(frames.LoadFailed(str(error)[:MAX_DETAIL_CHARACTERS]))
+            return 1
+
+    def _serve_model(self, load: frames.Load, messages: Iterator[frames.ToWorker]) -> int:
+        from headrace_server.models.loading import load_model
+        from headrace_server.models.warmup import warm_up
+        from headrace_server.workers.runner import BatchRunner
+
+        config = ModelConfig.FromString(load.config) if load.config else None
+        source = ModelSource(load.model, load.version, Path(load.file), ModelKind(load.kind))
+        self._send(frames.Progress(WorkerState.LOADING.value))
+        model = load_model(source, config, load.device)
+        self._send(frames.Progress(WorkerState.WARMING_UP.value))
+        warm_up(model, config, source)
+        runner = BatchRunner(model, load.device)
+        self._send(frames.Loaded(model.spec))
+        for message in messages:
+            match message:
+                case frames.RunBatch():
+                    self._run(runner, message)
+                case frames.Stop():
+                    break
+                case frames.Load():
+                    raise frames.FrameError("Load came twice")
+        model.close()
+        return 0
+
+    def _run(self, runner: object, message: frames.RunBatch) -> None:
+        from headrace_server.workers.runner import BatchRunner
+
+        assert isinstance(runner, BatchRunner)
+
+        def reserve(nbytes: int) -> memoryview:
+            slab = self._outputs.setdefault(message.slab, WritableSlab())
+            descriptor = slab.reserve(nbytes)
+            if descriptor is not None:
+                self._send(frames.Slab(message.slab, slab.nbytes), descriptor)
+            return slab.view
+
+        try:
+            memory = self._inputs[message.slab].view if message.slab in self._inputs else _NOTHING
+            places, times = runner.run(memory, message.tensors, message.parameters, reserve)
+        except Exception as error:
+            # A model's failure is its batch's failure, never the worker's end.
+            log.warning("the model failed on a batch:\n%s", traceback.format_exc())
+            detail = f"{type(error).__name__}: {error}"[:MAX_DETAIL_CHARACTERS]
+            self._send(frames.BatchError(message.batch_id, detail))
+            return
+        self._send(
+            frames.BatchDone(
+                message.batch_id,
+                message.slab,
+                places,
+                times.input_ns,
+                times.infer_ns,
+                times.output_ns,
+            )
+        )
+
+    def _send(self, message: frames.FromWorker, descriptor: int | None = None) -> None:
+        data = frames.encode(message)
+        if descriptor is None:
+            self._connection.sendall(data)
+            return
+        try:
+            sent = socket.send_fds(self._connection, [data], [descriptor])
+            self._connection.sendall(data[sent:])
+        finally:
+            os.close(descriptor)
+
+    def _messages(self) -> Iterator[frames.ToWorker]:
+        """Messages until the front closes; slabs are mapped on the way."""
+        splitter = frames.FrameSplitter()
+        descriptors: list[int] = []
+        while True:
+            data, received, _, _ = socket.recv_fds(self._connection, RECEIVE_BYTES, MAX_DESCRIPTORS)
+            if not data:
+                return
+            descriptors += received
+            for body in splitter.feed(data):
+                message = frames.decode_to_worker(body)
+                if isinstance(message, frames.Slab):
+                    old = self._inputs.pop(message.index, None)
+                    if old is not None:
+                        old.close()
+                    self._inputs[message.index] = ReadableSlab(descriptors.pop(0), message.nbytes)
+                else:
+                    yield message
+
+
+_NOTHING = memoryview(b"")
+
+if __name__ == "__main__":
+    sys.exit(main())
