@@ -1,0 +1,1 @@
+"""What clients talk to: gRPC services, conversion between messages and calls, public errors."""

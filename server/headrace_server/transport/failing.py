@@ -1,0 +1,58 @@
+"""How a gRPC call ends when it gets no answer: status, text, ErrorInfo, RetryInfo."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+
+from headrace.errors import STATUS_TRAILER, pack_status
+from headrace_server.core.errors import Reason, ServingError
+from headrace_server.transport.status import STATUS, public_text
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Service = TypeVar("Service")
+Message = TypeVar("Message")
+Answer = TypeVar("Answer")
+
+log = logging.getLogger("headrace.transport")
+
+
+async def refuse(context: Context, error: ServingError) -> NoReturn:
+    """End the call with what the table says about the error's reason."""
+    status = STATUS[error.reason]
+    text = public_text(error)
+    code: int = status.code.value[0]
+    details = pack_status(code, text, error.reason.value, retry_after_s=status.retry_after_s)
+    await context.abort(status.code, text, ((STATUS_TRAILER, details),))
+    raise AssertionError("abort raises")
+
+
+async def fail(context: Context, error: Exception) -> NoReturn:
+    """End the call as INTERNAL; what happened goes to the log, only its id to the caller."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    incident = secrets.token_hex(4)
+    log.error("incident %s: a call failed unexpectedly", incident, exc_info=error)
+    await refuse(context, ServingError(Reason.INTERNAL, incident=incident))
+
+
+def answering(
+    method: Callable[[Service, Message], Awaitable[Answer]],
+) -> Callable[[Service, Message, Context], Awaitable[Answer]]:
+    """Make a method that may raise into one that ends the call as it should."""
+
+    @wraps(method)
+    async def answer(service: Service, message: Message, context: Context) -> Answer:
+        try:
+            return await method(service, message)
+        except ServingError as error:
+            await refuse(context, error)
+        except Exception as error:
+            await fail(context, error)
+
+    return answer

@@ -1,0 +1,76 @@
+"""The gRPC server: options, services, reflection, and the port."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from headrace.protocol import grpc_service_pb2, grpc_service_pb2_grpc, model_config_pb2
+from headrace_server.transport.grpc_service import InferenceService
+from headrace_server.transport.health import HealthReporter
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    # Stock clients send messages of any size; what a model takes is checked against its spec.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # Otherwise a second server on the same port shares it silently instead of failing.
+    ("grpc.so_reuseport", 0),
+    # Clients that ping to keep idle connections open are welcome.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class PortUnavailableError(Exception):
+    """The address cannot be listened on; the text is one line for the operator."""
+
+
+class GrpcServer:
+    """Serves the inference, health and reflection services on one port."""
+
+    def __init__(self, inference: InferenceService, health: HealthReporter) -> None:
+        self._server = grpc.aio.server(options=OPTIONS)
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, self._server)
+        reflection.enable_server_reflection(
+            (
+                grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+                health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+                reflection.SERVICE_NAME,
+            ),
+            self._server,
+            pool=_described(),
+        )
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; port 0 takes a free one. Returns the port.
+
+        Raises:
+            PortUnavailableError: the address is taken or is none of this machine's.
+        """
+        try:
+            bound = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise PortUnavailableError(
+                f"cannot listen for gRPC on {host}:{port}: the port is in use or the address is "
+                "not this machine's; choose another with --grpc-port or --host"
+            )
+        await self._server.start()
+        return bound
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls, give the running ones `grace_s` seconds, and close."""
+        await self._server.stop(grace_s)
+
+
+def _described() -> DescriptorPool:
+    """A pool with everything that reflection may be asked about: our stubs live in a pool of
+    their own, the services of grpc in the default one."""
+    pool = DescriptorPool()
+    for module in (model_config_pb2, grpc_service_pb2, health_pb2, reflection_pb2):
+        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    return pool

@@ -1,0 +1,196 @@
+"""The gRPC services: each method reads a message, asks the engine and writes a message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from headrace.protocol import grpc_service_pb2 as pb
+from headrace.protocol import grpc_service_pb2_grpc as rpc
+from headrace.protocol.model_config_pb2 import ModelConfig
+from headrace_server.core.errors import Reason, ServingError
+from headrace_server.engine.deployment import Deployment, DeploymentState
+from headrace_server.engine.engine import Engine
+from headrace_server.engine.statistics import Statistics
+from headrace_server.transport.failing import Context, answering, fail, refuse
+from headrace_server.transport.reading import RequestReader
+from headrace_server.transport.writing import ResponseWriter, statistics_message
+
+EXTENSIONS = ("schedule_policy", "model_configuration", "parameters", "statistics")
+"""Of the protocol's extensions those that work, in the protocol's order."""
+
+BEFORE_THE_QUEUE = frozenset(Reason) - {
+    Reason.QUEUE_FULL,
+    Reason.QUEUE_TIMEOUT,
+    Reason.DEADLINE_EXCEEDED,
+    Reason.WORKER_LOST,
+    Reason.MODEL_FAILED,
+}
+"""Reasons that the engine does not count, because there is no request yet when they arise."""
+
+
+class InferenceService(rpc.GRPCInferenceServiceServicer):
+    """`inference.GRPCInferenceService`: the Open Inference Protocol and Triton's extensions."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        statistics: Statistics,
+        config_of: Callable[[Deployment], ModelConfig],
+        version: str,
+    ) -> None:
+        self._engine = engine
+        self._statistics = statistics
+        self._config_of = config_of
+        self._version = version
+        self._codecs: WeakKeyDictionary[Deployment, tuple[RequestReader, ResponseWriter]] = (
+            WeakKeyDictionary()
+        )
+
+    # -- inference --------------------------------------------------------------------------
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> Any:
+        """Run one request, in a batch with others."""
+        # Written out rather than wrapped: one coroutine less on the path of every request.
+        try:
+            deployment = self._engine.find(request.model_name, request.model_version)
+            codec = self._codecs.get(deployment)
+            if codec is None:
+                codec = self._codec(deployment)
+            reader, writer = codec
+            positions = reader.outputs(request)
+            call = reader.read(request, context.time_remaining())
+            answer = await deployment.infer(call)
+            return writer.write(answer, request.id, positions)
+        except ServingError as error:
+            self._count_invalid(request.model_name, request.model_version, error)
+            await refuse(context, error)
+        except Exception as error:
+            await fail(context, error)
+        raise AssertionError("unreachable")
+
+    # -- what there is ----------------------------------------------------------------------
+
+    async def ServerLive(
+        self, request: pb.ServerLiveRequest, context: Context
+    ) -> pb.ServerLiveResponse:
+        """Whether the process answers."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(
+        self, request: pb.ServerReadyRequest, context: Context
+    ) -> pb.ServerReadyResponse:
+        """Whether everything that should serve can."""
+        return pb.ServerReadyResponse(ready=self._engine.ready())
+
+    async def ModelReady(
+        self, request: pb.ModelReadyRequest, context: Context
+    ) -> pb.ModelReadyResponse:
+        """Whether a request to this model would find a live worker; false for unknown models."""
+        try:
+            ready = self._engine.find(request.name, request.version).ready
+        except ServingError:
+            ready = False
+        return pb.ModelReadyResponse(ready=ready)
+
+    async def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, context: Context
+    ) -> pb.ServerMetadataResponse:
+        """Name, version and the extensions that work."""
+        return pb.ServerMetadataResponse(
+            name="headrace", version=self._version, extensions=EXTENSIONS
+        )
+
+    @answering
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+        """The signature of a model."""
+        deployment = self._engine.find(request.name, request.version)
+        spec = deployment.spec
+        batch = [-1] if spec.max_batch_size else []
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+        return pb.ModelMetadataResponse(
+            name=spec.name,
+            versions=[
+                str(d.version)
+                for d in self._engine.deployments()
+                if d.name == spec.name and d.state is DeploymentState.READY
+            ],
+            platform=spec.platform,
+            inputs=[
+                tensor(name=t.name, datatype=t.datatype, shape=[*batch, *t.shape])
+                for t in spec.inputs
+            ],
+            outputs=[
+                tensor(name=t.name, datatype=t.datatype, shape=[*batch, *t.shape])
+                for t in spec.outputs
+            ],
+        )
+
+    @answering
+    async def ModelConfig(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+        """The model's configuration, complete, whether or not there was a file."""
+        deployment = self._engine.find(request.name, request.version)
+        return pb.ModelConfigResponse(config=self._config_of(deployment))
+
+    @answering
+    async def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest
+    ) -> pb.ModelStatisticsResponse:
+        """Counts and durations of one model, one version, or all."""
+        if request.name:
+            self._engine.look_up(request.name, request.version)
+        chosen = [
+            deployment
+            for deployment in self._engine.deployments()
+            if deployment.loaded
+            and request.name in ("", deployment.name)
+            and request.version in ("", str(deployment.version))
+        ]
+        return pb.ModelStatisticsResponse(
+            model_stats=[statistics_message(d, self._statistics.of(d)) for d in chosen]
+        )
+
+    # -- repository -------------------------------------------------------------------------
+
+    @answering
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest
+    ) -> pb.RepositoryIndexResponse:
+        """Every model of the repository with its state, and the reason where it is not ready."""
+        index = pb.RepositoryIndexResponse.ModelIndex
+        return pb.RepositoryIndexResponse(
+            models=[
+                index(name=row.model, version=row.version, state=row.state, reason=row.reason)
+                for row in self._engine.index()
+                if not request.ready or row.state == DeploymentState.READY.value
+            ]
+        )
+
+    @answering
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest
+    ) -> pb.RepositoryModelLoadResponse:
+        """Refused: what the repository held at the start is served."""
+        raise ServingError(Reason.MODEL_CONTROL_REFUSED)
+
+    @answering
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Refused: what the repository held at the start is served."""
+        raise ServingError(Reason.MODEL_CONTROL_REFUSED)
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _codec(self, deployment: Deployment) -> tuple[RequestReader, ResponseWriter]:
+        spec = deployment.spec
+        codec = self._codecs[deployment] = (RequestReader(spec), ResponseWriter(spec))
+        return codec
+
+    def _count_invalid(self, model: str, version: str, error: ServingError) -> None:
+        """Count what was refused before it became a request, without letting callers make up
+        label values. What the scheduler refused was counted when it did."""
+        if error.reason in BEFORE_THE_QUEUE:
+            known = self._engine.knows(model)
+            self._engine.observer.call_invalid(model if known else "", "", error.reason)

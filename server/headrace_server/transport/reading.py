@@ -1,0 +1,256 @@
+"""From a ModelInferRequest to a call: whatever can be wrong with it is found here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from headrace.protocol import grpc_service_pb2 as pb
+from headrace.tensors import DATATYPES, TensorError, check_byte_elements, contents_to_raw
+from headrace_server.core.errors import Reason, ServingError
+from headrace_server.engine.calls import Call
+from headrace_server.models.spec import DYNAMIC, ModelSpec, TensorSpec
+from headrace_server.workers.executor import Parameter, RequestTensors
+
+SEQUENCE_PARAMETERS = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+STREAM_PARAMETERS = frozenset({"triton_enable_empty_final_response"})
+SHARED_MEMORY_PARAMETER = "shared_memory_region"
+CLASSIFICATION_PARAMETER = "classification"
+
+_NO_PARAMETERS: dict[str, Parameter] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """One input of a model, with what can be worked out before any request comes."""
+
+    position: int
+    spec: TensorSpec
+    itemsize: int
+    full_shape: tuple[int, ...]
+    fixed_shape: tuple[int, ...] | None
+    row_nbytes: int
+
+
+class RequestReader:
+    """Reads and validates the requests of one model, compiled once from its spec."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._batched = spec.max_batch_size > 0
+        self._inputs = {
+            tensor.name: _compile(position, tensor, batched=self._batched)
+            for position, tensor in enumerate(spec.inputs)
+        }
+        self._required = [i for i, tensor in enumerate(spec.inputs) if not tensor.optional]
+        self._outputs = {tensor.name: i for i, tensor in enumerate(spec.outputs)}
+        self._all_outputs = tuple(range(len(spec.outputs)))
+
+    def read(self, message: pb.ModelInferRequest, remaining_s: float | None) -> Call:
+        """The call that the message asks for.
+
+        Raises:
+            ServingError: with what was expected and what came.
+        """
+        spec = self._spec
+        count = len(spec.inputs)
+        data: list[bytes | None] = [None] * count
+        shapes: list[tuple[int, ...] | None] = [None] * count
+        raw = message.raw_input_contents
+        if raw and len(raw) != len(message.inputs):
+            raise self._error(Reason.WRONG_RAW_COUNT, expected=len(message.inputs), got=len(raw))
+        rows = nbytes = 0
+        for index, tensor in enumerate(message.inputs):
+            known = self._inputs.get(tensor.name)
+            if known is None:
+                raise self._error(
+                    Reason.UNKNOWN_INPUT, input=tensor.name, names=_listed(self._inputs)
+                )
+            if shapes[known.position] is not None:
+                raise self._error(Reason.DUPLICATE_INPUT, input=tensor.name)
+            if tensor.datatype != known.spec.datatype:
+                raise self._error(
+                    Reason.WRONG_DATATYPE,
+                    input=tensor.name,
+                    got=tensor.datatype,
+                    expected=known.spec.datatype,
+                )
+            shape = tuple(tensor.shape)
+            rows = self._check_shape(known, shape, rows)
+            if tensor.parameters and SHARED_MEMORY_PARAMETER in tensor.parameters:
+                raise ServingError(Reason.UNSUPPORTED, feature="shared memory")
+            if raw:
+                if tensor.HasField("contents"):
+                    raise self._error(Reason.MIXED_CONTENTS, input=tensor.name)
+                contents = raw[index]
+                self._check_raw(known, shape, contents)
+            else:
+                contents = self._from_typed(known, shape, tensor.contents)
+            data[known.position] = contents
+            shapes[known.position] = shape
+            nbytes += len(contents)
+        if len(message.inputs) != count and any(shapes[i] is None for i in self._required):
+            raise self._error(
+                Reason.WRONG_INPUT_COUNT,
+                expected=count,
+                got=len(message.inputs),
+                names=_listed(self._inputs),
+            )
+        priority, timeout_s, parameters = 0, None, _NO_PARAMETERS
+        if message.parameters:
+            priority, timeout_s, parameters = self._read_parameters(message)
+        tensors = RequestTensors(max(1, rows), data, shapes, parameters)
+        return Call(tensors, nbytes, priority, timeout_s, remaining_s)
+
+    def outputs(self, message: pb.ModelInferRequest) -> tuple[int, ...]:
+        """Positions in the spec of the outputs asked for, in that order; all when none is named.
+
+        Raises:
+            ServingError: an output that the model does not have, or a parameter not supported.
+        """
+        if not message.outputs:
+            return self._all_outputs
+        positions = []
+        for output in message.outputs:
+            position = self._outputs.get(output.name)
+            if position is None:
+                raise self._error(
+                    Reason.UNKNOWN_OUTPUT, output=output.name, names=_listed(self._outputs)
+                )
+            if output.parameters:
+                if SHARED_MEMORY_PARAMETER in output.parameters:
+                    raise ServingError(Reason.UNSUPPORTED, feature="shared memory")
+                if CLASSIFICATION_PARAMETER in output.parameters:
+                    raise ServingError(Reason.UNSUPPORTED, feature="the classification extension")
+            positions.append(position)
+        return tuple(positions)
+
+    def _check_shape(self, known: _Input, shape: tuple[int, ...], rows: int) -> int:
+        """Returns the rows of the request; 0 for a model without a batch dimension."""
+        trailing = shape[1:] if self._batched else shape
+        if trailing != known.fixed_shape:
+            expected = known.spec.shape
+            if (
+                len(shape) != len(known.full_shape)
+                or known.fixed_shape is not None
+                or any(
+                    got < 0 or want not in (DYNAMIC, got)
+                    for want, got in zip(expected, trailing, strict=True)
+                )
+            ):
+                raise self._wrong_shape(known, shape)
+        if not self._batched:
+            return 0
+        if not shape:
+            raise self._wrong_shape(known, shape)
+        if shape[0] < 1:
+            raise self._wrong_shape(known, shape)
+        if rows and shape[0] != rows:
+            raise self._error(
+                Reason.UNEQUAL_ROWS, input=known.spec.name, expected=rows, got=shape[0]
+            )
+        if shape[0] > self._spec.max_batch_size:
+            raise self._error(Reason.BATCH_TOO_LARGE, limit=self._spec.max_batch_size, got=shape[0])
+        return shape[0]
+
+    def _check_raw(self, known: _Input, shape: tuple[int, ...], contents: bytes) -> None:
+        if known.itemsize == 0:
+            try:
+                check_byte_elements(contents, math.prod(shape))
+            except TensorError as error:
+                raise self._error(
+                    Reason.MALFORMED_BYTES, input=known.spec.name, problem=error
+                ) from None
+            return
+        if known.fixed_shape is not None:
+            expected = known.row_nbytes * (shape[0] if self._batched else 1)
+        else:
+            expected = math.prod(shape) * known.itemsize
+        if len(contents) != expected:
+            raise self._error(
+                Reason.WRONG_BYTE_COUNT,
+                input=known.spec.name,
+                expected=expected,
+                got=len(contents),
+            )
+
+    def _from_typed(
+        self, known: _Input, shape: tuple[int, ...], contents: pb.InferTensorContents
+    ) -> bytes:
+        try:
+            raw, count = contents_to_raw(known.spec.datatype, contents)
+        except TensorError as error:
+            raise self._error(
+                Reason.MALFORMED_BYTES, input=known.spec.name, problem=error
+            ) from None
+        if count != math.prod(shape):
+            raise self._error(
+                Reason.WRONG_ELEMENT_COUNT,
+                input=known.spec.name,
+                expected=math.prod(shape),
+                got=count,
+            )
+        return raw
+
+    def _read_parameters(
+        self, message: pb.ModelInferRequest
+    ) -> tuple[int, float | None, dict[str, Parameter]]:
+        priority, timeout_s = 0, None
+        custom: dict[str, Parameter] = {}
+        for name, parameter in message.parameters.items():
+            kind = parameter.WhichOneof("parameter_choice")
+            if kind is None:
+                raise self._bad_parameter(name, "has no value")
+            value: Parameter = getattr(parameter, kind)
+            if name == "priority":
+                priority = self._unsigned(name, value)
+            elif name == "timeout":
+                microseconds = self._unsigned(name, value)
+                timeout_s = microseconds / 1e6 if microseconds else None
+            elif name in SEQUENCE_PARAMETERS or name in STREAM_PARAMETERS:
+                continue  # of meaning to sequence models and streams only
+            elif name.startswith("triton_"):
+                raise self._bad_parameter(name, "names with the prefix 'triton_' are reserved")
+            else:
+                custom[name] = value
+        return priority, timeout_s, custom
+
+    def _unsigned(self, name: str, value: Parameter) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._bad_parameter(name, f"expected an integer, got {value!r}")
+        if value < 0:
+            raise self._bad_parameter(name, f"expected a value >= 0, got {value}")
+        return value
+
+    def _bad_parameter(self, name: str, problem: str) -> ServingError:
+        return self._error(Reason.INVALID_PARAMETER, parameter=name, problem=problem)
+
+    def _wrong_shape(self, known: _Input, shape: tuple[int, ...]) -> ServingError:
+        return self._error(
+            Reason.WRONG_SHAPE,
+            input=known.spec.name,
+            expected=list(known.full_shape),
+            got=list(shape),
+        )
+
+    def _error(self, reason: Reason, **details: object) -> ServingError:
+        return ServingError(reason, model=self._spec.name, **details)
+
+
+def _compile(position: int, spec: TensorSpec, *, batched: bool) -> _Input:
+    shape = tuple(spec.shape)
+    itemsize = DATATYPES[spec.datatype].itemsize
+    fixed = None if DYNAMIC in shape else shape
+    return _Input(
+        position,
+        spec,
+        itemsize,
+        full_shape=(DYNAMIC, *shape) if batched else shape,
+        fixed_shape=fixed,
+        row_nbytes=0 if fixed is None else math.prod(shape) * itemsize,
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"

@@ -1,0 +1,136 @@
+"""The one table from a reason to what the caller is told: codes, text, retry hint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import grpc
+
+from headrace_server.core.errors import Reason, ServingError
+
+
+@dataclass(frozen=True, slots=True)
+class PublicStatus:
+    """What a caller is told. `text` is a format string over the error's details.
+
+    `retry_after_s`: when a retry makes sense, after how long; None when it makes none.
+    """
+
+    code: grpc.StatusCode
+    http: int
+    text: str
+    retry_after_s: float | None = None
+
+
+def _invalid(text: str) -> PublicStatus:
+    return PublicStatus(grpc.StatusCode.INVALID_ARGUMENT, 400, text)
+
+
+def _unavailable(text: str, retry_after_s: float | None) -> PublicStatus:
+    return PublicStatus(grpc.StatusCode.UNAVAILABLE, 503, text, retry_after_s)
+
+
+# Stock clients match on parts of these texts; see the tests that hold them.
+STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
+    {
+        Reason.UNKNOWN_MODEL: PublicStatus(
+            grpc.StatusCode.NOT_FOUND, 404, "Request for unknown model: '{model}' is not found"
+        ),
+        Reason.UNKNOWN_VERSION: PublicStatus(
+            grpc.StatusCode.NOT_FOUND,
+            404,
+            "Request for unknown model: '{model}' version {version} is not found",
+        ),
+        Reason.MODEL_UNAVAILABLE: _unavailable(
+            "Request for unknown model: '{model}' has no available versions", 1.0
+        ),
+        Reason.WRONG_INPUT_COUNT: _invalid(
+            "expected {expected} inputs but got {got} inputs for model '{model}'; it takes {names}"
+        ),
+        Reason.UNKNOWN_INPUT: _invalid(
+            "unexpected inference input '{input}' for model '{model}'; it takes {names}"
+        ),
+        Reason.DUPLICATE_INPUT: _invalid(
+            "input '{input}' for model '{model}' is given more than once"
+        ),
+        Reason.UNKNOWN_OUTPUT: _invalid(
+            "unexpected inference output '{output}' for model '{model}'; it gives {names}"
+        ),
+        Reason.WRONG_DATATYPE: _invalid(
+            "inference input '{input}' data-type is '{got}', but model '{model}' expects "
+            "'{expected}'"
+        ),
+        Reason.WRONG_SHAPE: _invalid(
+            "unexpected shape for input '{input}' for model '{model}'. "
+            "Expected {expected}, got {got}"
+        ),
+        Reason.WRONG_BYTE_COUNT: _invalid(
+            "input byte size mismatch for input '{input}' for model '{model}'. "
+            "Expected {expected}, got {got}"
+        ),
+        Reason.WRONG_ELEMENT_COUNT: _invalid(
+            "unexpected number of elements for input '{input}' for model '{model}'. "
+            "Expected {expected}, got {got}"
+        ),
+        Reason.MALFORMED_BYTES: _invalid(
+            "the BYTES contents of input '{input}' for model '{model}' are malformed: {problem}"
+        ),
+        Reason.MIXED_CONTENTS: _invalid(
+            "contents field must not be specified when using raw_input_contents for '{input}' "
+            "for model '{model}'"
+        ),
+        Reason.WRONG_RAW_COUNT: _invalid(
+            "expected {expected} raw input contents, one for each input, but got {got} "
+            "for model '{model}'"
+        ),
+        Reason.UNEQUAL_ROWS: _invalid(
+            "input '{input}' batch size does not match other inputs for '{model}'. "
+            "Expected {expected}, got {got}"
+        ),
+        Reason.BATCH_TOO_LARGE: _invalid(
+            "inference request batch-size must be <= {limit} for '{model}'; got {got}"
+        ),
+        Reason.INVALID_PARAMETER: _invalid(
+            "parameter '{parameter}' for model '{model}': {problem}"
+        ),
+        Reason.INVALID_MESSAGE: _invalid("the request cannot be read: {problem}"),
+        Reason.QUEUE_FULL: _unavailable("Exceeds maximum queue size for model '{model}'", 0.1),
+        Reason.QUEUE_TIMEOUT: _unavailable("Request timeout expired in the queue", None),
+        Reason.DEADLINE_EXCEEDED: PublicStatus(
+            grpc.StatusCode.DEADLINE_EXCEEDED, 504, "the deadline passed before the request ran"
+        ),
+        Reason.STOPPING: _unavailable("Server is stopping, scheduler for model is stopping", 1.0),
+        Reason.CANCELLED: PublicStatus(grpc.StatusCode.CANCELLED, 499, "the call was cancelled"),
+        Reason.WORKER_LOST: _unavailable(
+            "the worker of model '{model}' was lost while it ran this request, repeatedly", None
+        ),
+        Reason.MODEL_FAILED: PublicStatus(
+            grpc.StatusCode.INTERNAL, 500, "model '{model}' failed to run this request"
+        ),
+        Reason.MODEL_CONTROL_REFUSED: _unavailable(
+            "explicit model load / unload is not allowed when the server does not run with "
+            "model control mode EXPLICIT",
+            None,
+        ),
+        Reason.UNSUPPORTED: PublicStatus(
+            grpc.StatusCode.UNIMPLEMENTED, 501, "{feature} is not supported by this server"
+        ),
+        Reason.INTERNAL: PublicStatus(
+            grpc.StatusCode.INTERNAL,
+            500,
+            "internal error; the server's log has it under the id {incident}",
+        ),
+    }
+)
+
+
+def public_text(error: ServingError) -> str:
+    """The text that a caller sees. A detail that the text names and the error lacks reads '?'."""
+    return STATUS[error.reason].text.format_map(_Details(error.details))
+
+
+class _Details(dict[str, object]):
+    def __missing__(self, key: str) -> str:
+        return "?"

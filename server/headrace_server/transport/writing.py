@@ -1,0 +1,63 @@
+"""From the engine's answers to protocol messages."""
+
+from __future__ import annotations
+
+from headrace.protocol import grpc_service_pb2 as pb
+from headrace_server.engine.calls import Answer
+from headrace_server.engine.deployment import Deployment
+from headrace_server.engine.statistics import DeploymentStatistics, DurationSum
+from headrace_server.models.spec import ModelSpec
+
+
+class ResponseWriter:
+    """Writes the responses of one model."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._name = spec.name
+        self._version = str(spec.version)
+        self._outputs = spec.outputs
+
+    def write(
+        self, answer: Answer, request_id: str, positions: tuple[int, ...]
+    ) -> pb.ModelInferResponse:
+        """The response with the outputs at these positions of the spec, in this order."""
+        response = pb.ModelInferResponse(
+            model_name=self._name, model_version=self._version, id=request_id
+        )
+        for position in positions:
+            spec, tensor = self._outputs[position], answer.outputs[position]
+            response.outputs.add(name=spec.name, datatype=spec.datatype, shape=tensor.shape)
+            response.raw_output_contents.append(tensor.data)
+        return response
+
+
+def statistics_message(deployment: Deployment, counts: DeploymentStatistics) -> pb.ModelStatistics:
+    """The statistics of one version of a model."""
+    return pb.ModelStatistics(
+        name=deployment.name,
+        version=str(deployment.version),
+        last_inference=counts.last_inference_ms,
+        inference_count=counts.inference_count,
+        execution_count=counts.execution_count,
+        inference_stats=pb.InferStatistics(
+            success=_duration(counts.success),
+            fail=_duration(counts.fail),
+            queue=_duration(counts.queue),
+            compute_input=_duration(counts.compute_input),
+            compute_infer=_duration(counts.compute_infer),
+            compute_output=_duration(counts.compute_output),
+        ),
+        batch_stats=[
+            pb.InferBatchStatistics(
+                batch_size=rows,
+                compute_input=_duration(size.compute_input),
+                compute_infer=_duration(size.compute_infer),
+                compute_output=_duration(size.compute_output),
+            )
+            for rows, size in sorted(counts.batches.items())
+        ],
+    )
+
+
+def _duration(total: DurationSum) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=total.count, ns=total.ns)
