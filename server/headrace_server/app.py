@@ -1,0 +1,213 @@
+"""The composition root: puts repository, engine, transport and telemetry together and runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from headrace.protocol.model_config_pb2 import ModelConfig
+from headrace_server.config import ServerConfig
+from headrace_server.engine.clock import Clock, LoopClock
+from headrace_server.engine.deployment import Deployment, DeploymentState
+from headrace_server.engine.engine import Engine
+from headrace_server.engine.observer import Observer, ObserverGroup
+from headrace_server.engine.scheduling import SchedulingRules
+from headrace_server.engine.statistics import Statistics
+from headrace_server.models.batching import batching_settings
+from headrace_server.models.completion import complete_config
+from headrace_server.models.config_text import CONFIG_FILE, locate_in
+from headrace_server.models.errors import ConfigError
+from headrace_server.models.repository import ModelEntry, ModelSource, scan
+from headrace_server.models.spec import ModelSpec
+from headrace_server.telemetry.exposition import MetricsEndpoint
+from headrace_server.telemetry.metrics import PrometheusMetrics
+from headrace_server.transport.grpc_server import GrpcServer
+from headrace_server.transport.grpc_service import InferenceService
+from headrace_server.transport.health import HealthReporter
+from headrace_server.workers.executor import ModelLoadError
+from headrace_server.workers.placement import available_cores, instance_groups
+from headrace_server.workers.process_executor import ProcessExecutor
+
+GRACE_S = 1.0
+"""What answers may take on their way out, once nothing runs any more."""
+
+log = logging.getLogger("headrace.app")
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a running server listens, as host:port."""
+
+    grpc: str
+    metrics: str
+
+
+class Server:
+    """One server over one repository: `start`, then `run_until_stopped` or `stop`."""
+
+    def __init__(
+        self, repository: Path, config: ServerConfig, observers: Sequence[Observer] = ()
+    ) -> None:
+        release = version("headrace")
+        self._config = config
+        self._entries = scan(repository)
+        self._configs: dict[str, ModelConfig | None] = {e.name: e.config for e in self._entries}
+        self._statistics = Statistics(time.time)
+        self._metrics = PrometheusMetrics(release)
+        self._health = HealthReporter()
+        self.engine = Engine(
+            ObserverGroup(self._statistics, self._metrics, self._health, *observers)
+        )
+        self._endpoint = MetricsEndpoint(self._metrics)
+        self._release = release
+        self._grpc: GrpcServer | None = None
+
+    async def start(self) -> Addresses:
+        """Listen, load every model, and return when each is ready or known to be broken.
+
+        Raises:
+            PortUnavailableError, MetricsPortError: an address cannot be listened on.
+        """
+        self._grpc = GrpcServer(
+            InferenceService(self.engine, self._statistics, self._config_of, self._release),
+            self._health,
+        )
+        host = self._config.host
+        # An IPv6 address stands in brackets where a port follows.
+        shown = f"[{host}]" if ":" in host else host
+        grpc_port = await self._grpc.start(shown, self._config.grpc_port)
+        metrics_port = self._endpoint.start(host, self._config.metrics_port)
+        await self._load()
+        self._health.refresh()
+        # What lives now lives as long as the server: collecting it over and over is waste.
+        gc.collect()
+        gc.freeze()
+        return Addresses(f"{shown}:{grpc_port}", f"{shown}:{metrics_port}")
+
+    async def run_until_stopped(self) -> None:
+        """Serve until SIGTERM or SIGINT, then finish what was admitted; a second signal ends
+        everything at once."""
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+
+        def on_signal() -> None:
+            if stop.is_set():
+                log.warning("second signal: stopping at once")
+                self._end_workers_now()
+                raise SystemExit(1)
+            stop.set()
+
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, on_signal)
+        await stop.wait()
+        log.info("stopping: finishing what was admitted")
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Refuse new work, finish the admitted one within the drain timeout, end everything."""
+        self.engine.stopping = True
+        self._health.refresh()
+        if not await self.engine.drain(self._config.drain_timeout_s):
+            log.warning("requests were left after %s s", self._config.drain_timeout_s)
+        if self._grpc is not None:
+            await self._grpc.stop(GRACE_S)
+        await self.engine.stop()
+        self._endpoint.stop()
+
+    async def _load(self) -> None:
+        sources = [(entry, source) for entry in self._entries for source in entry.versions]
+        for entry in self._entries:
+            for number, problem in entry.broken_versions.items():
+                self.engine.add_broken(entry.name, str(number), problem)
+                log.error("model '%s' version %d cannot be served: %s", entry.name, number, problem)
+            if entry.error and not entry.broken_versions:
+                self.engine.add_broken(entry.name, "", entry.error)
+                log.error("model '%s' cannot be served: %s", entry.name, entry.error)
+            for note in entry.notes:
+                log.warning("model '%s': %s", entry.name, note)
+        budget = self._config.cores or max(1, available_cores() - 1)
+        cores = max(1, budget // max(1, len(sources)))
+        clock = LoopClock()
+        # Loading is CPU work in the workers: more at once than cores only delays the first.
+        turns = asyncio.Semaphore(available_cores())
+
+        async def load(deployment: Deployment) -> None:
+            async with turns:
+                await deployment.load()
+            _log_loaded(deployment)
+
+        deployments = [self._deployment(entry, source, cores, clock) for entry, source in sources]
+        for deployment in deployments:
+            self.engine.add(deployment)
+        self._health.watch(self.engine)
+        await asyncio.gather(*(load(deployment) for deployment in deployments))
+
+    def _deployment(
+        self, entry: ModelEntry, source: ModelSource, cores: int, clock: Clock
+    ) -> Deployment:
+        return deployment_of(
+            entry, source, self._config, cores=cores, clock=clock, observer=self.engine.observer
+        )
+
+    def _config_of(self, deployment: Deployment) -> ModelConfig:
+        return complete_config(deployment.spec, self._configs[deployment.name])
+
+    def _end_workers_now(self) -> None:
+        for deployment in self.engine.deployments():
+            deployment.kill()
+
+
+def deployment_of(
+    entry: ModelEntry,
+    source: ModelSource,
+    config: ServerConfig,
+    *,
+    cores: int,
+    clock: Clock,
+    observer: Observer,
+) -> Deployment:
+    """A deployment of one version on worker processes, not loaded yet."""
+    executor = ProcessExecutor(
+        source,
+        b"" if entry.config is None else entry.config.SerializeToString(),
+        instance_groups(entry.config),
+        cores=cores,
+    )
+    return Deployment(
+        source.name, source.version, executor, _rules_for(entry, config), clock, observer
+    )
+
+
+def _rules_for(entry: ModelEntry, config: ServerConfig) -> Callable[[ModelSpec], SchedulingRules]:
+    def rules(spec: ModelSpec) -> SchedulingRules:
+        locate = locate_in(entry.directory / CONFIG_FILE)
+        try:
+            settings = batching_settings(entry.config, spec.max_batch_size, locate)
+        except ConfigError as error:
+            raise ModelLoadError(str(error)) from None
+        return SchedulingRules(
+            settings,
+            max_requests=config.max_queue_requests,
+            max_bytes=config.max_queue_bytes,
+        )
+
+    return rules
+
+
+def _log_loaded(deployment: Deployment) -> None:
+    name, number = deployment.name, deployment.version
+    if deployment.state is DeploymentState.READY:
+        log.info("model '%s' version %d is ready on %s", name, number, _listed(deployment))
+    else:
+        log.error("model '%s' version %d cannot be served: %s", name, number, deployment.reason)
+
+
+def _listed(deployment: Deployment) -> str:
+    return ", ".join(deployment.devices)

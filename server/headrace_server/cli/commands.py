@@ -1,0 +1,218 @@
+"""What the command line looks like: commands, arguments, flags and their help.
+
+What a command does is in a module of its own that is imported when it runs, so that `--help`
+waits for nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version as release_of
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headrace_server.cli.errors import FAILED, require_server_extra
+from headrace_server.config import ENVIRONMENT_PREFIX, ServerConfig, flag_of, variable_of
+
+DEFAULT_ADDRESS = "127.0.0.1:8001"
+
+app = typer.Typer(
+    name="headrace",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Serve PyTorch models over gRPC with dynamic batching, and call them.",
+)
+
+_DEFAULTS = dict(zip(ServerConfig.__struct_fields__, ServerConfig.__struct_defaults__, strict=True))
+
+
+def _setting(name: str, text: str) -> Any:
+    """The flag of one field of `ServerConfig`. Its default is None, which means "not given":
+    what counts then is up to `load_config`."""
+    default = _DEFAULTS[name]
+    shown = "" if default is None else f"default {default}; "
+    return typer.Option(
+        flag_of(name),
+        help=f"{text} ({shown}{variable_of(name)})",
+        show_default=False,
+    )
+
+
+Repository = Annotated[
+    Path,
+    typer.Argument(
+        metavar="REPOSITORY", help="Directory of models: MODEL/VERSION/FILE.", show_default=False
+    ),
+]
+Address = Annotated[str, typer.Option(help="The server's gRPC address, host:port.")]
+Timeout = Annotated[float, typer.Option(help="Seconds that a call may take.", min=0.001)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"headrace {release_of('headrace')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Serve PyTorch models over gRPC with dynamic batching, and call them."""
+
+
+@app.command()
+def serve(
+    repository: Repository,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file with these settings, named as their environment variables "
+            f"without {ENVIRONMENT_PREFIX}, in lower case.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str | None,
+        _setting("host", "Address to listen on. There is no TLS: think before you widen it."),
+    ] = None,
+    grpc_port: Annotated[
+        int | None, _setting("grpc_port", "Port for gRPC; 0 takes a free one.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, _setting("metrics_port", "Port for Prometheus; 0 takes a free one.")
+    ] = None,
+    drain_timeout: Annotated[
+        float | None,
+        _setting("drain_timeout_s", "Seconds to finish admitted requests in when stopping."),
+    ] = None,
+    max_queue_requests: Annotated[
+        int | None, _setting("max_queue_requests", "Requests that may wait, for each model.")
+    ] = None,
+    max_queue_bytes: Annotated[
+        int | None,
+        _setting("max_queue_bytes", "Bytes of inputs that may wait, for each model."),
+    ] = None,
+    cores: Annotated[
+        int | None,
+        _setting("cores", "CPU cores that all workers share. By default all but one."),
+    ] = None,
+    log_format: Annotated[str | None, _setting("log_format", "text or json.")] = None,
+    log_level: Annotated[
+        str | None, _setting("log_level", "debug, info, warning or error.")
+    ] = None,
+) -> None:
+    """Serve the models of a repository until SIGTERM or Ctrl-C, then finish what was admitted.
+
+    The command line goes before the environment, which goes before the file.
+    """
+    require_server_extra("serve")
+    # gRPC's own lines about a port in use and the like; the error that follows says it better.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from headrace_server.cli.serve import serve
+
+    arguments = {
+        "host": host,
+        "grpc_port": grpc_port,
+        "metrics_port": metrics_port,
+        "drain_timeout_s": drain_timeout,
+        "max_queue_requests": max_queue_requests,
+        "max_queue_bytes": max_queue_bytes,
+        "cores": cores,
+        "log_format": log_format,
+        "log_level": log_level,
+    }
+    serve(repository, arguments, config)
+
+
+@app.command()
+def check(repository: Repository, as_json: Json = False) -> None:
+    """Load every model of a repository once, without serving it; exit with 1 if one is broken."""
+    require_server_extra("check")
+    from headrace_server.cli.check import check
+
+    if not check(repository, as_json=as_json):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def infer(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Name of the model.", show_default=False)
+    ],
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="VALUE",
+            help="Rows of the model's only input: text where it takes BYTES, else JSON; "
+            "or @FILE, which ends in .npy, .json or .txt (one text).",
+            show_default=False,
+        ),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="NAME=VALUE",
+            help="One input as a whole, VALUE as above; once for each input. "
+            "Leading dimensions of 1 may be left out.",
+            show_default=False,
+        ),
+    ] = None,
+    json_input: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON object from input names to nested lists; - is standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    zeros: Annotated[
+        bool,
+        typer.Option(
+            "--zeros",
+            help="Fill the inputs that are not given with zeros or empty text; "
+            "dynamic dimensions are 1.",
+        ),
+    ] = False,
+    version: Annotated[
+        str, typer.Option(help="Version of the model; by default the newest.", show_default=False)
+    ] = "",
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Send one request to a running server and print the answer."""
+    from headrace_server.cli.infer import infer
+
+    infer(
+        model,
+        values or [],
+        inputs or [],
+        json_input,
+        zeros=zeros,
+        version=version,
+        address=address,
+        timeout=timeout,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def models(
+    address: Address = DEFAULT_ADDRESS, timeout: Timeout = 10.0, as_json: Json = False
+) -> None:
+    """List the models of a running server, with their states and what they have done so far."""
+    from headrace_server.cli.models import models
+
+    models(address, timeout=timeout, as_json=as_json)

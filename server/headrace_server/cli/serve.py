@@ -1,0 +1,111 @@
+"""`headrace serve`: runs a server until it is told to stop, and says how it starts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import nullcontext
+from importlib.metadata import version as release_of
+from ipaddress import ip_address
+from pathlib import Path
+
+from rich.console import Console
+
+from headrace_server.app import Addresses, Server
+from headrace_server.cli.errors import USAGE, CommandError
+from headrace_server.cli.loading_view import LoadingView
+from headrace_server.cli.summary import print_summary
+from headrace_server.config import ConfigurationError, ServerConfig, load_config
+from headrace_server.models.errors import RepositoryError
+from headrace_server.telemetry import logs
+from headrace_server.telemetry.exposition import MetricsPortError
+from headrace_server.transport.grpc_server import PortUnavailableError
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+log = logging.getLogger("headrace.app")
+
+
+def serve(repository: Path, arguments: Mapping[str, object], file: Path | None) -> None:
+    """Serve until stopped.
+
+    Args:
+        repository: directory of models.
+        arguments: settings from the command line, by field of `ServerConfig`; None: not given.
+        file: TOML file with settings, if any.
+
+    Raises:
+        CommandError: the settings make no sense, or the server cannot start.
+    """
+    try:
+        config = load_config(arguments, os.environ, file)
+    except ConfigurationError as error:
+        raise CommandError(str(error), USAGE) from None
+    console = Console(stderr=True, highlight=False)
+    watched = config.log_format == "text" and console.is_terminal
+    try:
+        asyncio.run(_serve(repository, config, console if watched else None))
+    except (RepositoryError, PortUnavailableError, MetricsPortError) as error:
+        raise CommandError(str(error)) from None
+
+
+async def _serve(repository: Path, config: ServerConfig, terminal: Console | None) -> None:
+    logs.configure(config.log_format, config.log_level)
+    view = None if terminal is None else LoadingView(terminal)
+    server = Server(repository, config, [] if view is None else [view])
+    with view or nullcontext():
+        if view is not None:
+            # The view tells what the log would, except what went wrong; that appears above it.
+            logs.configure(config.log_format, "error" if config.log_level == "error" else "warning")
+        addresses = await _start(server)
+    logs.configure(config.log_format, config.log_level)
+    if addresses is None:
+        return
+    if terminal is not None:
+        print_summary(terminal, addresses, server.engine, release_of("headrace"))
+    else:
+        log.info("server ready", extra={"grpc": addresses.grpc, "metrics": addresses.metrics})
+    _warn(server, config.host)
+    await server.run_until_stopped()
+
+
+async def _start(server: Server) -> Addresses | None:
+    """Start; None when a signal came before it was done. Whatever happens, nothing is left
+    running unless it started."""
+    starting = asyncio.ensure_future(server.start())
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        log.warning("stopping before everything was loaded")
+        starting.cancel()
+        for name in STOP_SIGNALS:  # the next one ends the process
+            loop.remove_signal_handler(name)
+
+    for name in STOP_SIGNALS:
+        loop.add_signal_handler(name, on_signal)
+    try:
+        return await starting
+    except asyncio.CancelledError:
+        await server.stop()
+        return None
+    except Exception:
+        await server.stop()
+        raise
+
+
+def _warn(server: Server, host: str) -> None:
+    if not is_loopback(host):
+        log.warning("%s is reachable from other machines, without TLS or authentication", host)
+    if not any(deployment.ready for deployment in server.engine.deployments()):
+        log.error("no model is ready: every inference will be refused")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to `host`; False for names other than localhost."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,119 @@
+"""The server's settings: the only reader of environment, TOML file and command-line values.
+
+Command line over environment over file over default. An unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+
+ENVIRONMENT_PREFIX = "HEADRACE_"
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_CHOICES = {"log_format": get_args(LogFormat), "log_level": get_args(LogLevel)}
+
+
+class ConfigurationError(Exception):
+    """A setting cannot be used; the text is one line and says where it came from."""
+
+
+class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that can be set about a server. Port 0 takes a free port.
+
+    `max_queue_requests` and `max_queue_bytes` bound the queue of each model. `cores`: CPU cores
+    that the workers of all models share; by default all but one, which the front takes.
+    """
+
+    host: str = "127.0.0.1"
+    grpc_port: Port = 8001
+    metrics_port: Port = 8002
+    drain_timeout_s: Seconds = 30.0
+    max_queue_requests: Positive = 16_384
+    max_queue_bytes: Positive = 1 << 30
+    cores: Positive | None = None
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
+
+
+def load_config(
+    arguments: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None
+) -> ServerConfig:
+    """Settings from all sources.
+
+    Args:
+        arguments: values given on the command line, by field name; None means not given.
+        environment: the process environment; `HEADRACE_GRPC_PORT` sets `grpc_port`.
+        file: a TOML file with the field names as keys, if any.
+
+    Raises:
+        ConfigurationError: an unknown key, a value of the wrong type or range, or a file that
+            cannot be read.
+    """
+    layers: list[tuple[str, Callable[[str], str], Mapping[str, Any]]] = []
+    if file is not None:
+        layers.append((f"file {file}", str, _read(file)))
+    variables = {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(ENVIRONMENT_PREFIX)
+    }
+    layers.append(("environment", variable_of, variables))
+    given = {name: value for name, value in arguments.items() if value is not None}
+    layers.append(("command line", flag_of, given))
+    merged: dict[str, Any] = {}
+    for source, spelled, values in layers:
+        for key, value in values.items():
+            _check(source, spelled, key, value)
+            merged[key] = value
+    return msgspec.convert(merged, ServerConfig, strict=False)
+
+
+def variable_of(field: str) -> str:
+    """The environment variable that sets a field."""
+    return ENVIRONMENT_PREFIX + field.upper()
+
+
+def flag_of(field: str) -> str:
+    """The command-line flag that sets a field."""
+    return "--" + field.removesuffix("_s").replace("_", "-")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} is not valid TOML: {error}") from None
+
+
+def _check(source: str, spelled: Callable[[str], str], key: str, value: object) -> None:
+    """Each value alone, so that the error can name where it came from."""
+    fields = ServerConfig.__struct_fields__
+    if key not in fields:
+        close = difflib.get_close_matches(key, fields, n=1)
+        hint = (
+            f"did you mean '{spelled(close[0])}'?"
+            if close
+            else f"known are {', '.join(map(spelled, fields))}"
+        )
+        raise ConfigurationError(f"{source}: unknown setting '{spelled(key)}'; {hint}")
+    try:
+        msgspec.convert({key: value}, ServerConfig, strict=False)
+    except msgspec.ValidationError as error:
+        problem = str(error).split(" - at ")[0]
+        choices = _CHOICES.get(key)
+        if choices is not None:
+            problem = f"Expected one of {', '.join(choices)}"
+        raise ConfigurationError(f"{source}: '{spelled(key)}' = {value!r}: {problem}") from None
