@@ -1,0 +1,25 @@
+"""Options and settings of the whole suite."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The suite is the same on every run; `HYPOTHESIS_PROFILE=explore` goes looking for trouble.
+settings.register_profile("suite", derandomize=True, database=None, deadline=None, max_examples=40)
+settings.register_profile(
+    "explore",
+    deadline=None,
+    max_examples=2_000,
+    stateful_step_count=80,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite", action="store_true", help="write what scenarios do now into their files"
+    )

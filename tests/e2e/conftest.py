@@ -1,0 +1,81 @@
+"""Real servers for end-to-end tests, each started once for all the tests that use it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from examples.build import build
+
+from headrace_server.testing import ServerProcess
+from rich.console import Console
+
+MODELS = {
+    # Answers every row with a function of that row alone, so that a mix-up shows.
+    "affine": """
+        import torch
+        from headrace_server import Model, TensorSpec
+
+        class Affine(Model):
+            inputs = [TensorSpec("x", "INT64", [3])]
+            outputs = [TensorSpec("y", "INT64", [3])]
+            max_batch_size = 64
+
+            def forward(self, x):
+                return 2 * x + 1
+    """,
+    "slow": """
+        import time
+        from headrace_server import Model, TensorSpec
+
+        class Slow(Model):
+            inputs = [TensorSpec("x", "FP32", [1])]
+            outputs = [TensorSpec("y", "FP32", [1])]
+
+            def forward(self, x):
+                time.sleep(0.05)
+                return x
+    """,
+}
+
+
+def write_model(repository: Path, name: str, source: str, config: str = "") -> None:
+    """Write `repository/name/1/model.py`, and a config.pbtxt if one is given."""
+    directory = repository / name / "1"
+    directory.mkdir(parents=True)
+    (directory / "model.py").write_text(textwrap.dedent(source))
+    if config:
+        (repository / name / "config.pbtxt").write_text(config)
+
+
+@pytest.fixture(scope="session")
+def example_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example models, trained and exported."""
+    repository = tmp_path_factory.mktemp("examples")
+    build(repository, Console(stderr=True))
+    return repository
+
+
+@pytest.fixture(scope="session")
+def example_server(example_repository: Path) -> Iterator[ServerProcess]:
+    """The examples, served. One core, hence one torch thread, as in the tests that compare."""
+    with ServerProcess(example_repository, "--cores", "1") as server:
+        yield server
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """Start a server of one's own over some of `MODELS`: `serve(name=config_text, ...)`."""
+    started: list[ServerProcess] = []
+
+    def start(*flags: str, **configs: str) -> ServerProcess:
+        for name, config in configs.items():
+            write_model(tmp_path, name, MODELS[name], config)
+        started.append(ServerProcess(tmp_path, *flags).start())
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()

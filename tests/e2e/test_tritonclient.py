@@ -1,0 +1,50 @@
+"""An unmodified Triton client gets exactly what the model gives in-process."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from examples.digits.train import test_set as held_out_digits
+
+from headrace_server.testing import ServerProcess
+
+pytestmark = pytest.mark.e2e
+
+HERE = Path(__file__).parent
+TRITON_PYTHON = HERE.parents[1] / ".venv-triton" / "bin" / "python"
+SIZES = (1, 2, 3, 8, 17, 64)
+
+
+@pytest.mark.skipif(not TRITON_PYTHON.exists(), reason="make .venv-triton/installed first")
+def test_stock_triton_client_gets_the_models_own_answers_bit_for_bit(
+    example_server: ServerProcess, example_repository: Path, tmp_path: Path
+) -> None:
+    images, _ = held_out_digits()
+    model = torch.export.load(example_repository / "digits" / "1" / "model.pt2").module()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            expected = [
+                model(torch.from_numpy(images[:size]))["probabilities"].numpy() for size in SIZES
+            ]
+    finally:
+        torch.set_num_threads(threads)
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "expected.npy", np.concatenate(expected))
+    done = subprocess.run(
+        [
+            *(TRITON_PYTHON, HERE / "tritonclient_digits.py", example_server.grpc_address),
+            *(tmp_path / "images.npy", tmp_path / "expected.npy"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("largest absolute difference 0.0") == 2

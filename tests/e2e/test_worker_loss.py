@@ -1,0 +1,114 @@
+"""A worker that is killed under load: the server lives, the worker comes back, nobody hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headrace.aio import AsyncClient
+from headrace_server.testing import ServerProcess
+
+pytestmark = pytest.mark.e2e
+
+CALLERS = 16
+SECONDS = 60.0
+
+
+async def test_killed_worker_comes_back_and_no_request_hangs(
+    serve: Callable[..., ServerProcess],
+) -> None:
+    server = serve(slow="instance_group { kind: KIND_CPU count: 2 }")
+    answered = 0
+    enough = asyncio.Event()
+
+    async def call(client: AsyncClient, value: float) -> None:
+        nonlocal answered
+        while not enough.is_set():
+            x = np.array([[value]], dtype=np.float32)
+            result = await client.infer("slow", {"x": x}, timeout=30.0)
+            assert result["y"] == value
+            answered += 1
+
+    async with AsyncClient(server.grpc_address) as client:
+        callers = [asyncio.create_task(call(client, float(i))) for i in range(CALLERS)]
+        async with asyncio.timeout(SECONDS):
+            while answered < 2 * CALLERS:
+                await asyncio.sleep(0.01)
+            for pid in workers_of(server.pid):
+                os.kill(pid, signal.SIGKILL)
+            while metric(server, 'headrace_worker_restarts_total{model="slow",version="1"}') < 2:
+                await asyncio.sleep(0.05)
+            while metric(server, READY) < 2:
+                await asyncio.sleep(0.05)
+            after = answered
+            while answered < after + 2 * CALLERS:
+                await asyncio.sleep(0.01)
+            enough.set()
+            await asyncio.gather(*callers)
+    assert server.stop() == 0
+
+
+async def test_readiness_is_withdrawn_while_no_worker_lives(
+    serve: Callable[..., ServerProcess],
+) -> None:
+    server = serve(affine="")
+    async with AsyncClient(server.grpc_address) as client:
+        assert await client.model_ready("affine")
+        (pid,) = workers_of(server.pid)
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(SECONDS):
+            while await client.model_ready("affine"):
+                await asyncio.sleep(0.005)
+            assert not await client.server_ready()
+            while not await client.model_ready("affine"):
+                await asyncio.sleep(0.05)
+        assert await client.server_ready()
+
+
+async def test_workers_end_with_a_server_that_is_killed(
+    serve: Callable[..., ServerProcess],
+) -> None:
+    server = serve(affine="instance_group { kind: KIND_CPU count: 2 }")
+    pids = workers_of(server.pid)
+    assert len(pids) == 2
+    server.kill()
+    async with asyncio.timeout(SECONDS):
+        while any(alive(pid) for pid in pids):
+            await asyncio.sleep(0.02)
+
+
+READY = 'headrace_workers{model="slow",state="ready",version="1"}'
+
+
+def workers_of(pid: int) -> list[int]:
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        children += [int(child) for child in (task / "children").read_text().split()]
+    return children
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def metric(server: ServerProcess, sample: str) -> float:
+    """The value of a sample, whatever the order of its labels in the exposition."""
+    name, labels = re.fullmatch(r"(\w+)\{(.*)\}", sample).groups()  # type: ignore[union-attr]
+    wanted = set(labels.split(","))
+    with urllib.request.urlopen(server.metrics_url) as page:
+        for line in page.read().decode().splitlines():
+            match = re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line)
+            if match and match[1] == name and set(match[2].split(",")) == wanted:
+                return float(match[3])
+    return 0.0

@@ -1,0 +1,197 @@
+"""Whatever happens in whatever order, every request leaves once and no rule of batching breaks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from headrace_server.core.errors import Reason
+from headrace_server.core.events import Action, Dispatch
+from headrace_server.core.queue import QueueLimits
+from headrace_server.core.request import Batch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from scheduler_driver import SchedulerDriver
+
+MAX_BATCH_SIZE = 8
+MAX_BATCH_BYTES = 300
+WORKERS = range(3)
+
+Place = tuple[int, object]
+"""A priority level and a batch key: within one, first come is first served."""
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Random events on one scheduler; the driver checks the books after each of them."""
+
+    driver: SchedulerDriver
+    fresh: set[int]
+    last_in: dict[Place, int]
+    judged: int
+
+    @initialize(
+        preferred=st.lists(st.integers(1, MAX_BATCH_SIZE), max_size=3),
+        max_delay_s=st.sampled_from([0.0, 0.01, 1.0]),
+        preserve_ordering=st.booleans(),
+        max_requests=st.sampled_from([5, 1_000]),
+        workers=st.integers(0, len(WORKERS)),
+    )
+    def begin(
+        self,
+        preferred: Sequence[int],
+        max_delay_s: float,
+        preserve_ordering: bool,
+        max_requests: int,
+        workers: int,
+    ) -> None:
+        self.fresh, self.last_in, self.judged = set(), {}, 0
+        self.driver = SchedulerDriver(
+            workers=workers,
+            max_batch_size=MAX_BATCH_SIZE,
+            preferred_sizes=preferred,
+            max_delay_s=max_delay_s,
+            max_batch_bytes=MAX_BATCH_BYTES,
+            limits=QueueLimits(max_requests, max_requests_by_level={2: 4}),
+            preserve_ordering=preserve_ordering,
+        )
+        self.alive = set(range(workers))
+
+    @rule(
+        rows=st.integers(1, MAX_BATCH_SIZE),
+        key=st.sampled_from("aab"),
+        nbytes=st.sampled_from([1, 40, 150, 400]),
+        patience_s=st.sampled_from([math.inf, math.inf, 0.0, 0.005, 0.5]),
+        delay=st.booleans(),
+        priority=st.integers(1, 2),
+        settled=st.booleans(),
+    )
+    def submit(
+        self,
+        rows: int,
+        key: str,
+        nbytes: int,
+        patience_s: float,
+        delay: bool,
+        priority: int,
+        settled: bool,
+    ) -> None:
+        request_id = len(self.driver.requests) + 1
+        self.fresh.add(request_id)
+        actions = self.driver.submit(
+            request_id,
+            rows=rows,
+            key=key,
+            nbytes=nbytes,
+            deadline_s=self.driver.now + patience_s,
+            delay=delay,
+            priority=priority,
+        )
+        assert not any(isinstance(action, Dispatch) for action in actions)
+        if settled:
+            self.driver.settle()
+        self.judge()
+
+    @rule(seconds=st.sampled_from([0.0, 0.001, 0.01, 0.1, 2.0]))
+    def advance(self, seconds: float) -> None:
+        self.driver.advance_to(self.driver.now + seconds)
+        self.judge()
+
+    @precondition(lambda self: self.driver.in_flight)
+    @rule(choice=st.randoms(use_true_random=False), failed=st.sampled_from([False, False, True]))
+    def finish_a_batch(self, choice: object, failed: bool) -> None:
+        running = sorted({b.worker_id: b.id for b in reversed(self.in_flight())}.values())
+        batch_id = choice.choice(running)  # type: ignore[attr-defined]
+        self.driver.fail(batch_id) if failed else self.driver.complete(batch_id)
+        self.judge()
+
+    @rule(request_id=st.integers(1, 60))
+    def cancel(self, request_id: int) -> None:
+        self.driver.cancel(request_id)
+        self.judge()
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def lose_or_restore(self, worker: int) -> None:
+        if worker in self.alive:
+            for batch in self.in_flight():
+                if batch.worker_id == worker:
+                    self.fresh -= {request.id for request in batch.requests}
+            self.alive.remove(worker)
+            self.driver.lose_worker(worker)
+        else:
+            self.alive.add(worker)
+            self.driver.add_worker(worker)
+        self.judge()
+
+    @rule(batch_id=st.integers(-1, 60))
+    def hear_of_a_batch_that_is_not_in_flight(self, batch_id: int) -> None:
+        if batch_id not in self.driver.in_flight:
+            assert self.driver.complete(batch_id) == []
+            assert self.driver.fail(batch_id) == []
+
+    @precondition(lambda self: len(self.driver.requests) > 20)
+    @rule()
+    def drain(self) -> None:
+        self.driver.drain()
+        assert self.driver.submit(rows=1)[-1].reason is Reason.STOPPING  # type: ignore[union-attr]
+        self.judge()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "driver"):
+            return
+        driver = self.driver
+        for worker in set(WORKERS) - self.alive:
+            driver.add_worker(worker)
+        driver.drain()
+        # Every turn runs everything that was in flight and lets a whole queue delay pass.
+        for _ in range(2 * len(driver.requests) + 2):
+            for batch in self.in_flight():
+                driver.complete(batch.id)
+            driver.advance_to(driver.now + 1.0)
+            self.judge()
+        assert set(driver.outcomes) == set(driver.requests), "somebody starved"
+        assert driver.drained == 1
+        assert driver.scheduler.next_wakeup() is None
+        assert driver.scheduler.queue.nbytes == 0
+
+    # -- judgement --------------------------------------------------------------------------
+
+    def in_flight(self) -> list[Batch]:
+        return list(self.driver.in_flight.values())
+
+    def judge(self) -> None:
+        """Look at every batch that was dispatched since the last time."""
+        batches = self.driver.dispatched[self.judged :]
+        self.judged += len(batches)
+        for batch in batches:
+            self.judge_batch(batch)
+
+    def judge_batch(self, batch: Batch) -> None:
+        requests = batch.requests
+        assert requests, "an empty batch"
+        assert len({request.key for request in requests}) == 1, "keys are mixed"
+        assert batch.rows == sum(request.rows for request in requests)
+        assert batch.rows <= MAX_BATCH_SIZE
+        assert len(requests) == 1 or sum(r.nbytes for r in requests) <= MAX_BATCH_BYTES
+        for request in requests:
+            moment_s = batch.dispatched_s
+            assert request.deadline_s > moment_s or request.delay_when_late, "late, yet dispatched"
+            assert request.attempts < 2, "blamed twice, yet dispatched"
+            place = (request.priority, request.key)
+            if request.id in self.fresh and request.deadline_s > moment_s:
+                assert request.id > self.last_in.get(place, 0), "overtaken within its level and key"
+                self.last_in[place] = request.id
+            self.fresh.discard(request.id)
+
+
+SchedulerMachine.TestCase.settings = settings(stateful_step_count=50)
+TestScheduler = SchedulerMachine.TestCase
+
+
+def test_actions_of_an_event_name_each_request_once() -> None:
+    driver = SchedulerDriver(workers=3, max_batch_size=3)
+    for request_id in range(1, 20):
+        driver.submit(request_id, rows=1 + request_id % 3, key=request_id % 2)
+    actions: list[Action] = driver.settle()
+    named = [r.id for action in actions if isinstance(action, Dispatch) for r in action.batch.requests]
+    assert len(named) == len(set(named))

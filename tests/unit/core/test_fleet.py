@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import pytest
+
+from headrace_server.core.fleet import Fleet
+from headrace_server.core.request import Batch, DispatchReason
+
+
+def batch(batch_id: int, worker_id: int) -> Batch:
+    return Batch(batch_id, worker_id, [], 1, DispatchReason.IMMEDIATE, dispatched_s=0.0)
+
+
+def fleet_of(*worker_ids: int, in_order: bool = False) -> Fleet:
+    fleet = Fleet(in_order=in_order)
+    for worker_id in worker_ids:
+        fleet.add(worker_id)
+    return fleet
+
+
+def candidate_id(fleet: Fleet) -> int | None:
+    fleet.check_invariants()
+    worker = fleet.candidate()
+    return None if worker is None else worker.id
+
+
+def test_without_workers_nobody_takes_a_batch() -> None:
+    assert candidate_id(fleet_of()) is None
+
+
+def test_an_idle_worker_comes_before_a_busy_one() -> None:
+    fleet = fleet_of(0, 1)
+    fleet.assign(batch(0, 0), 0.1, 0.0)
+    assert candidate_id(fleet) == 1
+
+
+def test_the_worker_that_has_been_idle_longest_comes_first() -> None:
+    fleet = fleet_of(0, 1)
+    first = batch(0, 0)
+    fleet.assign(first, None, 0.0)
+    fleet.finish(first, 1.0)
+    assert candidate_id(fleet) == 1
+
+
+def test_among_busy_workers_the_one_that_is_free_first_stages() -> None:
+    fleet = fleet_of(0, 1, 2)
+    fleet.assign(batch(0, 0), 0.3, 0.0)
+    fleet.assign(batch(1, 1), 0.1, 0.0)
+    fleet.assign(batch(2, 2), None, 0.0)
+    assert candidate_id(fleet) == 1
+    fleet.assign(batch(3, 1), 0.1, 0.0)
+    assert candidate_id(fleet) == 0, "worker 1 holds a staged batch already"
+    fleet.assign(batch(4, 0), 0.1, 0.0)
+    assert candidate_id(fleet) == 2, "unknown comes last"
+    fleet.assign(batch(5, 2), 0.1, 0.0)
+    assert candidate_id(fleet) is None
+
+
+def test_ordered_batches_stay_on_one_worker() -> None:
+    fleet = fleet_of(0, 1, in_order=True)
+    first, second = batch(0, 0), batch(1, 0)
+    fleet.assign(first, 0.1, 0.0)
+    assert candidate_id(fleet) == 0
+    fleet.assign(second, 0.1, 0.0)
+    assert candidate_id(fleet) is None, "the idle worker would answer out of order"
+    fleet.finish(first, 0.1)
+    fleet.finish(second, 0.2)
+    assert candidate_id(fleet) == 1
+
+
+def test_a_batch_starts_when_the_one_before_it_ends() -> None:
+    fleet = fleet_of(0)
+    first, staged = batch(0, 0), batch(1, 0)
+    fleet.assign(first, 0.5, 1.0)
+    fleet.assign(staged, 0.5, 1.2)
+    assert (first.started_s, first.expected_s) == (1.0, 0.5)
+    assert fleet.running(0) is first
+    assert fleet.finish(first, 1.4) == pytest.approx(0.4)
+    assert fleet.running(0) is staged
+    fleet.begin_next(0, 0.2, 1.4)
+    assert (staged.started_s, staged.expected_s) == (1.4, 0.2)
+    assert fleet.finish(staged, 1.7) == pytest.approx(0.3)
+    assert fleet.running(0) is None
+    assert fleet.in_flight == 0
+
+
+def test_a_lost_worker_gives_back_what_it_held() -> None:
+    fleet = fleet_of(0, 1)
+    running, staged, other = batch(0, 0), batch(1, 0), batch(2, 1)
+    fleet.assign(running, None, 0.0)
+    fleet.assign(staged, None, 0.0)
+    fleet.assign(other, None, 0.0)
+    assert fleet.remove(0) == [running, staged]
+    assert 0 not in fleet
+    assert 1 in fleet
+    assert fleet.batches() == [other]
+    assert fleet.in_flight == 1
+    fleet.check_invariants()
+
+
+def test_a_lost_idle_worker_gives_back_nothing() -> None:
+    fleet = fleet_of(0)
+    assert fleet.remove(0) == []
+    assert candidate_id(fleet) is None
+
+
+def test_a_worker_holds_no_third_batch() -> None:
+    fleet = fleet_of(0)
+    fleet.assign(batch(0, 0), None, 0.0)
+    fleet.assign(batch(1, 0), None, 0.0)
+    with pytest.raises(ValueError, match="worker 0 already holds 2 batches"):
+        fleet.assign(batch(2, 0), None, 0.0)
+
+
+def test_a_worker_is_added_once() -> None:
+    with pytest.raises(ValueError, match="worker 3 is already in the fleet"):
+        fleet_of(3, 3)
+
+
+def test_only_the_running_batch_can_be_answered() -> None:
+    fleet = fleet_of(0)
+    staged = batch(1, 0)
+    with pytest.raises(ValueError, match="batch 1, which is not running"):
+        fleet.finish(staged, 0.0)
+    fleet.assign(batch(0, 0), None, 0.0)
+    fleet.assign(staged, None, 0.0)
+    with pytest.raises(ValueError, match="batch 1, which is not running"):
+        fleet.finish(staged, 0.0)

@@ -1,0 +1,517 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from headrace_server.core.errors import Reason
+from headrace_server.core.events import Drained
+from headrace_server.core.queue import QueueLimits
+from headrace_server.core.request import DispatchReason
+from headrace_server.core.scheduler import STAGE_LEAD_S
+from scheduler_driver import SchedulerDriver, dispatches, rejections
+
+Drive = Callable[..., SchedulerDriver]
+
+
+def learn_duration(driver: SchedulerDriver, duration_s: float, rows: int = 1) -> None:
+    """Let one batch of this many rows run, so that the next one's end can be expected."""
+    first = len(driver.dispatched)
+    driver.submit(rows=rows)
+    driver.settle()
+    driver.advance_to(driver.now + duration_s)
+    driver.complete(first)
+
+
+class TestForming:
+    def test_a_lone_request_goes_at_once(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1)
+        assert driver.scheduler.next_wakeup() == driver.now
+        assert dispatches(driver.settle()) == [[1]]
+        assert driver.dispatched[0].reason is DispatchReason.IMMEDIATE
+        assert driver.scheduler.next_wakeup() is None
+
+    def test_simultaneous_arrivals_ride_together(self, drive: Drive) -> None:
+        driver = drive(workers=2)
+        for request_id in (1, 2, 3):
+            assert driver.submit(request_id) == [], "never dispatched by the submission itself"
+        assert dispatches(driver.settle()) == [[1, 2, 3]]
+
+    def test_more_than_a_batch_spreads_over_the_idle_workers(self, drive: Drive) -> None:
+        driver = drive(workers=2, max_batch_size=4)
+        for request_id in (1, 2, 3):
+            driver.submit(request_id, rows=2)
+        assert dispatches(driver.settle()) == [[1, 2], [3]]
+        assert [batch.worker_id for batch in driver.dispatched] == [0, 1]
+        assert [batch.rows for batch in driver.dispatched] == [4, 2]
+
+    def test_requests_wait_for_the_first_worker(self, drive: Drive) -> None:
+        driver = drive(workers=0)
+        driver.submit(1)
+        driver.submit(2)
+        assert driver.settle() == []
+        assert driver.scheduler.next_wakeup() is None
+        assert dispatches(driver.add_worker(0)) == [[1, 2]]
+
+    def test_batches_form_while_the_worker_is_busy(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1)
+        driver.settle()
+        for request_id in (2, 3, 4):
+            driver.submit(request_id)
+        assert driver.settle() == []
+        driver.now = 1.0
+        assert dispatches(driver.complete(0)) == [[2, 3, 4]]
+
+    def test_an_odd_shape_delays_nobody(self, drive: Drive) -> None:
+        driver = drive(max_batch_size=4, max_delay_s=1.0)
+        driver.submit(1, key="odd")
+        driver.settle()
+        driver.now = 0.1
+        driver.submit(2, rows=4)
+        assert dispatches(driver.settle()) == [[2]]
+        assert driver.waiting == [1]
+        driver.now = 0.2
+        driver.complete(0)
+        assert dispatches(driver.advance_to(1.0)) == [[1]]
+
+    def test_nobody_waits_longer_than_the_queue_delay_for_company(self, drive: Drive) -> None:
+        driver = drive(max_delay_s=0.5)
+        driver.submit(1)
+        assert driver.settle() == []
+        assert driver.scheduler.next_wakeup() == 0.5
+        driver.advance_to(0.3)
+        driver.submit(2)
+        assert driver.settle() == []
+        assert dispatches(driver.advance_to(0.5)) == [[1, 2]]
+        assert driver.dispatched[0].reason is DispatchReason.DELAY_EXPIRED
+        assert driver.dispatched[0].dispatched_s == 0.5
+
+    def test_urgent_requests_overtake(self, drive: Drive) -> None:
+        driver = drive(max_batch_size=1)
+        driver.submit(1)
+        driver.settle()
+        driver.submit(2, priority=2)
+        driver.submit(3, priority=1)
+        driver.settle()
+        assert dispatches(driver.complete(0) + driver.complete(1)) == [[2]]
+        assert [[r.id for r in batch.requests] for batch in driver.dispatched] == [[1], [3], [2]]
+
+
+class TestStaging:
+    def test_a_complete_batch_is_staged_behind_a_running_one(self, drive: Drive) -> None:
+        driver = drive(max_batch_size=2)
+        driver.submit(1, rows=2)
+        driver.submit(2, rows=2)
+        driver.submit(3, rows=2)
+        assert dispatches(driver.settle()) == [[1], [2]]
+        assert driver.running(0) == [0, 1]
+        assert driver.waiting == [3], "no third batch on one worker"
+
+    def test_an_incomplete_batch_stays_open_when_nothing_is_known(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1)
+        driver.settle()
+        driver.submit(2)
+        assert driver.settle() == []
+        assert driver.scheduler.next_wakeup() is None
+
+    def test_an_incomplete_batch_is_staged_shortly_before_the_expected_end(
+        self, drive: Drive
+    ) -> None:
+        driver = drive()
+        learn_duration(driver, 0.1)
+        driver.submit(2)
+        driver.settle()
+        driver.advance_to(0.15)
+        driver.submit(3)
+        assert driver.settle() == []
+        assert driver.scheduler.next_wakeup() == pytest.approx(0.2 - STAGE_LEAD_S)
+        driver.advance_to(0.19)
+        driver.submit(4)
+        assert driver.settle() == []
+        assert dispatches(driver.advance_to(0.199)) == [[3, 4]]
+        assert driver.running(0) == [1, 2]
+        assert driver.dispatched[2].dispatched_s == pytest.approx(0.2 - STAGE_LEAD_S)
+
+    def test_a_batch_that_becomes_complete_is_staged_at_once(self, drive: Drive) -> None:
+        driver = drive(max_batch_size=2)
+        driver.submit(1)
+        driver.settle()
+        driver.submit(2)
+        assert driver.settle() == []
+        driver.submit(3)
+        assert dispatches(driver.settle()) == [[2, 3]]
+
+    def test_a_batch_that_is_overdue_gets_a_successor_at_once(self, drive: Drive) -> None:
+        driver = drive()
+        learn_duration(driver, 0.1)
+        driver.submit(2)
+        driver.settle()
+        driver.advance_to(9.0)
+        driver.submit(3)
+        assert dispatches(driver.settle()) == [[3]]
+
+    def test_a_staged_batch_runs_from_the_end_of_the_one_before(self, drive: Drive) -> None:
+        driver = drive(max_batch_size=1)
+        driver.submit(1)
+        driver.submit(2)
+        driver.settle()
+        driver.advance_to(0.3)
+        driver.complete(0)
+        running, staged = driver.dispatched
+        assert (running.started_s, running.expected_s) == (0.0, None)
+        assert (staged.dispatched_s, staged.started_s) == (0.0, 0.3)
+        assert staged.expected_s == pytest.approx(0.3)
+        driver.advance_to(0.5)
+        driver.submit(3)
+        driver.settle()
+        assert driver.running(0) == [1, 2]
+
+    def test_the_next_batch_goes_to_the_worker_that_is_free_first(self, drive: Drive) -> None:
+        driver = drive(workers=2, max_batch_size=4)
+        for rows, duration_s in ((4, 0.5), (1, 0.1)):
+            learn_duration(driver, duration_s, rows)
+        driver.submit(10, rows=4)
+        driver.submit(11, rows=1)
+        driver.settle()
+        long, short = driver.dispatched[-2:]
+        driver.submit(12, rows=4)
+        driver.settle()
+        assert long.worker_id != short.worker_id
+        assert driver.dispatched[-1].worker_id == short.worker_id
+
+
+class TestRefusal:
+    def test_a_full_queue_refuses(self, drive: Drive) -> None:
+        driver = drive(workers=0, limits=QueueLimits(max_requests=2))
+        driver.submit(1)
+        driver.submit(2)
+        assert rejections(driver.submit(3)) == [(3, Reason.QUEUE_FULL)]
+        driver.cancel(1)
+        assert driver.submit(4) == []
+
+    def test_a_full_level_refuses_only_its_own(self, drive: Drive) -> None:
+        limits = QueueLimits(max_requests_by_level={2: 1})
+        driver = drive(workers=0, limits=limits)
+        driver.submit(1, priority=2)
+        assert rejections(driver.submit(2, priority=2)) == [(2, Reason.QUEUE_FULL)]
+        assert driver.submit(3, priority=1) == []
+
+    @pytest.mark.parametrize("reason", [Reason.DEADLINE_EXCEEDED, Reason.QUEUE_TIMEOUT])
+    def test_a_late_request_is_refused_with_its_own_reason(
+        self, drive: Drive, reason: Reason
+    ) -> None:
+        driver = drive(workers=0)
+        driver.submit(1, deadline_s=1.0, late_reason=reason)
+        driver.submit(2)
+        assert driver.scheduler.next_wakeup() == 1.0
+        assert driver.advance_to(0.99) == []
+        assert rejections(driver.advance_to(1.0)) == [(1, reason)]
+        assert driver.waiting == [2]
+
+    def test_a_request_that_is_late_already_is_refused_at_once(self, drive: Drive) -> None:
+        driver = drive()
+        driver.now = 5.0
+        assert rejections(driver.submit(1, deadline_s=5.0)) == [(1, Reason.DEADLINE_EXCEEDED)]
+
+    def test_a_late_request_is_never_dispatched(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1)
+        driver.settle()
+        driver.submit(2, deadline_s=1.0)
+        driver.settle()
+        driver.now = 1.0
+        assert rejections(driver.complete(0)) == [(2, Reason.DEADLINE_EXCEEDED)]
+
+    def test_a_deadline_does_not_touch_a_batch_in_flight(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1, deadline_s=1.0)
+        driver.settle()
+        assert driver.advance_to(2.0) == []
+        driver.complete(0)
+        assert driver.outcomes == {1: "completed"}
+
+    def test_a_late_request_may_go_behind_all_others_instead(self, drive: Drive) -> None:
+        driver = drive(max_batch_size=1)
+        driver.submit(1)
+        driver.submit(2)
+        driver.settle()
+        driver.submit(3, deadline_s=1.0, delay=True)
+        driver.submit(4, priority=9)
+        assert driver.waiting == [3, 4]
+        assert driver.advance_to(1.0) == []
+        assert driver.waiting == [4, 3]
+        assert dispatches(driver.complete(0)) == [[4]]
+        assert dispatches(driver.complete(1)) == [[3]]
+
+    def test_a_request_that_arrives_late_may_go_behind_all_others(self, drive: Drive) -> None:
+        driver = drive(workers=0)
+        driver.now = 1.0
+        assert driver.submit(1, deadline_s=0.5, delay=True) == []
+        driver.submit(2)
+        driver.settle()
+        assert driver.waiting == [2, 1]
+
+
+class TestCancellation:
+    def test_a_waiting_request_leaves(self, drive: Drive) -> None:
+        driver = drive(workers=0)
+        driver.submit(1)
+        driver.submit(2)
+        assert driver.cancel(1) == []
+        assert dispatches(driver.add_worker(0)) == [[2]]
+
+    def test_a_request_in_flight_runs_on_with_its_neighbours(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1)
+        driver.submit(2)
+        driver.settle()
+        assert driver.cancel(1) == []
+        assert driver.requests[1].cancelled
+        assert not driver.requests[2].cancelled
+        driver.complete(0)
+        assert driver.outcomes == {1: "completed", 2: "completed"}
+
+    def test_it_may_make_a_batch_possible(self, drive: Drive) -> None:
+        driver = drive(preferred_sizes=[4], max_delay_s=1.0)
+        for request_id, rows in ((1, 3), (2, 3), (3, 1)):
+            driver.submit(request_id, rows=rows)
+        assert driver.settle() == []
+        assert dispatches(driver.cancel(2)) == [[1, 3]]
+        assert driver.dispatched[0].reason is DispatchReason.PREFERRED
+
+    def test_a_request_that_is_gone_is_ignored(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1)
+        driver.settle()
+        driver.complete(0)
+        assert driver.cancel(1) == []
+        assert driver.cancel(77) == []
+
+
+class TestWorkerLoss:
+    def test_work_is_given_back_to_the_head_in_order_of_arrival(self, drive: Drive) -> None:
+        driver = drive(max_batch_size=2)
+        for request_id in range(1, 7):
+            driver.submit(request_id)
+        driver.settle()
+        assert driver.running(0) == [0, 1]
+        assert driver.lose_worker(0) == []
+        assert driver.waiting == [1, 2, 3, 4, 5, 6]
+        assert dispatches(driver.add_worker(1)) == [[1, 2], [3, 4]]
+
+    def test_another_worker_takes_over_at_once(self, drive: Drive) -> None:
+        driver = drive(workers=2)
+        driver.submit(1)
+        driver.settle()
+        assert dispatches(driver.lose_worker(0)) == [[1]]
+        assert driver.dispatched[-1].worker_id == 1
+
+    def test_a_second_loss_ends_a_request(self, drive: Drive) -> None:
+        driver = drive(workers=2)
+        driver.submit(1)
+        driver.submit(2)
+        driver.settle()
+        driver.lose_worker(0)
+        assert sorted(rejections(driver.lose_worker(1)), key=lambda r: r[0]) == [
+            (1, Reason.WORKER_LOST),
+            (2, Reason.WORKER_LOST),
+        ]
+
+    def test_a_staged_request_is_not_blamed(self, drive: Drive) -> None:
+        driver = drive(max_batch_size=1)
+        driver.submit(1)
+        driver.submit(2)
+        driver.settle()
+        driver.lose_worker(0)
+        assert dispatches(driver.add_worker(0)) == [[1], [2]]
+        assert rejections(driver.lose_worker(0)) == [(1, Reason.WORKER_LOST)]
+        assert driver.waiting == [2]
+        driver.add_worker(0)
+        assert driver.lose_worker(0) == [], "2 was running for the first time"
+
+    def test_a_cancelled_request_is_not_run_again(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1)
+        driver.submit(2)
+        driver.settle()
+        driver.cancel(1)
+        driver.lose_worker(0)
+        assert driver.outcomes == {1: "cancelled"}
+        assert dispatches(driver.add_worker(0)) == [[2]]
+
+    def test_a_request_that_became_late_in_flight_is_refused(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1, deadline_s=1.0)
+        driver.submit(2, deadline_s=3.0)
+        driver.settle()
+        driver.advance_to(2.0)
+        assert rejections(driver.lose_worker(0)) == [(1, Reason.DEADLINE_EXCEEDED)]
+        assert driver.scheduler.next_wakeup() == 3.0
+
+    def test_a_deadline_that_was_watched_twice_refuses_once(self, drive: Drive) -> None:
+        driver = drive(max_batch_size=1)
+        driver.submit(1, deadline_s=2.0)
+        driver.settle()
+        driver.submit(2, deadline_s=1.0)
+        driver.lose_worker(0)
+        assert rejections(driver.advance_to(2.0)) == [
+            (2, Reason.DEADLINE_EXCEEDED),
+            (1, Reason.DEADLINE_EXCEEDED),
+        ]
+
+    def test_a_loss_does_not_count_against_the_bounds_of_the_queue(self, drive: Drive) -> None:
+        driver = drive(limits=QueueLimits(max_requests=1))
+        driver.submit(1)
+        driver.settle()
+        driver.submit(2)
+        driver.lose_worker(0)
+        assert driver.waiting == [1, 2]
+
+    def test_an_unknown_worker_is_ignored(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1)
+        driver.settle()
+        assert driver.lose_worker(7) == []
+        driver.complete(0)
+        assert driver.outcomes == {1: "completed"}
+
+    def test_the_answer_of_a_lost_worker_is_ignored(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1)
+        driver.settle()
+        driver.lose_worker(0)
+        assert driver.complete(0) == []
+        assert driver.fail(0) == []
+        assert driver.waiting == [1]
+
+
+class TestBatchFailure:
+    def test_everyone_in_the_batch_gets_an_error(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1)
+        driver.submit(2)
+        driver.settle()
+        assert rejections(driver.fail(0)) == [(1, Reason.MODEL_FAILED), (2, Reason.MODEL_FAILED)]
+
+    def test_the_worker_goes_on_with_what_is_staged(self, drive: Drive) -> None:
+        driver = drive(max_batch_size=1)
+        driver.submit(1)
+        driver.submit(2)
+        driver.settle()
+        driver.advance_to(0.2)
+        driver.fail(0)
+        assert driver.dispatched[1].started_s == 0.2
+        driver.complete(1)
+        assert driver.outcomes == {1: Reason.MODEL_FAILED, 2: "completed"}
+
+    def test_nothing_is_learnt_from_it(self, drive: Drive) -> None:
+        driver = drive(max_batch_size=1)
+        driver.submit(1)
+        driver.settle()
+        driver.advance_to(0.2)
+        driver.fail(0)
+        driver.submit(2)
+        driver.settle()
+        assert driver.dispatched[1].expected_s is None
+
+
+class TestPreserveOrdering:
+    def test_all_batches_in_flight_are_on_one_worker(self, drive: Drive) -> None:
+        driver = drive(workers=2, max_batch_size=1, preserve_ordering=True)
+        for request_id in (1, 2, 3):
+            driver.submit(request_id)
+        assert dispatches(driver.settle()) == [[1], [2]]
+        assert driver.running(0) == [0, 1]
+        assert driver.running(1) == []
+        assert dispatches(driver.complete(0)) == [[3]]
+        assert driver.running(0) == [1, 2]
+
+    def test_another_worker_may_take_over_when_nothing_is_in_flight(self, drive: Drive) -> None:
+        driver = drive(workers=2, preserve_ordering=True)
+        learn_duration(driver, 0.1)
+        learn_duration(driver, 0.1)
+        assert [batch.worker_id for batch in driver.dispatched] == [0, 1]
+
+
+class TestEnding:
+    def test_draining_refuses_new_requests_and_finishes_the_admitted(self, drive: Drive) -> None:
+        driver = drive(max_batch_size=1)
+        for request_id in (1, 2, 3):
+            driver.submit(request_id)
+        driver.settle()
+        assert driver.drain() == []
+        assert rejections(driver.submit(4)) == [(4, Reason.STOPPING)]
+        driver.complete(0)
+        driver.complete(1)
+        assert driver.complete(2) == [Drained()]
+        assert driver.drained == 1
+
+    def test_an_idle_scheduler_is_drained_at_once(self, drive: Drive) -> None:
+        driver = drive()
+        assert driver.drain() == [Drained()]
+        assert driver.drain() == [], "said once"
+
+    def test_cancelling_the_last_request_ends_a_drain(self, drive: Drive) -> None:
+        driver = drive(workers=0)
+        driver.submit(1)
+        driver.drain()
+        assert driver.cancel(1) == [Drained()]
+
+    def test_a_drain_waits_for_a_worker_to_come_back(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1)
+        driver.settle()
+        driver.drain()
+        assert driver.lose_worker(0) == []
+        assert dispatches(driver.add_worker(0)) == [[1]]
+        assert driver.complete(1) == [Drained()]
+
+    def test_abandoning_refuses_everything_with_the_reason(self, drive: Drive) -> None:
+        driver = drive(max_batch_size=1)
+        for request_id in (1, 2, 3):
+            driver.submit(request_id)
+        driver.settle()
+        actions = driver.abandon(Reason.MODEL_UNAVAILABLE)
+        assert actions.pop() == Drained()
+        assert rejections(actions) == [(i, Reason.MODEL_UNAVAILABLE) for i in (1, 2, 3)]
+        assert driver.scheduler.next_wakeup() is None
+
+    def test_nothing_is_admitted_once_abandoned(self, drive: Drive) -> None:
+        driver = drive()
+        driver.abandon(Reason.MODEL_UNAVAILABLE)
+        assert rejections(driver.submit(1)) == [(1, Reason.MODEL_UNAVAILABLE)]
+
+    def test_news_after_abandoning_is_ignored(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1)
+        driver.settle()
+        driver.abandon()
+        assert driver.complete(0) == []
+        assert driver.lose_worker(0) == []
+        assert driver.add_worker(0) == []
+        assert driver.outcomes == {1: Reason.STOPPING}
+
+
+class TestNextWakeup:
+    def test_an_idle_scheduler_sleeps(self, drive: Drive) -> None:
+        assert drive().scheduler.next_wakeup() is None
+
+    def test_the_earliest_of_deadline_and_delay_counts(self, drive: Drive) -> None:
+        driver = drive(max_delay_s=0.5)
+        driver.submit(1, deadline_s=2.0)
+        driver.settle()
+        assert driver.scheduler.next_wakeup() == 0.5
+        driver.submit(2, deadline_s=0.3)
+        driver.settle()
+        assert driver.scheduler.next_wakeup() == 0.3
+
+    def test_a_wakeup_that_comes_too_early_just_asks_again(self, drive: Drive) -> None:
+        driver = drive(max_delay_s=0.5)
+        driver.submit(1)
+        driver.settle()
+        driver.advance_to(0.4)
+        assert driver.settle() == []
+        assert driver.scheduler.next_wakeup() == 0.5

@@ -1,0 +1,77 @@
+import pytest
+from google.protobuf import text_format
+
+from headrace.protocol.model_config_pb2 import ModelConfig
+from headrace_server.models.batching import BatchingSettings, QueuePolicy, batching_settings
+from headrace_server.models.errors import ConfigError
+
+
+def settings(text: str, max_batch_size: int = 8) -> BatchingSettings:
+    return batching_settings(text_format.Parse(text, ModelConfig()), max_batch_size)
+
+
+def test_without_the_block_batching_is_adaptive() -> None:
+    assert batching_settings(None, 16) == BatchingSettings(16)
+    assert settings("max_batch_size: 8") == BatchingSettings(8)
+    assert not settings("").static
+
+
+def test_empty_block_is_static_with_defaults() -> None:
+    assert settings("dynamic_batching { }") == BatchingSettings(8, static=True)
+
+
+def test_every_field_of_the_block_is_read() -> None:
+    text = """
+    dynamic_batching {
+      preferred_batch_size: [ 8, 4 ]
+      max_queue_delay_microseconds: 500
+      priority_levels: 3
+      default_priority_level: 2
+      default_queue_policy { default_timeout_microseconds: 1000000 allow_timeout_override: true }
+      priority_queue_policy { key: 1 value { timeout_action: DELAY max_queue_size: 7 } }
+    }
+    """
+    assert settings(text) == BatchingSettings(
+        max_batch_size=8,
+        preferred_batch_sizes=(4, 8),
+        max_queue_delay_s=pytest.approx(0.0005),  # type: ignore[arg-type]
+        static=True,
+        priority_levels=3,
+        default_priority_level=2,
+        default_queue_policy=QueuePolicy(default_timeout_s=1.0, allow_timeout_override=True),
+        queue_policies={1: QueuePolicy("delay", max_queue_size=7)},
+    )
+
+
+def test_ordering_is_compatible_with_a_single_level() -> None:
+    block = "preserve_ordering: true priority_levels: 1 default_priority_level: 1"
+    assert settings(f"dynamic_batching {{ {block} }}").preserve_ordering
+
+
+def test_priority_levels_may_be_as_many_as_the_wire_can_say() -> None:
+    most = 2**64 - 1
+    block = f"priority_levels: {most} default_priority_level: {most}"
+    assert settings(f"dynamic_batching {{ {block} }}").default_priority_level == most
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("preferred_batch_size: 9", "preferred_batch_size must be within 1 and max_batch_size 8"),
+        ("preferred_batch_size: 0", "got 0"),
+        ("priority_levels: 2", "default_priority_level must be within 1 and 2, got 0"),
+        ("priority_levels: 2 default_priority_level: 3", "must be within 1 and 2, got 3"),
+        ("default_priority_level: 1", "is 1, but there are no priority_levels"),
+        (
+            "preserve_ordering: true priority_levels: 2 default_priority_level: 1",
+            "preserve_ordering cannot hold across 2 priority_levels",
+        ),
+        (
+            "priority_levels: 1 default_priority_level: 1 priority_queue_policy { key: 2 }",
+            "priority_queue_policy is for level 2, expected 1 to 1",
+        ),
+    ],
+)
+def test_contradictions_are_refused(block: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings(f"dynamic_batching {{ {block} }}")

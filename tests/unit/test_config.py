@@ -1,0 +1,145 @@
+"""Settings: which source wins, and how a bad one is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace_server.config import ConfigurationError, ServerConfig, load_config
+
+
+@pytest.fixture
+def settings_file(tmp_path: Path) -> Path:
+    return tmp_path / "headrace.toml"
+
+
+def refusal(
+    arguments: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> str:
+    with pytest.raises(ConfigurationError) as refused:
+        load_config(arguments or {}, environment or {}, file)
+    text = str(refused.value)
+    assert "\n" not in text
+    return text
+
+
+def test_without_any_source_the_defaults_hold() -> None:
+    assert load_config({}, {}) == ServerConfig()
+
+
+def test_command_line_goes_before_environment_before_file_before_default(
+    settings_file: Path,
+) -> None:
+    settings_file.write_text('host = "10.0.0.1"\ngrpc_port = 1\nmetrics_port = 1\n')
+    config = load_config(
+        {"host": None, "grpc_port": 3, "metrics_port": None},
+        {"HEADRACE_GRPC_PORT": "2", "HEADRACE_METRICS_PORT": "2"},
+        settings_file,
+    )
+    assert (config.grpc_port, config.metrics_port, config.host) == (3, 2, "10.0.0.1")
+    assert config.drain_timeout_s == ServerConfig().drain_timeout_s
+
+
+def test_every_setting_can_come_from_the_environment() -> None:
+    environment = {
+        "HEADRACE_HOST": "::1",
+        "HEADRACE_GRPC_PORT": "1",
+        "HEADRACE_METRICS_PORT": "2",
+        "HEADRACE_DRAIN_TIMEOUT_S": "0.5",
+        "HEADRACE_MAX_QUEUE_REQUESTS": "3",
+        "HEADRACE_MAX_QUEUE_BYTES": "4",
+        "HEADRACE_CORES": "5",
+        "HEADRACE_LOG_FORMAT": "json",
+        "HEADRACE_LOG_LEVEL": "debug",
+    }
+    assert len(environment) == len(ServerConfig.__struct_fields__)
+    assert load_config({}, environment) == ServerConfig(
+        host="::1",
+        grpc_port=1,
+        metrics_port=2,
+        drain_timeout_s=0.5,
+        max_queue_requests=3,
+        max_queue_bytes=4,
+        cores=5,
+        log_format="json",
+        log_level="debug",
+    )
+
+
+def test_other_environment_variables_are_none_of_its_business() -> None:
+    assert load_config({}, {"PATH": "/bin", "OTHER_GRPC_PORT": "x"}) == ServerConfig()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("grpc_port", 65_536),
+        ("grpc_port", -1),
+        ("grpc_port", "gRPC"),
+        ("metrics_port", 80.5),
+        ("drain_timeout_s", -0.1),
+        ("drain_timeout_s", "nan"),
+        ("max_queue_requests", 0),
+        ("max_queue_bytes", 0),
+        ("cores", 0),
+        ("host", 127),
+        ("log_format", "xml"),
+        ("log_level", "loud"),
+    ],
+)
+def test_a_value_of_wrong_type_or_range_is_refused_with_the_value(field: str, value: Any) -> None:
+    assert repr(value) in refusal({field: value})
+
+
+def test_a_refusal_names_the_source_and_the_setting_as_that_source_spells_it(
+    settings_file: Path,
+) -> None:
+    settings_file.write_text("grpc_port = 99999")
+    assert f"file {settings_file}: 'grpc_port' = 99999" in refusal(file=settings_file)
+    assert "environment: 'HEADRACE_GRPC_PORT' = '99999'" in refusal(
+        environment={"HEADRACE_GRPC_PORT": "99999"}
+    )
+    assert "command line: '--drain-timeout' = -1.0" in refusal({"drain_timeout_s": -1.0})
+
+
+def test_a_bad_value_is_refused_even_where_another_source_overrides_it(
+    settings_file: Path,
+) -> None:
+    settings_file.write_text('grpc_port = "http"')
+    assert "file" in refusal({"grpc_port": 8001}, file=settings_file)
+
+
+def test_a_refused_choice_lists_the_choices() -> None:
+    assert "text, json" in refusal({"log_format": "xml"})
+
+
+def test_an_unknown_key_is_refused_with_the_closest_known_one(settings_file: Path) -> None:
+    settings_file.write_text("grcp_port = 1")
+    assert "unknown setting 'grcp_port'; did you mean 'grpc_port'?" in refusal(file=settings_file)
+    assert "did you mean 'HEADRACE_GRPC_PORT'?" in refusal(environment={"HEADRACE_GRCP_PORT": "1"})
+
+
+def test_an_unknown_key_like_no_other_is_refused_with_all_known_ones() -> None:
+    text = refusal(environment={"HEADRACE_XYZZY": "1"})
+    assert all(f"HEADRACE_{field.upper()}" in text for field in ServerConfig.__struct_fields__)
+
+
+def test_a_file_that_is_no_toml_is_refused_with_the_place(settings_file: Path) -> None:
+    settings_file.write_text('host = "a"\ngrpc_port = = 1\n')
+    text = refusal(file=settings_file)
+    assert str(settings_file) in text
+    assert "line 2" in text
+
+
+def test_a_file_that_is_no_text_is_refused(settings_file: Path) -> None:
+    settings_file.write_bytes(b"\xff\xfe\x00")
+    assert f"{settings_file} is not valid TOML" in refusal(file=settings_file)
+
+
+def test_a_file_that_is_not_there_is_refused(settings_file: Path) -> None:
+    assert f"cannot read {settings_file}: No such file" in refusal(file=settings_file)

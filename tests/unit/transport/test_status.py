@@ -1,0 +1,57 @@
+"""The table of errors: complete, and with the texts that stock clients match on."""
+
+from __future__ import annotations
+
+import string
+
+import grpc
+import pytest
+
+from headrace_server.core.errors import Reason, ServingError
+from headrace_server.transport.status import STATUS, public_text
+
+HTTP = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+    grpc.StatusCode.CANCELLED: 499,
+}
+
+
+def test_every_reason_has_a_row() -> None:
+    assert set(STATUS) == set(Reason)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_http_code_follows_from_the_grpc_code(reason: Reason) -> None:
+    assert STATUS[reason].http == HTTP[STATUS[reason].code]
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_text_reads_well_even_when_a_detail_is_missing(reason: Reason) -> None:
+    names = {name for _, name, _, _ in string.Formatter().parse(STATUS[reason].text) if name}
+    given = dict.fromkeys(names, "X")
+    assert "{" not in public_text(ServingError(reason, **given))
+    assert public_text(ServingError(reason)).count("?") == STATUS[reason].text.count("{")
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        (Reason.QUEUE_FULL, "Exceeds maximum queue size"),
+        (Reason.QUEUE_TIMEOUT, "Request timeout expired"),
+        (Reason.STOPPING, "Server is stopping"),
+        (Reason.MODEL_CONTROL_REFUSED, "explicit model load / unload is not allowed"),
+    ],
+)
+def test_texts_that_stock_clients_match_on(reason: Reason, text: str) -> None:
+    assert text in STATUS[reason].text
+    assert STATUS[reason].code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_only_refusals_that_pass_by_themselves_suggest_a_retry() -> None:
+    retried = {reason for reason in Reason if STATUS[reason].retry_after_s is not None}
+    assert retried == {Reason.MODEL_UNAVAILABLE, Reason.QUEUE_FULL, Reason.STOPPING}
