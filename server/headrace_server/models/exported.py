@@ -90,19 +90,55 @@ class _Call:
     def __init__(self, module: torch.fx.GraphModule, tensors: ProgramTensors) -> None:
         # The code that `torch.export` generates packs and unpacks nested arguments, and calling
         # the module runs its hooks: together some 75 µs a call, more than a small model takes.
-        # Plain code takes and returns the leaves; what the hooks check, the front has checked.
+        # Plain code takes and returns the leaves. What the hooks check, the front has checked,
+        # all but the ranges and the equality of dynamic dimensions.
         module.graph.set_codegen(torch.fx.graph.CodeGen())
         module.recompile()
         self._forward = module.forward
         self._leaves = list(tensors.leaves)
         self._slots = tensors.slots
+        self._lengths = _LengthCheck(tensors)
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        self._lengths.check(inputs)
         leaves = self._leaves.copy()
         for slot, value in zip(self._slots, inputs, strict=True):
             leaves[slot] = value
         answer: tuple[Any, ...] = tuple(self._forward(*leaves))
         return answer
+
+
+class _LengthCheck:
+    """Holds inputs against the lengths that the program was exported for.
+
+    Beyond them operators may read past a table's end, and on a GPU that ends the whole process.
+    """
+
+    def __init__(self, tensors: ProgramTensors) -> None:
+        numbers = {symbol: number for number, symbol in enumerate(tensors.lengths)}
+        self._names = [tensor.name for tensor in tensors.inputs]
+        self._places = [
+            (position, dimension, numbers[symbol], tensors.lengths[symbol])
+            for position, tensor in enumerate(tensors.inputs)
+            for dimension, symbol in tensor.symbols()
+            if symbol in numbers
+        ]
+
+    def check(self, inputs: Sequence[torch.Tensor]) -> None:
+        """Raise ModelError for a length out of range, or not equal where it should be."""
+        seen: dict[int, int] = {}
+        for position, dimension, number, allowed in self._places:
+            length = inputs[position].shape[dimension]
+            if not allowed.accepts(length):
+                expected = f"{allowed}"
+            elif seen.setdefault(number, length) != length:
+                expected = f"{seen[number]}, as in another input"
+            else:
+                continue
+            raise ModelError(
+                f"dimension {dimension} of '{self._names[position]}': expected {expected}, "
+                f"got {length}"
+            )
 
 
 def _signature(call: _Call, tensors: ProgramTensors, asked: int, device: str) -> Signature:

@@ -39,6 +39,19 @@ class DynamicLength:
         """The length in the range that is nearest to `EXAMPLE_LENGTH`."""
         return max(self.lower, min(EXAMPLE_LENGTH, self.upper or EXAMPLE_LENGTH))
 
+    def accepts(self, length: int) -> bool:
+        """Say whether ``length`` is in the range.
+
+        A lower bound of 2 is none: torch records it for every dimension that was exported with
+        two or more, and `torch.export` itself lets 0 and 1 pass there.
+        """
+        return (self.lower <= 2 or length >= self.lower) and (
+            self.upper is None or length <= self.upper
+        )
+
+    def __str__(self) -> str:
+        return f"{self.lower} or more" if self.upper is None else f"{self.lower} to {self.upper}"
+
 
 @dataclass(frozen=True, slots=True)
 class NamedTensor:
@@ -53,14 +66,21 @@ class NamedTensor:
         dims = [dim if isinstance(dim, int) else DYNAMIC for dim in self.shape]
         return TensorSpec(self.name, DATATYPE_OF[self.dtype], dims[1:] if batched else dims)
 
+    def symbols(self) -> Iterator[tuple[int, Any]]:
+        """Yield each dynamic dimension with its sympy expression."""
+        for index, dim in enumerate(self.shape):
+            expression = _expression(dim)
+            if expression is not None:
+                yield index, expression
+
 
 @dataclass(frozen=True, slots=True)
 class ProgramTensors:
     """The inputs and outputs of a program, in its order.
 
     ``leaves`` are the flat arguments of a call, with the constants it was exported with;
-    ``slots`` are the places among them where the inputs go; ``structure`` folds them into
-    positional and keyword arguments. ``batch`` is the length of the batch dimension, None if
+    ``slots`` are the places among them where the inputs go. ``lengths`` are the ranges of the
+    dynamic dimensions, by their symbols. ``batch`` is the length of the batch dimension, None if
     there is none, for the reason ``unbatched_because``.
     """
 
@@ -69,7 +89,6 @@ class ProgramTensors:
     outputs_named: bool
     leaves: tuple[Any, ...]
     slots: tuple[int, ...]
-    structure: pytree.TreeSpec
     lengths: Mapping[Any, DynamicLength]
     batch: DynamicLength | None
     unbatched_because: str
@@ -103,8 +122,7 @@ def read_tensors(program: ExportedProgram, file: Path) -> ProgramTensors:
         ModelError: it takes or returns something else than tensors of the protocol's datatypes.
     """
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    structure, returned = program.call_spec.in_spec, program.call_spec.out_spec
-    assert structure is not None
+    returned = program.call_spec.out_spec
     assert returned is not None
 
     def named(name: str, what: str, argument: object) -> NamedTensor:
@@ -153,7 +171,6 @@ def read_tensors(program: ExportedProgram, file: Path) -> ProgramTensors:
         names is not None,
         tuple(leaves),
         tuple(slots),
-        structure,
         lengths,
         batch,
         reason,
@@ -193,17 +210,10 @@ def _why_unbatched(inputs: Sequence[NamedTensor], outputs: Sequence[NamedTensor]
                 return f"dimension 0 of {what} is not that of input '{inputs[0].name}'"
             batch = symbol
     for tensor in (*inputs, *outputs):
-        for index, expression in _expressions(tensor.shape):
+        for index, expression in tensor.symbols():
             if index and batch in expression.free_symbols:
                 return f"dimension {index} of '{tensor.name}' depends on dimension 0"
     return ""
-
-
-def _expressions(shape: Sequence[int | torch.SymInt]) -> Iterator[tuple[int, Any]]:
-    for index, dim in enumerate(shape):
-        expression = _expression(dim)
-        if expression is not None:
-            yield index, expression
 
 
 def _expression(dim: int | torch.SymInt) -> Any:

@@ -1,3 +1,5 @@
+"""What a `dynamic_batching` block means, and which blocks contradict themselves."""
+
 import pytest
 from google.protobuf import text_format
 

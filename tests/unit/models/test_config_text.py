@@ -1,3 +1,5 @@
+"""A config.pbtxt is read, and each fault in it is named with its line and its cure."""
+
 from pathlib import Path
 
 import pytest

@@ -1,3 +1,5 @@
+"""A repository is scanned: versions, files, and what is wrong with either."""
+
 from pathlib import Path
 
 import pytest

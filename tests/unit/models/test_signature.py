@@ -1,3 +1,5 @@
+"""The model's word and the configuration's, brought together and completed."""
+
 from pathlib import Path
 
 import pytest

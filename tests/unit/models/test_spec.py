@@ -1,3 +1,5 @@
+"""Tensor specs refuse what the protocol cannot express."""
+
 import pytest
 
 from headrace_server import TensorSpec
