@@ -3,7 +3,7 @@
     python -m examples.build REPOSITORY
     headrace serve REPOSITORY
 
-What is already there is left alone, unless ``--force`` is given.
+What is already there is left alone, unless `--force` is given.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.console import Console
 
 
 def build(repository: Path, console: Console, *, force: bool = False) -> None:
-    """Write ``digits`` and ``sentences`` into ``repository``, each as version 1.
+    """Write `digits` and `sentences` into `repository`, each as version 1.
 
     Raises FileNotFoundError if the weights of the sentence encoder are not installed.
     """

@@ -6,7 +6,7 @@ the number of epochs were chosen by cross-validation within the other three quar
 
     python -m examples.digits.train REPOSITORY
 
-writes ``REPOSITORY/digits/1/model.pt2``. Names, types and the dynamic batch dimension travel
+writes `REPOSITORY/digits/1/model.pt2`. Names, types and the dynamic batch dimension travel
 inside the exported program, so the server needs nothing else.
 """
 
@@ -43,7 +43,7 @@ Labels = npt.NDArray[np.int64]
 class DigitNet(nn.Module):
     """Two convolutions and a hidden layer; 38,000 parameters.
 
-    Takes ``image`` FP32 [batch, 8, 8] with ink from 0 to 1, gives the logits [batch, 10].
+    Takes `image` FP32 [batch, 8, 8] with ink from 0 to 1, gives the logits [batch, 10].
     """
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ def report(network: DigitNet, console: Console) -> None:
 
 
 def export(network: DigitNet, path: Path) -> None:
-    """Write the exported program to ``path``: the whole file appears at once or not at all."""
+    """Write the exported program to `path`: the whole file appears at once or not at all."""
     program = torch.export.export(
         DigitClassifier(network).eval(),
         # Two rows, because export would take a single one for a constant.
@@ -165,7 +165,7 @@ def export(network: DigitNet, path: Path) -> None:
 
 
 def build(directory: Path, console: Console) -> None:
-    """Train, report and write ``directory/model.pt2``."""
+    """Train, report and write `directory/model.pt2`."""
     network = train(console)
     report(network, console)
     export(network, directory / "model.pt2")

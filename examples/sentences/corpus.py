@@ -1,6 +1,6 @@
 """Real sentences for the encoder, with no download: what the standard library says of itself.
 
-Docstrings are read from source with ``ast``, so no module is imported for its text. The sentences
+Docstrings are read from source with `ast`, so no module is imported for its text. The sentences
 are the same in every run of one Python version, and differ a little between versions.
 """
 
@@ -29,7 +29,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 def sentences(limit: int | None = None, *, seed: int = 0) -> list[str]:
-    """Return distinct sentences in a shuffled order that ``seed`` decides, ``limit`` at most.
+    """Return distinct sentences in a shuffled order that `seed` decides, `limit` at most.
 
     There are about 3,800, of 8 to 900 characters each; half are shorter than 60.
     """

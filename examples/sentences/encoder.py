@@ -1,7 +1,7 @@
 """all-MiniLM-L6-v2 in plain torch: text to tokens, a six-layer BERT encoder, unit vectors.
 
 Architecture: Devlin et al., "BERT" (2018), distilled as in Wang et al., "MiniLM" (2020). Knows
-nothing of serving; ``model.py``, which lies beside it in the version directory, does that part.
+nothing of serving; `model.py`, which lies beside it in the version directory, does that part.
 
 Checked against sentence-transformers 6.2.0 with the same weights on CPU: over 603 texts, from
 one word to 2,000, no number differs by more than 1.8e-7.
@@ -44,7 +44,7 @@ class Layer(nn.Module):
         self.narrow_norm = nn.LayerNorm(WIDTH, NORM_EPSILON)
 
     def forward(self, x: Tensor, may_attend: Tensor) -> Tensor:
-        """``x`` [batch, length, 384]; ``may_attend`` bool [batch, 1, 1, length]."""
+        """`x` [batch, length, 384]; `may_attend` bool [batch, 1, 1, length]."""
 
         def heads(projected: Tensor) -> Tensor:
             return projected.view(*projected.shape[:2], HEADS, -1).transpose(1, 2)
@@ -69,7 +69,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Encode ``ids`` int64 [batch, length] where ``mask`` bool [batch, length] is true.
+        """Encode `ids` int64 [batch, length] where `mask` bool [batch, length] is true.
 
         Returns FP32 [batch, 384]. Every row needs one real token at least, which the tokenizer's
         [CLS] guarantees. Ids under the padding change nothing but the last bits of the answer.
@@ -87,26 +87,37 @@ class Encoder(nn.Module):
 class Embedder:
     """The encoder with its tokenizer, read from a directory with the checkpoint's files.
 
-    ``directory`` holds ``model.safetensors`` and ``tokenizer.json``. Raises RuntimeError naming
+    `directory` holds `model.safetensors` and `tokenizer.json`. Raises RuntimeError naming
     the tensors if any is missing, left over or of another shape.
     """
 
     def __init__(self, directory: Path, device: str) -> None:
         self._device = device
-        self._encoder = _load_encoder(directory / "model.safetensors", device)
+        self._encoder = load_encoder(directory, device)
+        self._tokenize = Tokens(directory)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Return the embeddings of one batch: FP32 [texts, 384], each of length 1."""
+        ids, mask = self._tokenize(texts)
+        embeddings: Tensor = self._encoder(ids.to(self._device), mask.to(self._device))
+        return embeddings
+
+
+class Tokens:
+    """The tokenizer, read from `tokenizer.json` in a directory."""
+
+    def __init__(self, directory: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self._tokenizer.enable_truncation(MAX_TOKENS)
         # The file asks for 128 tokens in every row; padding to the longest of a batch is enough.
         self._tokenizer.no_padding()
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Return the embeddings of one batch: FP32 [texts, 384], each of length 1."""
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return ids, int64 [texts, length], and the mask of the real ones, bool of that shape."""
         rows = [torch.tensor(row.ids) for row in self._tokenizer.encode_batch(texts)]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
-        embeddings: Tensor = self._encoder(ids.to(self._device), mask.to(self._device))
-        return embeddings
+        return ids, torch.arange(ids.shape[1]) < lengths[:, None]
 
 
 # The checkpoint's names on the left, the names above on the right.
@@ -127,8 +138,9 @@ _NAMES = (
 _UNUSED = ("pooler.", "embeddings.position_ids")
 
 
-def _load_encoder(weights: Path, device: str) -> Encoder:
-    checkpoint = load_file(weights, device=device)
+def load_encoder(directory: Path, device: str) -> Encoder:
+    """Return the encoder with the weights of `model.safetensors` in a directory."""
+    checkpoint = load_file(directory / "model.safetensors", device=device)
     with torch.device("meta"):  # allocate nothing: the checkpoint's tensors become the weights
         encoder = Encoder()
     encoder.load_state_dict(

@@ -17,22 +17,22 @@ from headrace_server.config import ServerConfig
 from headrace_server.engine.clock import Clock, LoopClock
 from headrace_server.engine.deployment import Deployment, DeploymentState
 from headrace_server.engine.engine import Engine
-from headrace_server.engine.observer import Observer, ObserverGroup
+from headrace_server.engine.observer import Observer, ObserverGroup, RefusalsOf
 from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.engine.statistics import Statistics
-from headrace_server.models.batching import batching_settings
+from headrace_server.models.batching import BatchingSettings, batching_settings
 from headrace_server.models.completion import complete_config
 from headrace_server.models.config_text import CONFIG_FILE, locate_in
 from headrace_server.models.errors import ConfigError
 from headrace_server.models.repository import ModelEntry, ModelSource, scan
-from headrace_server.models.spec import ModelSpec
+from headrace_server.models.spec import ModelSpec, Role
 from headrace_server.telemetry.exposition import MetricsEndpoint
 from headrace_server.telemetry.metrics import PrometheusMetrics
 from headrace_server.transport.grpc_server import GrpcServer
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
 from headrace_server.workers.executor import ModelLoadError
-from headrace_server.workers.placement import available_cores, instance_groups
+from headrace_server.workers.placement import InstanceGroup, available_cores, instance_groups
 from headrace_server.workers.process_executor import ProcessExecutor
 
 GRACE_S = 1.0
@@ -174,15 +174,43 @@ def deployment_of(
     observer: Observer,
 ) -> Deployment:
     """A deployment of one version on worker processes, not loaded yet."""
-    executor = ProcessExecutor(
-        source,
-        b"" if entry.config is None else entry.config.SerializeToString(),
-        instance_groups(entry.config),
-        cores=cores,
-    )
+    written = b"" if entry.config is None else entry.config.SerializeToString()
+    groups = instance_groups(entry.config)
+
+    def preparation() -> Deployment:
+        # One worker, on the CPU, with one thread: it works ahead of the model, not beside it.
+        executor = ProcessExecutor(
+            source, written, (InstanceGroup("cpu", 1),), cores=1, role=Role.PREPARE
+        )
+        return Deployment(
+            source.name,
+            source.version,
+            executor,
+            _unbatched_rules_for(config),
+            clock,
+            RefusalsOf(observer),
+        )
+
     return Deployment(
-        source.name, source.version, executor, _rules_for(entry, config), clock, observer
+        source.name,
+        source.version,
+        ProcessExecutor(source, written, groups, cores=cores),
+        _rules_for(entry, config),
+        clock,
+        observer,
+        preparation,
     )
+
+
+def _unbatched_rules_for(config: ServerConfig) -> Callable[[ModelSpec], SchedulingRules]:
+    def rules(spec: ModelSpec) -> SchedulingRules:
+        return SchedulingRules(
+            BatchingSettings(max_batch_size=0),
+            max_requests=config.max_queue_requests,
+            max_bytes=config.max_queue_bytes,
+        )
+
+    return rules
 
 
 def _rules_for(entry: ModelEntry, config: ServerConfig) -> Callable[[ModelSpec], SchedulingRules]:

@@ -27,6 +27,7 @@ class Reason(Enum):
     MIXED_CONTENTS = "mixed_contents"
     WRONG_RAW_COUNT = "wrong_raw_count"
     UNEQUAL_ROWS = "unequal_rows"
+    UNEQUAL_LENGTHS = "unequal_lengths"
     BATCH_TOO_LARGE = "batch_too_large"
     INVALID_PARAMETER = "invalid_parameter"
     INVALID_MESSAGE = "invalid_message"

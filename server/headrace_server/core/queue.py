@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,8 +39,9 @@ class QueueLimits:
 class Queue:
     """Requests that wait, most urgent first: by priority level, then by arrival.
 
-    Every operation is O(1), except `push` and `expire` of requests with a deadline (O(log n)),
-    and changes that touch a new priority level (O(number of levels in use)). OrderedDict rather
+    Every operation is O(1) but for finding a place by length or by deadline (O(log n); moving the
+    pointers behind it is a memory move), and changes that touch a new priority level (O(number of
+    levels in use)). OrderedDict rather
     than dict: it removes its first entry in O(1), where a dict rescans the holes left there.
     """
 
@@ -47,6 +49,7 @@ class Queue:
         self._limits = limits
         self._levels: dict[int, _Level] = {}
         self._groups: dict[Hashable, dict[int, _Level]] = {}
+        self._by_length: dict[Hashable, list[tuple[int, int, Request]]] = {}
         self._level_of: dict[int, int] = {}
         self._deadlines: list[tuple[float, int, Request]] = []
         self.rows = 0
@@ -106,6 +109,10 @@ class Queue:
             del group[level]
             if not group:
                 del self._groups[request.key]
+        ordered = self._by_length[request.key]
+        del ordered[bisect_left(ordered, (request.length, request.id))]
+        if not ordered:
+            del self._by_length[request.key]
         self.rows -= request.rows
         self.nbytes -= request.nbytes
 
@@ -124,6 +131,18 @@ class Queue:
         group = self._groups.get(key, {})
         for level in sorted(group):
             yield from group[level].values()
+
+    def neighbours(self, request: Request, reach: int) -> tuple[list[Request], int]:
+        """The requests of this one's key that are closest to it in length.
+
+        Returns:
+            Up to `reach` shorter or equal ones, the request itself, up to `reach` longer or equal
+            ones, ascending by length and then by arrival; and the position of the request.
+        """
+        ordered = self._by_length[request.key]
+        at = bisect_left(ordered, (request.length, request.id))
+        first = max(0, at - reach)
+        return [entry[2] for entry in ordered[first : at + reach + 1]], at - first
 
     def heads(self) -> Iterator[Request]:
         """The most urgent request of every group, in no particular order."""
@@ -155,6 +174,9 @@ class Queue:
         assert self.nbytes == sum(r.nbytes for r in waiting), "bytes are miscounted"
         grouped = [r for key in self._groups for r in self.group(key)]
         assert {r.id for r in grouped} == set(self._level_of), "groups and index disagree"
+        ordered = [e[2] for entries in self._by_length.values() for e in entries]
+        assert {r.id for r in ordered} == set(self._level_of), "lengths and index disagree"
+        assert all(e == sorted(e, key=lambda t: t[:2]) for e in self._by_length.values())
         assert all(self._levels.values()), "an empty level was kept"
         assert all(m for g in self._groups.values() for m in g.values()), "an empty group was kept"
         watched = {entry[1] for entry in self._deadlines}
@@ -170,6 +192,7 @@ class Queue:
             ordered[request.id] = request
             if first:
                 ordered.move_to_end(request.id, last=False)
+        insort(self._by_length.setdefault(request.key, []), (request.length, request.id, request))
         self._level_of[request.id] = level
         self.rows += request.rows
         self.nbytes += request.nbytes

@@ -19,6 +19,8 @@ class Request:
         key: what requests must share to ride in one batch.
         rows: length of the batch dimension, at least 1.
         nbytes: bytes of all inputs, what the request costs in queue memory.
+        length: elements along the dynamic dimensions of one row; what padding and cost depend on.
+            0 when every dimension is fixed.
         arrival_s: moment of arrival on the engine's clock.
         deadline_s: absolute moment by which the answer must have left; infinite when none.
         late_reason: what the client is told when the deadline passes in the queue.
@@ -38,6 +40,7 @@ class Request:
     priority: int = 1
     attempts: int = field(default=0, init=False)
     cancelled: bool = field(default=False, init=False)
+    length: int = field(default=0, kw_only=True)
 
 
 class DispatchReason(Enum):
@@ -47,6 +50,8 @@ class DispatchReason(Enum):
     FULL = "full"
     PREFERRED = "preferred"
     DELAY_EXPIRED = "delay_expired"
+    BEST_WINDOW = "best_window"
+    BEST_SIZE = "best_size"
 
 
 @dataclass(slots=True, eq=False)
@@ -55,8 +60,7 @@ class Batch:
 
     `started_s` is the moment from which the worker was free to run it: its dispatch on an idle
     worker, the completion of the batch before it on a busy one. `expected_s` is how long it was
-    expected to run when it started, in seconds, if anything was known; `padding_share` the part
-    of its elements, 0 to 1, that no request asked for.
+    expected to run when it started, in seconds, if anything was known.
     """
 
     id: int
@@ -67,4 +71,15 @@ class Batch:
     dispatched_s: float
     started_s: float = math.nan
     expected_s: float | None = None
-    padding_share: float = 0.0
+    length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.length = max((request.length for request in self.requests), default=0)
+
+    @property
+    def padding_share(self) -> float:
+        """The part of the batch's elements, 0 to 1, that no request asked for."""
+        if self.length == 0:
+            return 0.0
+        asked = sum(request.rows * request.length for request in self.requests)
+        return 1.0 - asked / (self.rows * self.length)

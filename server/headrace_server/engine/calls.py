@@ -18,6 +18,7 @@ class Call:
         priority: level asked for; 0 means the model's default, as does a level out of range.
         timeout_s: the `timeout` parameter: how long the caller lets it queue; None when not given.
         remaining_s: what is left until the transport's own deadline; None when there is none.
+        arrived_s: moment of arrival on the engine's clock, if that was before now.
     """
 
     tensors: RequestTensors
@@ -25,6 +26,7 @@ class Call:
     priority: int = 0
     timeout_s: float | None = None
     remaining_s: float | None = None
+    arrived_s: float | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from headrace_server.core.cost import Sample
 from headrace_server.core.errors import Reason, ServingError
 from headrace_server.core.events import (
     Action,
@@ -33,9 +34,11 @@ from headrace_server.core.request import Batch, Request
 from headrace_server.core.scheduler import Scheduler
 from headrace_server.engine.calls import Answer, AnswerTensor, Call
 from headrace_server.engine.clock import Clock, TimerHandle
+from headrace_server.engine.cutting import ragged_output_axes, rows_of
 from headrace_server.engine.observer import Observer
+from headrace_server.engine.riding import RidingRules
 from headrace_server.engine.scheduling import SchedulingRules
-from headrace_server.models.spec import DYNAMIC, ModelSpec
+from headrace_server.models.spec import ModelSpec
 from headrace_server.workers.executor import (
     BatchOutput,
     BatchTiming,
@@ -82,6 +85,7 @@ class Deployment:
         rules: Callable[[ModelSpec], SchedulingRules],
         clock: Clock,
         observer: Observer,
+        preparation: Callable[[], Deployment] | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -90,12 +94,15 @@ class Deployment:
         self.workers: dict[int, WorkerState] = {}
         self._executor = executor
         self._make_rules = rules
+        self._make_preparation = preparation
+        self._preparation: Deployment | None = None
         self._clock = clock
         self._observer = observer
         self._spec: ModelSpec | None = None
         self._rules: SchedulingRules | None = None
         self._scheduler: Scheduler | None = None
-        self._one_key = False
+        self._riding: RidingRules | None = None
+        self._cut_axes: Sequence[int | None] = ()
         self._tickets: dict[int, _Ticket] = {}
         self._in_flight: dict[int, Batch] = {}
         self._next_id = 0
@@ -125,7 +132,11 @@ class Deployment:
     @property
     def ready(self) -> bool:
         """Whether a request sent now would find a live worker."""
-        return self.state is DeploymentState.READY and WorkerState.READY in self.workers.values()
+        return (
+            self.state is DeploymentState.READY
+            and WorkerState.READY in self.workers.values()
+            and (self._preparation is None or self._preparation.ready)
+        )
 
     @property
     def queued_requests(self) -> int:
@@ -149,11 +160,26 @@ class Deployment:
         self._observer.deployment_added(self)
         try:
             await self._executor.start(self)
+            await self._load_preparation()
         except ModelLoadError as error:
             self.workers.clear()
             self._change(DeploymentState.UNAVAILABLE, str(error))
+        except Exception:
+            # One model's trouble, whatever it is, must not keep the others from being served.
+            log.exception("model '%s' version %d could not be loaded", self.name, self.version)
+            self.workers.clear()
+            self._change(DeploymentState.UNAVAILABLE, "internal error while loading; see the log")
         else:
             self._change(DeploymentState.READY)
+
+    async def _load_preparation(self) -> None:
+        if not self.spec.prepared or self._make_preparation is None:
+            return
+        self._preparation = self._make_preparation()
+        await self._preparation.load()
+        if self._preparation.state is not DeploymentState.READY:
+            await self._executor.stop()
+            raise ModelLoadError(self._preparation.reason)
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait until the admitted ones are answered.
@@ -163,6 +189,11 @@ class Deployment:
         if self._scheduler is None:
             return True
         self._change(DeploymentState.UNLOADING)
+        # What is being prepared was admitted too: it still has to queue here.
+        deadline_s = self._clock.now() + timeout_s
+        if self._preparation is not None:
+            await self._preparation.drain(timeout_s)
+            timeout_s = max(0.0, deadline_s - self._clock.now())
         self._handle(DrainStarted())
         try:
             await asyncio.wait_for(self._drained.wait(), timeout_s)
@@ -175,6 +206,8 @@ class Deployment:
         """End the workers; whoever still waits gets an error."""
         if self._scheduler is not None:
             self._handle(ServiceAbandoned(Reason.STOPPING))
+        if self._preparation is not None:
+            await self._preparation.stop()
         await self._executor.stop()
         if self._timer is not None:
             self._timer.cancel()
@@ -184,6 +217,8 @@ class Deployment:
 
     def kill(self) -> None:
         """End the workers at once; nobody is told anything any more."""
+        if self._preparation is not None:
+            self._preparation.kill()
         self._executor.kill()
 
     # -- requests ---------------------------------------------------------------------------
@@ -194,6 +229,8 @@ class Deployment:
         Raises:
             ServingError: refused or failed, with the reason.
         """
+        if self._preparation is not None:
+            call = await self._prepare(self._preparation, call)
         request, future = self.submit(call)
         try:
             return await future
@@ -201,10 +238,35 @@ class Deployment:
             self.cancel(request)
             raise
 
+    async def _prepare(self, preparation: Deployment, call: Call) -> Call:
+        """Run the model's own `prepare` on the request; what comes out is what queues here."""
+        arrived_s = self._clock.now()
+        answer = await preparation.infer(call)
+        rows = call.tensors.rows
+        if any(output.shape[0] != rows for output in answer.outputs):
+            log.warning("model '%s': prepare changed the number of rows", self.name)
+            raise ServingError(Reason.MODEL_FAILED, model=self.name)
+        spent_s = self._clock.now() - arrived_s
+        return Call(
+            RequestTensors(
+                rows,
+                [output.data for output in answer.outputs],
+                [output.shape for output in answer.outputs],
+                call.tensors.parameters,
+            ),
+            sum(len(output.data) for output in answer.outputs),
+            call.priority,
+            None if call.timeout_s is None else max(0.0, call.timeout_s - spent_s),
+            None if call.remaining_s is None else max(0.0, call.remaining_s - spent_s),
+            arrived_s,
+        )
+
     def submit(self, call: Call) -> tuple[Request, asyncio.Future[Answer]]:
         """Admit or refuse one call at once; the future brings the answer or a `ServingError`."""
+        assert self._riding is not None, "the model is not loaded"
         now = self._clock.now()
-        request = self.rules.request(self._next_id, self._key(call.tensors), call, now)
+        key, length = self._riding.of(call.tensors)
+        request = self.rules.request(self._next_id, key, length, call, now)
         self._next_id += 1
         # The future is there before the scheduler hears of the request: whatever it decides,
         # there is somebody to tell.
@@ -221,13 +283,13 @@ class Deployment:
 
     # -- what the executor reports ----------------------------------------------------------
 
-    def model_loaded(self, spec: ModelSpec) -> None:
+    def model_loaded(self, spec: ModelSpec, sweep: Sequence[Sample]) -> None:
         """See `ExecutorListener.model_loaded`."""
         self._spec = spec
         self._rules = self._make_rules(spec)
-        self._scheduler = self._rules.scheduler()
-        fixed = all(DYNAMIC not in tensor.shape and not tensor.optional for tensor in spec.inputs)
-        self._one_key = fixed or spec.max_batch_size == 0
+        self._scheduler = self._rules.scheduler(sweep)
+        self._riding = RidingRules(spec)
+        self._cut_axes = ragged_output_axes(spec)
 
     def worker_state_changed(self, worker_id: int, state: WorkerState, detail: str) -> None:
         """See `ExecutorListener.worker_state_changed`."""
@@ -261,8 +323,10 @@ class Deployment:
             first, row = row, row + request.rows
             if ticket is not None and not ticket.future.done():
                 parts = [
-                    AnswerTensor(o.shape, bytes(o.data)) if alone else _rows_of(o, first, row)
-                    for o in outputs
+                    AnswerTensor(output.shape, bytes(output.data))
+                    if alone
+                    else rows_of(output, first, row, axis, request.length)
+                    for output, axis in zip(outputs, self._cut_axes, strict=True)
                 ]
                 queue_s = batch.started_s - request.arrival_s
                 ticket.future.set_result(Answer(parts, batch.rows, queue_s, timing))
@@ -334,19 +398,3 @@ class Deployment:
         if not ticket.future.done():
             ticket.future.set_exception(ServingError(reason, model=self.name))
         self._observer.request_refused(self, request, reason, now)
-
-    def _key(self, tensors: RequestTensors) -> Hashable:
-        """Requests of equal trailing shapes ride together; most models have just one."""
-        if self._one_key:
-            return None
-        return tuple(None if shape is None else shape[1:] for shape in tensors.shapes)
-
-
-def _rows_of(output: BatchOutput, first: int, end: int) -> AnswerTensor:
-    """Copy one request's rows out of the batch."""
-    shape = (end - first, *output.shape[1:])
-    offsets = output.row_offsets
-    if offsets is not None:
-        return AnswerTensor(shape, bytes(output.data[offsets[first] : offsets[end]]))
-    stride = len(output.data) // output.shape[0]
-    return AnswerTensor(shape, bytes(output.data[first * stride : end * stride]))

@@ -97,3 +97,21 @@ class ObserverGroup(Observer):
     ) -> None:
         for member in self._members:
             member.worker_state_changed(deployment, worker_id, state)
+
+
+class RefusalsOf(Observer):
+    """Passes on which requests ended without an answer, and nothing else.
+
+    For a stage of a model: its batches are not the model's, its refusals are.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def request_refused(
+        self, deployment: Deployment, request: Request, reason: Reason, now: float
+    ) -> None:
+        self._observer.request_refused(deployment, request, reason, now)
+
+    def request_cancelled(self, deployment: Deployment, request: Request, now: float) -> None:
+        self._observer.request_cancelled(deployment, request, now)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+from headrace_server.core.adaptive import AdaptivePolicy
+from headrace_server.core.cost import Sample
 from headrace_server.core.errors import Reason
-from headrace_server.core.policy import StaticPolicy, StaticSettings
+from headrace_server.core.policy import BatchPolicy, StaticPolicy, StaticSettings
 from headrace_server.core.queue import QueueLimits
 from headrace_server.core.request import Request
 from headrace_server.core.scheduler import Scheduler
@@ -26,17 +28,22 @@ class SchedulingRules:
     max_requests: int
     max_bytes: int
 
-    def scheduler(self) -> Scheduler:
-        """A new scheduler that follows these rules."""
+    def scheduler(self, sweep: Sequence[Sample] = ()) -> Scheduler:
+        """A new scheduler that follows these rules, and plans from these timed batches."""
         settings = self.settings
-        policy = StaticPolicy(
-            StaticSettings(
-                # A model without a batch dimension runs each request alone.
-                max_batch_size=max(1, settings.max_batch_size),
-                preferred_sizes=settings.preferred_batch_sizes,
-                max_delay_s=settings.max_queue_delay_s,
+        # A model without a batch dimension runs each request alone.
+        most_rows = max(1, settings.max_batch_size)
+        policy: BatchPolicy
+        if settings.static:
+            policy = StaticPolicy(
+                StaticSettings(
+                    max_batch_size=most_rows,
+                    preferred_sizes=settings.preferred_batch_sizes,
+                    max_delay_s=settings.max_queue_delay_s,
+                )
             )
-        )
+        else:
+            policy = AdaptivePolicy(most_rows, sweep)
         limits = QueueLimits(
             max_requests=self.max_requests,
             max_bytes=self.max_bytes,
@@ -47,7 +54,9 @@ class SchedulingRules:
         )
         return Scheduler(policy, limits, preserve_ordering=settings.preserve_ordering)
 
-    def request(self, request_id: int, key: Hashable, call: Call, now: float) -> Request:
+    def request(
+        self, request_id: int, key: Hashable, length: int, call: Call, now: float
+    ) -> Request:
         """The scheduler's view of a call: its level, and the earlier of its two deadlines.
 
         The `timeout` parameter counts unless a queue policy does not allow it (Triton ignores it
@@ -73,9 +82,10 @@ class SchedulingRules:
             key,
             call.tensors.rows,
             call.nbytes,
-            now,
+            now if call.arrived_s is None else call.arrived_s,
             deadline_s,
             late_reason,
             delay,
             max(1, level),
+            length=length,
         )

@@ -16,7 +16,7 @@ from headrace_server.models.exported import load_exported
 from headrace_server.models.program import Inputs, Parameters, Program, Tensor
 from headrace_server.models.python_model import load_python
 from headrace_server.models.repository import ModelKind, ModelSource
-from headrace_server.models.spec import ModelSpec
+from headrace_server.models.spec import ModelSpec, Role
 from headrace_server.models.torchscript import load_torchscript
 
 
@@ -62,7 +62,9 @@ class LoadedModel:
         self._program.close()
 
 
-def load_model(source: ModelSource, config: ModelConfig | None, device: str) -> LoadedModel:
+def load_model(
+    source: ModelSource, config: ModelConfig | None, device: str, role: Role = Role.SERVE
+) -> LoadedModel:
     """Load ``source`` on ``device`` (``cpu``, ``cuda:0``) and reconcile it with ``config``.
 
     Raises:
@@ -71,11 +73,12 @@ def load_model(source: ModelSource, config: ModelConfig | None, device: str) -> 
     """
     if not source.file.is_file():
         raise ModelError(f"expected a model file, found nothing at {source.file}")
+    if source.kind is ModelKind.PYTHON:
+        return LoadedModel(load_python(source, config, device, role), device)
     return LoadedModel(_LOADERS[source.kind](source, config, device), device)
 
 
 _LOADERS = {
     ModelKind.EXPORTED: load_exported,
     ModelKind.TORCHSCRIPT: load_torchscript,
-    ModelKind.PYTHON: load_python,
 }

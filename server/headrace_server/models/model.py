@@ -37,10 +37,17 @@ class Model:
     and each request runs alone.
 
     One instance lives in each worker process and is called from one thread, with gradients off.
+    Tensors that ``forward`` is given are valid during the call only.
+
+    A model whose inputs show their true size only after some work on them (tokenise, decode,
+    resize) declares ``prepared`` and writes `prepare`: that runs per request, on workers of its
+    own, before the request queues, and ``forward`` then takes the prepared tensors. Those with a
+    ``pad`` value may differ in length from request to request.
     """
 
     inputs: ClassVar[Sequence[TensorSpec]]
     outputs: ClassVar[Sequence[TensorSpec]]
+    prepared: ClassVar[Sequence[TensorSpec]] = ()
     max_batch_size: ClassVar[int] = 32
 
     def load(self, context: ModelContext) -> None:
@@ -65,6 +72,17 @@ class Model:
         ``bytes``. Every output has as many rows as the inputs, in the same order.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")
+
+    def load_prepare(self, context: ModelContext) -> None:
+        """Get ready to `prepare`. Runs in the workers of that stage, in the place of `load`."""
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Any:
+        """Turn the inputs of one request into the tensors that ``prepared`` declares.
+
+        Each input comes as a keyword, all rows of the request. Return what `forward` may return,
+        for ``prepared`` instead of ``outputs``; every tensor has the rows of the request.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares prepared, but no prepare()")
 
     def unload(self) -> None:
         """Release what ``load`` acquired. Runs once, when the model is no longer served."""

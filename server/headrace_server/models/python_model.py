@@ -12,7 +12,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, NoReturn
@@ -23,14 +23,16 @@ from headrace_server.models.model import Model, ModelContext
 from headrace_server.models.program import Inputs, Parameters, Program
 from headrace_server.models.repository import ModelSource
 from headrace_server.models.signature import Signature, reconcile
-from headrace_server.models.spec import ModelSpec, TensorSpec
+from headrace_server.models.spec import DYNAMIC, ModelSpec, Role, TensorSpec
 
 PLATFORM = "python"
 PARAMETERS = "parameters"
 """The argument of `forward` that receives the custom parameters of the requests."""
 
 
-def load_python(source: ModelSource, config: ModelConfig | None, device: str) -> Program:
+def load_python(
+    source: ModelSource, config: ModelConfig | None, device: str, role: Role = Role.SERVE
+) -> Program:
     """Import the file, check what its class declares, and let the class load.
 
     The version directory is on the import path from now on, so that the file can import others
@@ -60,13 +62,18 @@ def load_python(source: ModelSource, config: ModelConfig | None, device: str) ->
         )
         try:
             model = cls()
-            model.load(context)
+            if role is Role.PREPARE:
+                model.load_prepare(context)
+            else:
+                model.load(context)
         except Exception as error:
             _refuse(source.file, f"{cls.__name__} cannot load", error)
     except BaseException:
         sys.path.remove(directory)
         raise
-    return PythonModel(model, spec, directory)
+    if role is Role.PREPARE:
+        return PythonModel(model, model.prepare, preparation_spec(spec), directory)
+    return PythonModel(model, model.forward, spec, directory)
 
 
 class PythonModel:
@@ -74,11 +81,13 @@ class PythonModel:
 
     example_shapes: Mapping[str, Sequence[int]] = {}
 
-    def __init__(self, model: Model, spec: ModelSpec, directory: str) -> None:
+    def __init__(
+        self, model: Model, method: Callable[..., object], spec: ModelSpec, directory: str
+    ) -> None:
         self._model: Model | None = model
         self._directory = directory
-        self._forward = model.forward
-        self._wants_parameters = PARAMETERS in inspect.signature(model.forward).parameters
+        self._forward = method
+        self._wants_parameters = PARAMETERS in inspect.signature(method).parameters
         self.spec = spec
 
     def call(self, inputs: Inputs, parameters: Parameters | None) -> object:
@@ -97,6 +106,21 @@ class PythonModel:
         model, self._model = self._model, None
         sys.path.remove(self._directory)
         model.unload()
+
+
+def preparation_spec(spec: ModelSpec) -> ModelSpec:
+    """The signature of a model's `prepare` stage: one request at a time, all its rows, so that
+    requests may come out with different lengths."""
+
+    def full(tensors: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(tensor.name, tensor.datatype, (DYNAMIC, *tensor.shape), tensor.optional)
+            for tensor in tensors
+        )
+
+    return ModelSpec(
+        spec.name, spec.version, spec.platform, 0, full(spec.inputs), full(spec.prepared)
+    )
 
 
 def _import(source: ModelSource) -> ModuleType:
@@ -140,7 +164,12 @@ def _signature(cls: type[Model], file: Path) -> Signature:
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise ModelError(f"{file}: expected max_batch_size to be 0 or more, got {size!r}")
     inputs, outputs = _declared(cls, "inputs", file), _declared(cls, "outputs", file)
-    _check_forward(cls, inputs, file)
+    prepared = _declared(cls, "prepared", file) if cls.prepared else ()
+    if prepared and not size:
+        raise ModelError(f"{file}: {cls.__name__} declares prepared, so it needs a max_batch_size")
+    _check_method(cls, "forward", prepared or inputs, file)
+    if prepared:
+        _check_method(cls, "prepare", inputs, file)
     return Signature(
         origin=f"the class {cls.__name__}",
         platform=PLATFORM,
@@ -149,6 +178,7 @@ def _signature(cls: type[Model], file: Path) -> Signature:
         max_batch_size=size,
         batch_limit=size,
         unbatched_because="its max_batch_size is 0" if size == 0 else "",
+        prepared=prepared,
     )
 
 
@@ -168,10 +198,11 @@ def _declared(cls: type[Model], side: str, file: Path) -> tuple[TensorSpec, ...]
     return tuple(declared)
 
 
-def _check_forward(cls: type[Model], inputs: Sequence[TensorSpec], file: Path) -> None:
-    if cls.forward is Model.forward:
-        raise ModelError(f"{file}: {cls.__name__} defines no forward")
-    signature = inspect.signature(cls.forward)
+def _check_method(cls: type[Model], name: str, inputs: Sequence[TensorSpec], file: Path) -> None:
+    method = getattr(cls, name)
+    if method is getattr(Model, name):
+        raise ModelError(f"{file}: {cls.__name__} defines no {name}")
+    signature = inspect.signature(method)
     given = {tensor.name: None for tensor in inputs}
     needed = {tensor.name: None for tensor in inputs if not tensor.optional}
     extra = {PARAMETERS: None} if PARAMETERS in signature.parameters else {}
@@ -180,7 +211,7 @@ def _check_forward(cls: type[Model], inputs: Sequence[TensorSpec], file: Path) -
         signature.bind(None, **needed, **extra)
     except TypeError as error:
         raise ModelError(
-            f"{file}: forward{signature} cannot take the inputs {list(given)}: {error}"
+            f"{file}: {name}{signature} cannot take the inputs {list(given)}: {error}"
         ) from None
 
 

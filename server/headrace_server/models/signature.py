@@ -41,6 +41,7 @@ class Signature:
     can_drop_batch: bool = False
     positional_inputs: bool = False
     positional_outputs: bool = False
+    prepared: tuple[TensorSpec, ...] = ()
 
 
 def reconcile(signature: Signature, source: ModelSource, config: ModelConfig | None) -> ModelSpec:
@@ -117,6 +118,7 @@ def _spec(signature: Signature, source: ModelSource, max_batch_size: int) -> Mod
         max_batch_size,
         signature.inputs,
         signature.outputs,
+        signature.prepared,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 DYNAMIC = -1
 """A dimension whose length each request chooses."""
@@ -18,6 +19,13 @@ DATATYPES = (
 """Every datatype of the protocol."""
 
 
+class Role(Enum):
+    """What a worker does with a model: run its batches, or prepare single requests for them."""
+
+    SERVE = "serve"
+    PREPARE = "prepare"
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One named input or output.
@@ -26,13 +34,20 @@ class TensorSpec:
     batch dimension when the model has one; -1 marks a dynamic dimension. ``optional`` inputs may
     be left out of a request.
 
-    Raises ValueError for an empty name, an unknown datatype or a dimension below -1.
+    ``pad`` makes an input *ragged*: requests of different lengths ride in one batch, and the
+    shorter ones are filled up with this value along the one dynamic dimension. The model has to
+    tell padding from data by itself, usually with a mask: another ragged input with ``pad=0``.
+    Outputs of the model with a dynamic dimension are cut back to each request's own length.
+
+    Raises ValueError for an empty name, an unknown datatype, a dimension below -1, or a ``pad``
+    where there is not exactly one dynamic dimension.
     """
 
     name: str
     datatype: str
     shape: Sequence[int]
     optional: bool = False
+    pad: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(dim) for dim in self.shape))
@@ -45,6 +60,18 @@ class TensorSpec:
             )
         if any(dim < DYNAMIC for dim in self.shape):
             raise ValueError(f"tensor '{self.name}': dimensions are >= 0 or -1, got {self.shape}")
+        if self.pad is not None and (
+            self.shape.count(DYNAMIC) != 1 or self.datatype in ("BYTES", "BF16")
+        ):
+            raise ValueError(
+                f"tensor '{self.name}': pad needs exactly one dynamic dimension and a datatype "
+                f"other than BYTES and BF16, got {self.datatype} {list(self.shape)}"
+            )
+
+    @property
+    def ragged_axis(self) -> int | None:
+        """The dimension that is padded, the batch dimension not counted; None if none is."""
+        return None if self.pad is None else self.shape.index(DYNAMIC)
 
     def __str__(self) -> str:
         return f"{self.name} {self.datatype} {list(self.shape)}"
@@ -57,6 +84,9 @@ class ModelSpec:
     ``max_batch_size`` 0 means that the model has no batch dimension: requests carry full shapes
     and each runs alone. Above 0, every tensor has a leading batch dimension that the tensor
     specs leave out, and a request may carry 1 to ``max_batch_size`` rows.
+
+    ``prepared`` is what the model's own ``prepare`` makes of the inputs of each request, before
+    they queue; empty for models without that stage.
     """
 
     name: str
@@ -65,3 +95,9 @@ class ModelSpec:
     max_batch_size: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    prepared: tuple[TensorSpec, ...] = ()
+
+    @property
+    def batched_inputs(self) -> tuple[TensorSpec, ...]:
+        """What a batch consists of: the prepared inputs where there are any."""
+        return self.prepared or self.inputs

@@ -101,7 +101,7 @@ def warmup_inputs(
             AUTOMATIC,
             {
                 tensor.name: _zeros(tensor, _full(_example_shape(tensor, example_shapes), rows))
-                for tensor in spec.inputs
+                for tensor in spec.batched_inputs
             },
         )
         for rows in batches
@@ -112,8 +112,8 @@ def _configured(
     spec: ModelSpec, warmup: ModelWarmup, directory: Path
 ) -> tuple[str, dict[str, Tensor]]:
     name = warmup.name or "unnamed"
-    known = {tensor.name: tensor for tensor in spec.inputs}
-    required = {tensor.name for tensor in spec.inputs if not tensor.optional}
+    known = {tensor.name: tensor for tensor in spec.batched_inputs}
+    required = {tensor.name for tensor in spec.batched_inputs if not tensor.optional}
     if not required <= warmup.inputs.keys() <= known.keys():
         raise ConfigError(f"'{name}' has the inputs {sorted(warmup.inputs)}, expected {[*known]}")
     if warmup.batch_size > max(1, spec.max_batch_size):

@@ -89,6 +89,10 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
             "input '{input}' batch size does not match other inputs for '{model}'. "
             "Expected {expected}, got {got}"
         ),
+        Reason.UNEQUAL_LENGTHS: _invalid(
+            "ragged input '{input}' for model '{model}' has another length than the others of "
+            "its request. Expected {expected}, got {got}"
+        ),
         Reason.BATCH_TOO_LARGE: _invalid(
             "inference request batch-size must be <= {limit} for '{model}'; got {got}"
         ),

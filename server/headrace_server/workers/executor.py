@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from headrace_server.core.cost import Sample
 from headrace_server.models.spec import ModelSpec
 
 Parameter = bool | int | float | str
@@ -80,8 +81,11 @@ class ExecutorListener(Protocol):
         """A worker went on to this state; READY and LOST have calls of their own too."""
         ...
 
-    def model_loaded(self, spec: ModelSpec) -> None:
-        """The first worker has loaded the model; comes once, before any worker is ready."""
+    def model_loaded(self, spec: ModelSpec, sweep: Sequence[Sample]) -> None:
+        """The first worker has loaded the model, and timed a few batches to plan from.
+
+        Comes once, before any worker is ready.
+        """
         ...
 
     def worker_ready(self, worker_id: int) -> None:

@@ -29,13 +29,15 @@ class Hello(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 
 class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
-    """Front to worker: load this model. `config` is a serialized ModelConfig, empty for none."""
+    """Front to worker: load this model. `config` is a serialized ModelConfig, empty for none;
+    `role` a value of `models.spec.Role`."""
 
     model: str
     version: int
     file: str
     kind: str
     config: bytes
+    role: str
     device: str
     threads: int
 
@@ -48,9 +50,13 @@ class Progress(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 
 class Loaded(msgspec.Struct, tag=True, array_like=True, frozen=True):
-    """Worker to front: the model is loaded and warm; batches may come."""
+    """Worker to front: the model is loaded and warm; batches may come.
+
+    `sweep`: rows, padded length and seconds of batches that were timed, to plan from.
+    """
 
     spec: ModelSpec
+    sweep: tuple[tuple[int, int, float], ...] = ()
 
 
 class LoadFailed(msgspec.Struct, tag=True, array_like=True, frozen=True):
@@ -69,7 +75,7 @@ class Slab(msgspec.Struct, tag=True, array_like=True, frozen=True):
     nbytes: int
 
 
-class TensorPlace(msgspec.Struct, array_like=True, frozen=True):
+class TensorPlace(msgspec.Struct, array_like=True):
     """Where one tensor lies in a slab. `position` is its place in the spec's inputs or outputs."""
 
     position: int

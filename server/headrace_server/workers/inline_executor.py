@@ -35,7 +35,7 @@ class InlineExecutor:
         self._listener = listener
         self._model = self._load()
         self._runner = BatchRunner(self._model, self._device)
-        listener.model_loaded(self._model.spec)
+        listener.model_loaded(self._model.spec, ())
         listener.worker_ready(0)
 
     def run(self, worker_id: int, batch_id: int, requests: Sequence[RequestTensors]) -> None:
@@ -57,10 +57,10 @@ class InlineExecutor:
         return [self._device]
 
     def _run(self, batch_id: int, requests: Sequence[RequestTensors]) -> None:
-        if self._runner is None or self._listener is None:
+        if self._model is None or self._runner is None or self._listener is None:
             return  # stopped meanwhile
         inputs, outputs = _Memory(), _Memory()
-        places, parameters = gather(requests, inputs.reserve)
+        places, parameters = gather(self._model.spec.batched_inputs, requests, inputs.reserve)
         try:
             written, times = self._runner.run(inputs.view, places, parameters, outputs.reserve)
         except Exception as error:

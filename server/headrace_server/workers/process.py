@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from headrace_server.models.repository import ModelSource
-from headrace_server.models.spec import ModelSpec
+from headrace_server.models.spec import ModelSpec, Role
 from headrace_server.workers import frames
 from headrace_server.workers.connection import WorkerConnection
 from headrace_server.workers.executor import (
@@ -60,7 +60,8 @@ class WorkerProcess:
         self._on_error = on_error
         loop = asyncio.get_running_loop()
         self._hello: asyncio.Future[frames.Hello] = loop.create_future()
-        self._loaded: asyncio.Future[ModelSpec] = loop.create_future()
+        self._loaded: asyncio.Future[frames.Loaded] = loop.create_future()
+        self._spec: ModelSpec | None = None
         self.died: asyncio.Future[str] = loop.create_future()
         self._process: asyncio.subprocess.Process | None = None
         self._connection: WorkerConnection | None = None
@@ -95,8 +96,10 @@ class WorkerProcess:
         self._reaper = asyncio.create_task(self._reap(self._process))
         return await self._unless_dead(self._hello)
 
-    async def load(self, source: ModelSource, config: bytes, placement: Placement) -> ModelSpec:
-        """Load and warm up the model; returns its signature.
+    async def load(
+        self, source: ModelSource, config: bytes, role: Role, placement: Placement
+    ) -> frames.Loaded:
+        """Load and warm up the model; returns its signature and the batches timed meanwhile.
 
         Raises:
             ModelLoadError: the model cannot be served; the worker has ended itself.
@@ -110,16 +113,20 @@ class WorkerProcess:
                 str(source.file),
                 source.kind.value,
                 config,
+                role.value,
                 placement.device,
                 placement.threads,
             )
         )
-        return await self._unless_dead(self._loaded)
+        loaded = await self._unless_dead(self._loaded)
+        self._spec = loaded.spec
+        return loaded
 
     def run(self, batch_id: int, requests: Sequence[RequestTensors]) -> None:
         """Copy the requests into a free slab and send the batch."""
-        assert self._connection is not None
-        connection = self._connection
+        connection, spec = self._connection, self._spec
+        assert connection is not None
+        assert spec is not None
         index = self._free.popleft()
         self._slab_of[batch_id] = index
 
@@ -130,7 +137,7 @@ class WorkerProcess:
                 connection.send(frames.Slab(index, slab.nbytes), descriptor)
             return slab.view
 
-        places, parameters = gather(requests, reserve)
+        places, parameters = gather(spec.batched_inputs, requests, reserve)
         connection.send(frames.RunBatch(batch_id, index, places, parameters))
 
     async def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
@@ -174,7 +181,7 @@ class WorkerProcess:
             case frames.Hello():
                 self._hello.set_result(message)
             case frames.Loaded():
-                self._loaded.set_result(message.spec)
+                self._loaded.set_result(message)
             case frames.LoadFailed():
                 self._loaded.set_exception(ModelLoadError(message.detail))
 
@@ -205,8 +212,10 @@ class WorkerProcess:
         status = await process.wait()
         if self._connection is not None:
             self._connection.close()
-        for slab in (*self._inputs, *self._outputs.values()):
-            slab.close()
+        for written in self._inputs:
+            written.close()
+        for read in self._outputs.values():
+            read.close()
         self.died.set_result(_how_it_ended(status))
 
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from headrace_server.models.repository import ModelSource
-from headrace_server.models.spec import ModelSpec
+from headrace_server.models.spec import ModelSpec, Role
 from headrace_server.workers.backoff import Backoff
 from headrace_server.workers.executor import (
     BatchOutput,
@@ -17,6 +17,7 @@ from headrace_server.workers.executor import (
     RequestTensors,
     WorkerState,
 )
+from headrace_server.workers.frames import Loaded
 from headrace_server.workers.placement import InstanceGroup, Placement, place
 from headrace_server.workers.process import WorkerDiedError, WorkerProcess
 
@@ -40,10 +41,12 @@ class ProcessExecutor:
         groups: Sequence[InstanceGroup],
         *,
         cores: int,
+        role: Role = Role.SERVE,
         backoff: Backoff | None = None,
     ) -> None:
         self._source = source
         self._config = config
+        self._role = role
         self._groups = groups
         self._cores = cores
         self._backoff = backoff or Backoff()
@@ -58,8 +61,9 @@ class ProcessExecutor:
         """See `Executor.start`."""
         self._listener = listener
         try:
-            first, self._spec = await self._start_first()
-            listener.model_loaded(self._spec)
+            first, loaded = await self._start_first()
+            self._spec = loaded.spec
+            listener.model_loaded(loaded.spec, loaded.sweep)
             loop = asyncio.get_running_loop()
             ready: list[asyncio.Future[None]] = [loop.create_future() for _ in self._placements]
             self._seats = [
@@ -99,7 +103,7 @@ class ProcessExecutor:
         """Process ids of the workers that serve now."""
         return [process.pid for process in self._serving.values() if process.pid is not None]
 
-    async def _start_first(self) -> tuple[WorkerProcess, ModelSpec]:
+    async def _start_first(self) -> tuple[WorkerProcess, Loaded]:
         for attempt in range(1, MAX_FIRST_STARTS + 1):
             process = self._new_process(0)
             try:
@@ -107,8 +111,7 @@ class ProcessExecutor:
                 self._placements = place(
                     self._groups, cuda_devices=hello.cuda_devices, cores=self._cores
                 )
-                spec = await process.load(self._source, self._config, self._placements[0])
-                return process, spec
+                return process, await self._load(process, 0)
             except WorkerDiedError as error:
                 self._processes.discard(process)
                 if attempt == MAX_FIRST_STARTS:
@@ -129,8 +132,8 @@ class ProcessExecutor:
                 if process is None:
                     process = self._new_process(seat)
                     await process.spawn()
-                    spec = await process.load(self._source, self._config, self._placements[seat])
-                    if spec != self._spec:
+                    loaded = await self._load(process, seat)
+                    if loaded.spec != self._spec:
                         raise ModelLoadError("the files of the model changed while it was served")
                 self._serving[seat] = process
                 ready_at_s = loop.time()
@@ -166,6 +169,9 @@ class ProcessExecutor:
                 f"in {delay_s:.1f} s" if delay_s else "now",
             )
             await asyncio.sleep(delay_s)
+
+    async def _load(self, process: WorkerProcess, seat: int) -> Loaded:
+        return await process.load(self._source, self._config, self._role, self._placements[seat])
 
     def _new_process(self, seat: int) -> WorkerProcess:
         listener = self._listener

@@ -43,7 +43,7 @@ class BatchRunner:
         self._model = model
         self._device = torch.device(device)
         self._on_cpu = self._device.type == "cpu"
-        self._inputs = model.spec.inputs
+        self._inputs = model.spec.batched_inputs
         self._outputs = model.spec.outputs
 
     def run(

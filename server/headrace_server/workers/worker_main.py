@@ -19,6 +19,7 @@ from pathlib import Path
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.models.errors import ConfigError, ModelError
 from headrace_server.models.repository import ModelKind, ModelSource
+from headrace_server.models.spec import Role
 from headrace_server.workers import frames
 from headrace_server.workers.executor import WorkerState
 from headrace_server.workers.slab import ReadableSlab, WritableSlab
@@ -61,9 +62,7 @@ class _Session:
             return 0
         torch.set_num_threads(load.threads)
         try:
-            # Stays inside `inference_mode` for good: workers never train.
-            with torch.inference_mode():
-                return self._serve_model(load, messages)
+            return self._serve_model(load, messages)
         except (ModelError, ConfigError) as error:
             self._send(frames.LoadFailed(str(error)[:MAX_DETAIL_CHARACTERS]))
             return 1
@@ -72,15 +71,16 @@ class _Session:
         from headrace_server.models.loading import load_model
         from headrace_server.models.warmup import warm_up
         from headrace_server.workers.runner import BatchRunner
+        from headrace_server.workers.sweep import sweep
 
         config = ModelConfig.FromString(load.config) if load.config else None
         source = ModelSource(load.model, load.version, Path(load.file), ModelKind(load.kind))
         self._send(frames.Progress(WorkerState.LOADING.value))
-        model = load_model(source, config, load.device)
+        model = load_model(source, config, load.device, Role(load.role))
         self._send(frames.Progress(WorkerState.WARMING_UP.value))
         warm_up(model, config, source)
         runner = BatchRunner(model, load.device)
-        self._send(frames.Loaded(model.spec))
+        self._send(frames.Loaded(model.spec, sweep(model)))
         for message in messages:
             match message:
                 case frames.RunBatch():

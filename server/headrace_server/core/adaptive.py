@@ -1,0 +1,112 @@
+"""The learned policy: who rides together, decided by what a batch costs.
+
+The most urgent request anchors the batch, so nothing can starve. Around it, in order of length,
+the contiguous window goes that does the most *work per second*: the time its members would take
+alone, over the time they take together. Counting requests instead would drag in everyone whom the
+padding ruins; any window without the anchor could leave it waiting for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import accumulate
+
+from headrace_server.core.cost import CostModel, Curve, Sample
+from headrace_server.core.policy import Formation, Hold
+from headrace_server.core.queue import Queue
+from headrace_server.core.request import Batch, DispatchReason, Request
+
+WORTHWHILE = 0.97
+"""A smaller batch is taken when it does at least this share of the best one's work per second:
+where batching gains next to nothing, nobody waits for it."""
+
+
+class AdaptivePolicy:
+    """Forms the batches that pay; never waits for more while a worker is idle.
+
+    Starvation is impossible by construction: each batch holds the most urgent request, so one
+    request waits for at most as many batches as there were requests ahead of it.
+    """
+
+    def __init__(
+        self, max_batch_size: int, sweep: Iterable[Sample] = (), max_batch_bytes: int = 1 << 28
+    ) -> None:
+        self._max_rows = max_batch_size
+        self._max_bytes = max_batch_bytes
+        self.cost = CostModel(sweep)
+
+    def form(self, queue: Queue, now: float) -> Formation | Hold:
+        """See `BatchPolicy.form`. Looks at no more than `2 * max_batch_size - 1` requests."""
+        anchor = queue.most_urgent()
+        near, at = queue.neighbours(anchor, self._max_rows - 1)
+        curve = self.cost.curve
+        if curve is None or near[0].length == near[-1].length:
+            return self._by_urgency(queue, anchor, curve)
+        return self._by_length(near, at, curve)
+
+    def expected_duration_s(self, batch: Batch) -> float | None:
+        """What the cost model says of its rows and padded length."""
+        curve = self.cost.curve
+        return None if curve is None else curve.at(batch.rows, batch.length)
+
+    def observe(self, batch: Batch, duration_s: float) -> None:
+        """Take the batch into the cost model."""
+        self.cost.observe(batch.rows, batch.length, duration_s)
+
+    def _by_urgency(self, queue: Queue, anchor: Request, curve: Curve | None) -> Formation:
+        """Nobody pads anybody: in order of urgency, as many as make the batch worth it."""
+        members: list[Request] = []
+        best: list[float] = []
+        rows = nbytes = 0
+        work_s = 0.0
+        ended = False
+        for request in queue.group(anchor.key):
+            rows += request.rows
+            nbytes += request.nbytes
+            if members and (rows > self._max_rows or nbytes > self._max_bytes):
+                ended = True
+                break
+            members.append(request)
+            if curve is not None:
+                work_s += curve.at(request.rows, request.length)
+                best.append(work_s / curve.at(rows, request.length))
+            if rows == self._max_rows:
+                ended = True
+                break
+        count = len(members)
+        if best:
+            enough = WORTHWHILE * max(best)
+            count = 1 + next(i for i, value in enumerate(best) if value >= enough)
+        taken = sum(request.rows for request in members[:count])
+        if count < len(members):
+            return Formation(members[:count], taken, DispatchReason.BEST_SIZE, complete=False)
+        reason = DispatchReason.FULL if ended else DispatchReason.IMMEDIATE
+        return Formation(members, taken, reason, complete=ended)
+
+    def _by_length(self, near: list[Request], at: int, curve: Curve) -> Formation:
+        """The window of neighbours around `near[at]` with the most work per second.
+
+        O(n^2) in the number of windows, each one multiplication or two; n is bounded by the batch
+        size, so the decision stays a small part of the batch that it decides.
+        """
+        rows = [0, *accumulate(request.rows for request in near)]
+        nbytes = [0, *accumulate(request.nbytes for request in near)]
+        work = [0.0, *accumulate(curve.at(request.rows, request.length) for request in near)]
+        most_rows, most_bytes = self._max_rows, self._max_bytes
+        best, first, end = 0.0, at, at + 1
+        base, row, element, pair = curve.base, curve.row, curve.element, curve.pair
+        for last in range(at, len(near)):
+            length = near[last].length
+            per_row = row + length * (element + length * pair)
+            to_rows, to_bytes, to_work = rows[last + 1], nbytes[last + 1], work[last + 1]
+            for start in range(at, -1, -1):
+                count = to_rows - rows[start]
+                if (count > most_rows or to_bytes - nbytes[start] > most_bytes) and start < last:
+                    break
+                rate = (to_work - work[start]) / (base + count * per_row)
+                if rate > best:
+                    best, first, end = rate, start, last + 1
+        taken = rows[end] - rows[first]
+        return Formation(
+            near[first:end], taken, DispatchReason.BEST_WINDOW, complete=taken == most_rows
+        )

@@ -1,0 +1,208 @@
+"""The cost model: how long a batch of so many rows, padded to such a length, will take.
+
+Pure arithmetic on a handful of numbers, so that the very same model plans in the server, in tests
+and in a simulator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+Sample = tuple[int, int, float]
+"""Rows, padded length (0 when nothing is ragged), and the measured duration in seconds."""
+
+TERMS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """`base + rows * (row + length * (element + length * pair))`, in seconds.
+
+    A fixed cost, one per row, one per padded element, and attention's one per pair of elements.
+    No coefficient is negative, so the curve never falls as a batch grows.
+    """
+
+    base: float
+    row: float
+    element: float
+    pair: float
+
+    def at(self, rows: int, length: int) -> float:
+        """Seconds for one batch."""
+        return self.base + rows * (self.row + length * (self.element + length * self.pair))
+
+
+class CostModel:
+    """Learns a `Curve` from measured batches, first from a sweep and then from what is served.
+
+    Least squares on *relative* errors, so that a batch of one counts as much as a full one, under
+    the constraint that no coefficient is negative (coordinate descent; Lawson and Hanson, 1974,
+    chapter 23, pose the problem). Single outliers are clipped (Huber, 1964). Old measurements
+    fade, the sweep stays as a prior for shapes that are never served; when durations shift as a
+    whole, the prior shifts with them.
+    """
+
+    FADING = 0.98
+    """Weight that a measurement keeps with each later one: about the last 50 count."""
+    CLIP = 0.5
+    """A measurement that differs by more than this share pulls no harder than one at it."""
+    PRIOR_WEIGHT = 10.0
+    """Measurements that the whole sweep weighs as much as."""
+    LEARN_EVERY_S = 0.002
+    FIT_EVERY_S = 0.05
+    """Batch time that passes between two measurements taken in, and between two fits: learning
+    costs some 15 and 100 microseconds, and stays about one per cent of the work it learns from."""
+    QUANTILE = 0.95
+    QUANTILE_STEP = 0.02
+    DRIFT_WINDOW = 9
+    DRIFT = math.log(1.5)
+    """Median log ratio of measured to predicted durations, over the window, that counts as
+    drift. The median, since a busy machine makes single batches late by any factor."""
+
+    def __init__(self, sweep: Iterable[Sample] = ()) -> None:
+        self._prior = [s for s in sweep if s[2] > 0]
+        self._scale = (
+            float(max((rows for rows, _, _ in self._prior), default=1)),
+            float(max((length for _, length, _ in self._prior), default=0) or 1),
+        )
+        self._gram = [[0.0] * TERMS for _ in range(TERMS)]
+        self._target = [0.0] * TERMS
+        self._weights = [0.0] * TERMS
+        self._unlearned_s = 0.0
+        self._unfitted_s = 0.0
+        self._errors: deque[float] = deque(maxlen=self.DRIFT_WINDOW)
+        self._margin = 0.0
+        self._curve: Curve | None = None
+        if self._prior:
+            self._sum_prior()
+            self._fit()
+
+    @property
+    def curve(self) -> Curve | None:
+        """What is believed now; None before the first measurement."""
+        return self._curve
+
+    @property
+    def margin(self) -> float:
+        """The factor between the expected duration and its 95th percentile, at least 1."""
+        return math.exp(max(0.0, self._margin))
+
+    def observe(self, rows: int, length: int, duration_s: float) -> None:
+        """Learn from one batch that was served."""
+        if duration_s <= 0:
+            return
+        if self._curve is None:
+            self._prior = [(rows, length, duration_s)]
+            self._scale = (float(rows), float(length or 1))
+            self._sum_prior()
+            self._fit()
+            return
+        # Whether this one counts depends on those before it only: if its own duration could tip
+        # the balance, the slow ones would be chosen.
+        due = self._unlearned_s >= self.LEARN_EVERY_S
+        if due:
+            self._unfitted_s += self._unlearned_s
+            self._unlearned_s = 0.0
+        self._unlearned_s += duration_s
+        if not due:
+            return
+        error = math.log(duration_s / self._curve.at(rows, length))
+        self._margin += self.QUANTILE_STEP * (
+            self.QUANTILE if error > self._margin else self.QUANTILE - 1
+        )
+        self._errors.append(error)
+        if len(self._errors) == self.DRIFT_WINDOW:
+            median = sorted(self._errors)[self.DRIFT_WINDOW // 2]
+            if abs(median) > self.DRIFT:
+                self._shift(math.exp(median))
+        weight = min(1.0, self.CLIP / abs(error)) if error else 1.0
+        self._fade()
+        terms = self._terms(rows, length)
+        _accumulate(self._gram, self._target, terms, duration_s, weight)
+        if self._unfitted_s >= self.FIT_EVERY_S:
+            self._unfitted_s = 0.0
+            self._fit()
+
+    def _shift(self, factor: float) -> None:
+        """Everything takes `factor` times as long as it used to: start again from there."""
+        self._prior = [(rows, length, s * factor) for rows, length, s in self._prior]
+        self._gram = [[0.0] * TERMS for _ in range(TERMS)]
+        self._target = [0.0] * TERMS
+        self._errors.clear()
+        self._unfitted_s = self.FIT_EVERY_S
+        self._sum_prior()
+
+    def _sum_prior(self) -> None:
+        self._prior_gram = [[0.0] * TERMS for _ in range(TERMS)]
+        self._prior_target = [0.0] * TERMS
+        share = self.PRIOR_WEIGHT / len(self._prior)
+        for rows, length, duration_s in self._prior:
+            terms = self._terms(rows, length)
+            _accumulate(self._prior_gram, self._prior_target, terms, duration_s, share)
+
+    def _fade(self) -> None:
+        for row in self._gram:
+            for j in range(TERMS):
+                row[j] *= self.FADING
+        self._target = [value * self.FADING for value in self._target]
+
+    def _terms(self, rows: int, length: int) -> tuple[float, float, float, float]:
+        r, x = rows / self._scale[0], length / self._scale[1]
+        return 1.0, r, r * x, r * x * x
+
+    def _fit(self) -> None:
+        gram = [
+            [own + prior for own, prior in zip(*rows, strict=True)]
+            for rows in zip(self._gram, self._prior_gram, strict=True)
+        ]
+        target = [o + p for o, p in zip(self._target, self._prior_target, strict=True)]
+        self._weights = _non_negative(gram, target, self._weights)
+        base, row, element, pair = self._weights
+        by_rows, by_length = self._scale
+        self._curve = Curve(
+            base,
+            row / by_rows,
+            element / (by_rows * by_length),
+            pair / (by_rows * by_length * by_length),
+        )
+
+
+def _accumulate(
+    gram: list[list[float]],
+    target: list[float],
+    terms: Sequence[float],
+    duration_s: float,
+    weight: float,
+) -> None:
+    """Add one equation `terms . x = duration`, divided by the duration."""
+    scaled = [term / duration_s for term in terms]
+    for i in range(TERMS):
+        target[i] += weight * scaled[i]
+        for j in range(TERMS):
+            gram[i][j] += weight * scaled[i] * scaled[j]
+
+
+def _non_negative(
+    gram: list[list[float]], target: list[float], start: list[float], sweeps: int = 60
+) -> list[float]:
+    """Minimise `x . gram x / 2 - target . x` over x >= 0, one coordinate at a time.
+
+    Each step is exact for its coordinate, so the value never rises; starting from the last
+    solution, a few sweeps follow a single new measurement.
+    """
+    x = start.copy()
+    for _ in range(sweeps):
+        moved = 0.0
+        for i in range(TERMS):
+            if gram[i][i] <= 0.0:
+                continue
+            rest = sum(gram[i][j] * x[j] for j in range(TERMS) if j != i)
+            best = max(0.0, (target[i] - rest) / gram[i][i])
+            moved = max(moved, abs(best - x[i]))
+            x[i] = best
+        if moved <= 1e-9 * max(x):
+            break
+    return x
