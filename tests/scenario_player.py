@@ -123,9 +123,7 @@ def _told(action: Action) -> str:
     match action:
         case Dispatch(batch):
             ids = ",".join(str(request.id) for request in batch.requests)
-            return (
-                f"dispatch worker={batch.worker_id} batch={batch.id} [{ids}] rows={batch.rows} {batch.reason.value}"
-            )
+            return f"dispatch worker={batch.worker_id} batch={batch.id} [{ids}] rows={batch.rows} {batch.reason.value}"
         case Reject(request, reason):
             return f"reject {request.id} {reason.value}"
         case Drained():

@@ -53,7 +53,10 @@ class Sums:
         again = inputs["tags"]
         if parameters is not None:
             again = np.array(
-                [[tag + repr(p).encode() for tag in row] for row, p in zip(again, parameters, strict=True)],
+                [
+                    [tag + repr(p).encode() for tag in row]
+                    for row, p in zip(again, parameters, strict=True)
+                ],
                 dtype=object,
             )
         return {"sum": inputs["a"] + b, "again": again}

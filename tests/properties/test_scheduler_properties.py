@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from random import Random
+from typing import Any
 
 from headrace_server.core.errors import Reason
 from headrace_server.core.events import Action, Dispatch
@@ -17,6 +19,17 @@ from scheduler_driver import SchedulerDriver
 MAX_BATCH_SIZE = 8
 MAX_BATCH_BYTES = 300
 WORKERS = range(3)
+
+REQUESTS = st.fixed_dictionaries(
+    {
+        "rows": st.integers(1, MAX_BATCH_SIZE),
+        "key": st.sampled_from("aab"),
+        "nbytes": st.sampled_from([1, 40, 150, 400]),
+        "patience_s": st.sampled_from([math.inf, math.inf, 0.0, 0.005, 0.5]),
+        "delay": st.booleans(),
+        "priority": st.integers(1, 2),
+    }
+)
 
 Place = tuple[int, object]
 """A priority level and a batch key: within one, first come is first served."""
@@ -57,37 +70,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.alive = set(range(workers))
 
-    @rule(
-        rows=st.integers(1, MAX_BATCH_SIZE),
-        key=st.sampled_from("aab"),
-        nbytes=st.sampled_from([1, 40, 150, 400]),
-        patience_s=st.sampled_from([math.inf, math.inf, 0.0, 0.005, 0.5]),
-        delay=st.booleans(),
-        priority=st.integers(1, 2),
-        settled=st.booleans(),
-    )
-    def submit(
-        self,
-        rows: int,
-        key: str,
-        nbytes: int,
-        patience_s: float,
-        delay: bool,
-        priority: int,
-        settled: bool,
-    ) -> None:
-        request_id = len(self.driver.requests) + 1
-        self.fresh.add(request_id)
-        actions = self.driver.submit(
-            request_id,
-            rows=rows,
-            key=key,
-            nbytes=nbytes,
-            deadline_s=self.driver.now + patience_s,
-            delay=delay,
-            priority=priority,
-        )
-        assert not any(isinstance(action, Dispatch) for action in actions)
+    @rule(requests=st.lists(REQUESTS, min_size=1, max_size=6), settled=st.booleans())
+    def submit(self, requests: Sequence[dict[str, Any]], settled: bool) -> None:
+        for request in requests:
+            request_id = len(self.driver.requests) + 1
+            self.fresh.add(request_id)
+            patience_s = request["patience_s"]
+            options = {name: request[name] for name in request if name != "patience_s"}
+            actions = self.driver.submit(
+                request_id, deadline_s=self.driver.now + patience_s, **options
+            )
+            assert not any(isinstance(action, Dispatch) for action in actions)
         if settled:
             self.driver.settle()
         self.judge()
@@ -99,13 +92,13 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.driver.in_flight)
     @rule(choice=st.randoms(use_true_random=False), failed=st.sampled_from([False, False, True]))
-    def finish_a_batch(self, choice: object, failed: bool) -> None:
+    def finish_a_batch(self, choice: Random, failed: bool) -> None:
         running = sorted({b.worker_id: b.id for b in reversed(self.in_flight())}.values())
-        batch_id = choice.choice(running)  # type: ignore[attr-defined]
+        batch_id = choice.choice(running)
         self.driver.fail(batch_id) if failed else self.driver.complete(batch_id)
         self.judge()
 
-    @rule(request_id=st.integers(1, 60))
+    @rule(request_id=st.integers(1, 100))
     def cancel(self, request_id: int) -> None:
         self.driver.cancel(request_id)
         self.judge()
@@ -130,8 +123,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.driver.fail(batch_id) == []
 
     @precondition(lambda self: len(self.driver.requests) > 20)
-    @rule()
-    def drain(self) -> None:
+    @rule(abandoned=st.sampled_from([False, False, False, True]))
+    def end(self, abandoned: bool) -> None:
+        if abandoned:
+            self.driver.abandon()
+            self.alive.clear()
         self.driver.drain()
         assert self.driver.submit(rows=1)[-1].reason is Reason.STOPPING  # type: ignore[union-attr]
         self.judge()
@@ -168,6 +164,11 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def judge_batch(self, batch: Batch) -> None:
         requests = batch.requests
+        given_back = {
+            (request.priority, request.key)
+            for request in self.driver.scheduler.queue
+            if request.id not in self.fresh and not request.delay_when_late
+        }
         assert requests, "an empty batch"
         assert len({request.key for request in requests}) == 1, "keys are mixed"
         assert batch.rows == sum(request.rows for request in requests)
@@ -181,6 +182,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if request.id in self.fresh and request.deadline_s > moment_s:
                 assert request.id > self.last_in.get(place, 0), "overtaken within its level and key"
                 self.last_in[place] = request.id
+                assert place not in given_back, "new work overtook work given back by a worker"
             self.fresh.discard(request.id)
 
 
@@ -193,5 +195,7 @@ def test_actions_of_an_event_name_each_request_once() -> None:
     for request_id in range(1, 20):
         driver.submit(request_id, rows=1 + request_id % 3, key=request_id % 2)
     actions: list[Action] = driver.settle()
-    named = [r.id for action in actions if isinstance(action, Dispatch) for r in action.batch.requests]
+    named = [
+        r.id for action in actions if isinstance(action, Dispatch) for r in action.batch.requests
+    ]
     assert len(named) == len(set(named))
