@@ -7,15 +7,17 @@ A scenario is a story in lines; `#` begins a comment.
       dispatch worker=0 batch=0 [1] rows=2 immediate what it asks for, written by `--rewrite`
       t=0.005 dispatch ...                           the same, at a wake-up later on
 
-Events: `ready WORKER`, `lost WORKER`, `submit ID [rows= key= bytes= deadline= delay=yes priority=]`,
-`cancel ID`, `complete BATCH`, `fail BATCH`, `drain`, `abandon`, `wait`. The scheduler is woken
-after the last event of a moment, and whenever it asks to be between two moments.
+Events: `ready WORKER`, `lost WORKER`, `cancel ID`, `complete BATCH`, `fail BATCH`, `drain`,
+`abandon`, `wait` and `submit ID`, the last with any of `rows= key= bytes= deadline= delay=yes
+priority=`. The scheduler is woken after the last event of a moment, and whenever it asks to be
+between two moments.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from headrace_server.core.adaptive import AdaptivePolicy
 from headrace_server.core.events import Action, Dispatch, Drained, Reject
 from headrace_server.core.queue import QueueLimits
 from scheduler_driver import SchedulerDriver
@@ -63,8 +65,11 @@ def _options(words: list[str]) -> dict[str, str]:
 
 
 def _driver(options: dict[str, str]) -> SchedulerDriver:
+    max_batch_size = int(options.pop("max_batch_size", "8"))
+    adaptive = options.pop("policy", "static") == "adaptive"
     known: dict[str, Any] = {
-        "max_batch_size": int(options.pop("max_batch_size", "8")),
+        "policy": AdaptivePolicy(max_batch_size) if adaptive else None,
+        "max_batch_size": max_batch_size,
         "max_delay_s": float(options.pop("max_delay", "0")),
         "preferred_sizes": [int(size) for size in options.pop("preferred", "").split(",") if size],
         "preserve_ordering": options.pop("preserve_ordering", "no") == "yes",
@@ -123,7 +128,8 @@ def _told(action: Action) -> str:
     match action:
         case Dispatch(batch):
             ids = ",".join(str(request.id) for request in batch.requests)
-            return f"dispatch worker={batch.worker_id} batch={batch.id} [{ids}] rows={batch.rows} {batch.reason.value}"
+            where = f"worker={batch.worker_id} batch={batch.id}"
+            return f"dispatch {where} [{ids}] rows={batch.rows} {batch.reason.value}"
         case Reject(request, reason):
             return f"reject {request.id} {reason.value}"
         case Drained():

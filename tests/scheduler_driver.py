@@ -22,7 +22,7 @@ from headrace_server.core.events import (
     WorkerLost,
     WorkerReady,
 )
-from headrace_server.core.policy import StaticPolicy, StaticSettings
+from headrace_server.core.policy import BatchPolicy, StaticPolicy, StaticSettings
 from headrace_server.core.queue import QueueLimits
 from headrace_server.core.request import Batch, Request
 from headrace_server.core.scheduler import Scheduler
@@ -39,9 +39,21 @@ def make_request(
     late_reason: Reason = Reason.DEADLINE_EXCEEDED,
     delay: bool = False,
     priority: int = 1,
+    length: int = 0,
 ) -> Request:
     """A request with whatever the test does not care about filled in."""
-    return Request(request_id, key, rows, nbytes, at, deadline_s, late_reason, delay, priority)
+    return Request(
+        request_id,
+        key,
+        rows,
+        nbytes,
+        at,
+        deadline_s,
+        late_reason,
+        delay,
+        priority,
+        length=length,
+    )
 
 
 class SchedulerDriver:
@@ -49,13 +61,15 @@ class SchedulerDriver:
 
     Every method is one event at `now`; it returns the actions, checks the scheduler's invariants
     and books the outcome. `settle` and `advance_to` send the wake-ups that are due.
-    `outcomes` says how each request left: "completed", "cancelled", or the reason of its refusal.
+    Without a `policy`, the static one follows the settings given. `outcomes` says how each request
+    left: "completed", "cancelled", or the reason of its refusal.
     """
 
     def __init__(
         self,
         *,
         workers: int = 1,
+        policy: BatchPolicy | None = None,
         max_batch_size: int = 8,
         preferred_sizes: Sequence[int] = (),
         max_delay_s: float = 0.0,
@@ -65,7 +79,7 @@ class SchedulerDriver:
     ) -> None:
         settings = StaticSettings(max_batch_size, preferred_sizes, max_delay_s, max_batch_bytes)
         self.scheduler = Scheduler(
-            StaticPolicy(settings), limits, preserve_ordering=preserve_ordering
+            policy or StaticPolicy(settings), limits, preserve_ordering=preserve_ordering
         )
         self.now = 0.0
         self.requests: dict[int, Request] = {}
@@ -89,6 +103,7 @@ class SchedulerDriver:
         late_reason: Reason = Reason.DEADLINE_EXCEEDED,
         delay: bool = False,
         priority: int = 1,
+        length: int = 0,
     ) -> list[Action]:
         """Submit one request now; ids count from 1 when none is given."""
         request = make_request(
@@ -101,6 +116,7 @@ class SchedulerDriver:
             late_reason=late_reason,
             delay=delay,
             priority=priority,
+            length=length,
         )
         assert request.id not in self.requests, f"request {request.id} is submitted twice"
         self.requests[request.id] = request
@@ -116,10 +132,12 @@ class SchedulerDriver:
         return self.handle(WorkerLost(worker_id))
 
     def complete(self, batch_id: int) -> list[Action]:
-        return self.handle(BatchCompleted(batch_id))
+        """The worker answers, and nothing else happens at this moment."""
+        return self.handle(BatchCompleted(batch_id)) + self.settle()
 
     def fail(self, batch_id: int) -> list[Action]:
-        return self.handle(BatchFailed(batch_id))
+        """The model fails on the batch, and nothing else happens at this moment."""
+        return self.handle(BatchFailed(batch_id)) + self.settle()
 
     def drain(self) -> list[Action]:
         return self.handle(DrainStarted())

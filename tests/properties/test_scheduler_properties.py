@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from headrace_server.core.errors import Reason
-from headrace_server.core.events import Action, Dispatch
-from headrace_server.core.queue import QueueLimits
-from headrace_server.core.request import Batch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from scheduler_driver import SchedulerDriver
+
+from headrace_server.core.adaptive import AdaptivePolicy
+from headrace_server.core.errors import Reason
+from headrace_server.core.events import Action, Dispatch
+from headrace_server.core.queue import QueueLimits
+from headrace_server.core.request import Batch, Request
+from scheduler_driver import SchedulerDriver, rejections
 
 MAX_BATCH_SIZE = 8
 MAX_BATCH_BYTES = 300
@@ -28,6 +30,7 @@ REQUESTS = st.fixed_dictionaries(
         "patience_s": st.sampled_from([math.inf, math.inf, 0.0, 0.005, 0.5]),
         "delay": st.booleans(),
         "priority": st.integers(1, 2),
+        "length": st.sampled_from([0, 0, 10, 90]),
     }
 )
 
@@ -42,8 +45,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     fresh: set[int]
     last_in: dict[Place, int]
     judged: int
+    in_order_of_arrival: bool
 
     @initialize(
+        adaptive=st.booleans(),
         preferred=st.lists(st.integers(1, MAX_BATCH_SIZE), max_size=3),
         max_delay_s=st.sampled_from([0.0, 0.01, 1.0]),
         preserve_ordering=st.booleans(),
@@ -52,6 +57,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def begin(
         self,
+        adaptive: bool,
         preferred: Sequence[int],
         max_delay_s: float,
         preserve_ordering: bool,
@@ -59,8 +65,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         workers: int,
     ) -> None:
         self.fresh, self.last_in, self.judged = set(), {}, 0
+        self.in_order_of_arrival = not adaptive
         self.driver = SchedulerDriver(
             workers=workers,
+            policy=AdaptivePolicy(MAX_BATCH_SIZE, (), MAX_BATCH_BYTES) if adaptive else None,
             max_batch_size=MAX_BATCH_SIZE,
             preferred_sizes=preferred,
             max_delay_s=max_delay_s,
@@ -128,8 +136,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         if abandoned:
             self.driver.abandon()
             self.alive.clear()
-        self.driver.drain()
-        assert self.driver.submit(rows=1)[-1].reason is Reason.STOPPING  # type: ignore[union-attr]
+        else:
+            self.driver.drain()
+        assert rejections(self.driver.submit()) == [(len(self.driver.requests), Reason.STOPPING)]
         self.judge()
 
     def teardown(self) -> None:
@@ -164,26 +173,32 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def judge_batch(self, batch: Batch) -> None:
         requests = batch.requests
-        given_back = {
-            (request.priority, request.key)
-            for request in self.driver.scheduler.queue
-            if request.id not in self.fresh and not request.delay_when_late
-        }
         assert requests, "an empty batch"
         assert len({request.key for request in requests}) == 1, "keys are mixed"
         assert batch.rows == sum(request.rows for request in requests)
         assert batch.rows <= MAX_BATCH_SIZE
         assert len(requests) == 1 or sum(r.nbytes for r in requests) <= MAX_BATCH_BYTES
         for request in requests:
-            moment_s = batch.dispatched_s
-            assert request.deadline_s > moment_s or request.delay_when_late, "late, yet dispatched"
+            in_time = request.deadline_s > batch.dispatched_s
+            assert in_time or request.delay_when_late, "late, yet dispatched"
             assert request.attempts < 2, "blamed twice, yet dispatched"
-            place = (request.priority, request.key)
-            if request.id in self.fresh and request.deadline_s > moment_s:
-                assert request.id > self.last_in.get(place, 0), "overtaken within its level and key"
-                self.last_in[place] = request.id
-                assert place not in given_back, "new work overtook work given back by a worker"
+            if self.in_order_of_arrival and request.id in self.fresh and in_time:
+                self.judge_turn(request)
             self.fresh.discard(request.id)
+
+    def judge_turn(self, request: Request) -> None:
+        """A request rides for the first time: nobody in its place was to ride before it."""
+        place = (request.priority, request.key)
+        assert request.id > self.last_in.get(place, 0), "overtaken within its level and key"
+        self.last_in[place] = request.id
+        overtaken = [
+            waiting
+            for waiting in self.driver.scheduler.queue
+            if (waiting.priority, waiting.key) == place
+            and waiting.id not in self.fresh
+            and not waiting.delay_when_late
+        ]
+        assert not overtaken, "new work overtook work given back by a worker"
 
 
 SchedulerMachine.TestCase.settings = settings(stateful_step_count=50)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from scenario_player import play
 
 SCENARIOS = sorted(Path(__file__).parent.glob("*.txt"))

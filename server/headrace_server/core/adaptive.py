@@ -35,13 +35,18 @@ class AdaptivePolicy:
         self._max_bytes = max_batch_bytes
         self.cost = CostModel(sweep)
 
+    @property
+    def most_rows(self) -> int:
+        """See `BatchPolicy.most_rows`."""
+        return self._max_rows
+
     def form(self, queue: Queue, now: float) -> Formation | Hold:
         """See `BatchPolicy.form`. Looks at no more than `2 * max_batch_size - 1` requests."""
         anchor = queue.most_urgent()
-        near, at = queue.neighbours(anchor, self._max_rows - 1)
         curve = self.cost.curve
-        if curve is None or near[0].length == near[-1].length:
+        if curve is None or not queue.lengths_differ(anchor.key):
             return self._by_urgency(queue, anchor, curve)
+        near, at = queue.neighbours(anchor, self._max_rows - 1)
         return self._by_length(near, at, curve)
 
     def expected_duration_s(self, batch: Batch) -> float | None:
@@ -61,6 +66,9 @@ class AdaptivePolicy:
         work_s = 0.0
         ended = False
         for request in queue.group(anchor.key):
+            # Further away than the neighbours that were looked at, and so is the padding.
+            if curve is not None and request.length != anchor.length:
+                continue
             rows += request.rows
             nbytes += request.nbytes
             if members and (rows > self._max_rows or nbytes > self._max_bytes):

@@ -41,7 +41,8 @@ class WorkerLost:
 
 @dataclass(slots=True, frozen=True)
 class BatchCompleted:
-    """A worker answered the batch."""
+    """A worker answered the batch. Like a submission it dispatches nothing by itself: the requests
+    of those who were just answered shall ride in the next batch, not in the one after."""
 
     batch_id: int
 

@@ -11,17 +11,27 @@ from headrace_server.core.request import Batch
 STAGES = 2
 """Batches that a worker may hold: one runs while the next one is staged in its other slab."""
 
+MAX_STAGE_LEAD_S = 0.002
+MIN_STAGE_LEAD_S = 0.0002
+STAGE_LEAD_SHARE = 0.1
+"""How long before the expected end of a running batch its successor is staged: its last tenth, at
+most long enough to copy the inputs and to absorb the 1 ms grain of asyncio's timers. Earlier
+would close the batch to requests that still arrive. Behind a batch of a few milliseconds nothing
+is staged that could still grow: closing it early costs more than the gap between two batches."""
+
 
 @dataclass(slots=True, eq=False)
 class Worker:
     """One worker. Its first batch runs, the others are staged, in the order of their dispatch.
 
     `expected_end_s`: when the running batch will probably complete; infinite when unknown.
+    `stage_from_s`: from when on its successor may be staged though it could still grow.
     """
 
     id: int
     batches: deque[Batch] = field(default_factory=deque)
     expected_end_s: float = math.inf
+    stage_from_s: float = math.inf
 
 
 class Fleet:
@@ -88,7 +98,7 @@ class Fleet:
         worker.batches.popleft()
         self._in_flight -= 1
         if not worker.batches:
-            worker.expected_end_s = math.inf
+            worker.expected_end_s = worker.stage_from_s = math.inf
             self._idle[worker.id] = worker
         return now - batch.started_s
 
@@ -118,4 +128,12 @@ class Fleet:
     def _start(worker: Worker, expected_s: float | None, now: float) -> None:
         worker.batches[0].started_s = now
         worker.batches[0].expected_s = expected_s
-        worker.expected_end_s = math.inf if expected_s is None else now + expected_s
+        if expected_s is None:
+            worker.expected_end_s = worker.stage_from_s = math.inf
+        else:
+            worker.expected_end_s = now + expected_s
+            lead_s = min(MAX_STAGE_LEAD_S, expected_s * STAGE_LEAD_SHARE)
+            if lead_s >= MIN_STAGE_LEAD_S:
+                worker.stage_from_s = worker.expected_end_s - lead_s
+            else:
+                worker.stage_from_s = math.inf

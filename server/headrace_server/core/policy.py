@@ -35,6 +35,11 @@ class BatchPolicy(Protocol):
     `form` must be free of side effects: the scheduler asks again whenever something changed.
     """
 
+    @property
+    def most_rows(self) -> int:
+        """Rows of the largest batch it ever forms, unless a single request has more."""
+        ...
+
     def form(self, queue: Queue, now: float) -> Formation | Hold:
         """What should run next. The queue is not empty."""
         ...
@@ -90,7 +95,11 @@ class StaticPolicy:
         self._max_delay_s = settings.max_delay_s
         self._preferred = frozenset(settings.preferred_sizes or (settings.max_batch_size,))
         self._largest_preferred = max(self._preferred)
-        self._durations = DurationEstimate()
+
+    @property
+    def most_rows(self) -> int:
+        """See `BatchPolicy.most_rows`."""
+        return self._max_rows
 
     def form(self, queue: Queue, now: float) -> Formation | Hold:
         """See `BatchPolicy.form`.
@@ -144,28 +153,9 @@ class StaticPolicy:
         return Formation(members, rows, DispatchReason.IMMEDIATE, complete)
 
     def expected_duration_s(self, batch: Batch) -> float | None:
-        """Recent durations of batches with about as many rows."""
-        return self._durations.of(batch.rows)
+        """Nothing: fixed rules know no costs. So a batch that could still grow is never bound
+        before a worker is idle, as in Triton."""
+        return None
 
     def observe(self, batch: Batch, duration_s: float) -> None:
-        """Remember the duration for batches of about this size."""
-        self._durations.add(batch.rows, duration_s)
-
-
-class DurationEstimate:
-    """Exponentially weighted mean of batch durations, one per power of two of the rows."""
-
-    WEIGHT = 0.2
-
-    def __init__(self) -> None:
-        self._means: dict[int, float] = {}
-
-    def of(self, rows: int) -> float | None:
-        """Seconds that a batch of this many rows took lately; None before the first one."""
-        return self._means.get(rows.bit_length())
-
-    def add(self, rows: int, duration_s: float) -> None:
-        """Take one measured duration, in seconds, into the mean."""
-        size = rows.bit_length()
-        mean = self._means.get(size, duration_s)
-        self._means[size] = mean + self.WEIGHT * (duration_s - mean)
+        """Learns nothing."""

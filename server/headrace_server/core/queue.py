@@ -132,6 +132,11 @@ class Queue:
         for level in sorted(group):
             yield from group[level].values()
 
+    def lengths_differ(self, key: Hashable) -> bool:
+        """Whether the requests of this key are of more than one length."""
+        ordered = self._by_length[key]
+        return ordered[0][0] != ordered[-1][0]
+
     def neighbours(self, request: Request, reach: int) -> tuple[list[Request], int]:
         """The requests of this one's key that are closest to it in length.
 

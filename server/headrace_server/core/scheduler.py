@@ -6,8 +6,8 @@ Rules of this file:
   worker that is no longer its own is ignored. `now` never goes back.
 - Every request that was submitted leaves exactly once: in a completed batch, in a `Reject`, or
   because its caller cancelled it.
-- A batch is bound as late as possible: when a worker is idle, or will be within `STAGE_LEAD_S`,
-  or when waiting could not make it larger.
+- A batch is bound as late as possible: when a worker is idle, or is about to be, or when waiting
+  could not make it larger.
 """
 
 from __future__ import annotations
@@ -40,10 +40,6 @@ from headrace_server.core.request import Batch, Request
 
 MAX_ATTEMPTS = 2
 """Times that a request may be running when its worker is lost, before it is given up."""
-
-STAGE_LEAD_S = 0.002
-"""How long before the expected end of a running batch its successor is staged: enough to copy the
-inputs and to absorb the 1 ms grain of asyncio's timers, short enough to keep the batch open."""
 
 
 class Scheduler:
@@ -126,8 +122,14 @@ class Scheduler:
             return [Reject(request, Reason.QUEUE_FULL)]
         self._live[request.id] = request
         self._queue.push(request)
-        if self._fleet.candidate() is not None:
+        worker = self._fleet.candidate()
+        if worker is None:
+            return []
+        if not worker.batches or self._queue.rows >= self._policy.most_rows:
             self._decide_at_s = now
+        else:
+            # It could only be staged, and not yet: no need to think before that moment.
+            self._decide_at_s = min(self._decide_at_s, max(now, worker.stage_from_s))
         return []
 
     def _on_request_cancelled(self, event: RequestCancelled, now: float) -> list[Action]:
@@ -172,7 +174,7 @@ class Scheduler:
         for request in batch.requests:
             del self._live[request.id]
         self._begin_staged(batch.worker_id, now)
-        return self._decide(now)
+        return self._decide_soon(now)
 
     def _on_batch_failed(self, event: BatchFailed, now: float) -> list[Action]:
         batch = self._batches.pop(event.batch_id, None)
@@ -183,7 +185,7 @@ class Scheduler:
             self._reject(request, Reason.MODEL_FAILED) for request in batch.requests
         ]
         self._begin_staged(batch.worker_id, now)
-        return actions + self._decide(now)
+        return actions + self._decide_soon(now)
 
     def _on_time_advanced(self, event: TimeAdvanced, now: float) -> list[Action]:
         return self._decide(now)
@@ -205,6 +207,17 @@ class Scheduler:
 
     # -- decisions --------------------------------------------------------------------------
 
+    def _decide_soon(self, now: float) -> list[Action]:
+        """A worker has room: decide once the events of this moment are in.
+
+        The shell delivers what happens at one moment one by one; the requests among it, often
+        sent by those who were just answered, shall ride in the next batch, not in the one after.
+        """
+        if len(self._queue) > 0:
+            self._decide_at_s = now
+            return []
+        return self._decide(now)
+
     def _decide(self, now: float) -> list[Action]:
         """Refuse what is late, dispatch what can ride, and note when to look again."""
         actions: list[Action] = []
@@ -223,9 +236,8 @@ class Scheduler:
             if isinstance(decision, Hold):
                 self._decide_at_s = decision.until_s
                 break
-            staging_s = worker.expected_end_s - STAGE_LEAD_S
-            if worker.batches and not decision.complete and now < staging_s:
-                self._decide_at_s = staging_s
+            if worker.batches and not decision.complete and now < worker.stage_from_s:
+                self._decide_at_s = worker.stage_from_s
                 break
             actions.append(self._dispatch(decision, worker, now))
         if self._closed_for is not None and not self._drained and not self._live:

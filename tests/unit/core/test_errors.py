@@ -1,3 +1,5 @@
+"""Errors carry a reason and details."""
+
 from __future__ import annotations
 
 from headrace_server.core.errors import Reason, ServingError

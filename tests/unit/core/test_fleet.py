@@ -1,3 +1,5 @@
+"""Workers as the scheduler sees them."""
+
 from __future__ import annotations
 
 import pytest

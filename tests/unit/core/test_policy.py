@@ -1,3 +1,5 @@
+"""The static policy: preferred sizes, delays, and nobody held up by odd shapes."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -5,7 +7,6 @@ from typing import Any
 import pytest
 
 from headrace_server.core.policy import (
-    DurationEstimate,
     Formation,
     Hold,
     StaticPolicy,
@@ -189,25 +190,8 @@ class TestDelay:
         assert held.form(queue, 0.0) == Hold(1.0)
 
 
-class TestExpectedDuration:
-    def batch(self, rows: int) -> Batch:
-        return Batch(0, 0, [], rows, DispatchReason.FULL, dispatched_s=0.0)
-
-    def test_nothing_is_expected_before_the_first_batch(self) -> None:
-        assert policy().expected_duration_s(self.batch(3)) is None
-
-    def test_a_batch_is_expected_to_run_as_long_as_the_last_one_of_its_size(self) -> None:
-        learned = policy()
-        learned.observe(self.batch(3), 0.25)
-        assert learned.expected_duration_s(self.batch(3)) == 0.25
-        assert learned.expected_duration_s(self.batch(2)) == 0.25, "the same power of two"
-        assert learned.expected_duration_s(self.batch(4)) is None
-
-    def test_the_mean_follows_a_change(self) -> None:
-        estimate = DurationEstimate()
-        estimate.add(1, 1.0)
-        estimate.add(1, 2.0)
-        assert estimate.of(1) == pytest.approx(1.2)
-        for _ in range(50):
-            estimate.add(1, 2.0)
-        assert estimate.of(1) == pytest.approx(2.0, rel=1e-3)
+def test_fixed_rules_know_no_costs() -> None:
+    batch = Batch(0, 0, [], 3, DispatchReason.FULL, dispatched_s=0.0)
+    fixed = policy()
+    fixed.observe(batch, 0.25)
+    assert fixed.expected_duration_s(batch) is None

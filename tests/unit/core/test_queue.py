@@ -1,3 +1,5 @@
+"""The queue: order, bounds, deadlines, neighbours by length."""
+
 from __future__ import annotations
 
 import pytest
@@ -109,7 +111,7 @@ class TestRoom:
 
     @pytest.mark.parametrize("bounds", [{"max_requests": 0}, {"max_bytes": 0}])
     def test_bounds_below_one_are_refused(self, bounds: dict[str, int]) -> None:
-        with pytest.raises(ValueError, match="at least 1, got .*=0"):
+        with pytest.raises(ValueError, match=r"at least 1, got .*=0"):
             QueueLimits(**bounds)  # type: ignore[arg-type]
 
 

@@ -1,26 +1,25 @@
+"""The scheduler as a state machine: every event, and what it asks for."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
 
+from headrace_server.core.adaptive import AdaptivePolicy
 from headrace_server.core.errors import Reason
-from headrace_server.core.events import Drained
+from headrace_server.core.events import BatchCompleted, Drained
+from headrace_server.core.fleet import MAX_STAGE_LEAD_S, STAGE_LEAD_SHARE
 from headrace_server.core.queue import QueueLimits
 from headrace_server.core.request import DispatchReason
-from headrace_server.core.scheduler import STAGE_LEAD_S
 from scheduler_driver import SchedulerDriver, dispatches, rejections
 
 Drive = Callable[..., SchedulerDriver]
 
 
-def learn_duration(driver: SchedulerDriver, duration_s: float, rows: int = 1) -> None:
-    """Let one batch of this many rows run, so that the next one's end can be expected."""
-    first = len(driver.dispatched)
-    driver.submit(rows=rows)
-    driver.settle()
-    driver.advance_to(driver.now + duration_s)
-    driver.complete(first)
+def taking(base_s: float, row_s: float = 0.0) -> AdaptivePolicy:
+    """A policy that knows how long batches take: so much, and so much per row."""
+    return AdaptivePolicy(8, [(rows, 0, base_s + rows * row_s) for rows in (1, 2, 4, 8)])
 
 
 class TestForming:
@@ -120,20 +119,50 @@ class TestStaging:
     def test_an_incomplete_batch_is_staged_shortly_before_the_expected_end(
         self, drive: Drive
     ) -> None:
-        driver = drive()
-        learn_duration(driver, 0.1)
-        driver.submit(2)
+        driver = drive(policy=taking(0.1))
+        driver.submit(1)
         driver.settle()
-        driver.advance_to(0.15)
+        driver.advance_to(0.05)
+        driver.submit(2)
+        assert driver.settle() == []
+        assert driver.scheduler.next_wakeup() == pytest.approx(0.1 - MAX_STAGE_LEAD_S)
+        driver.advance_to(0.09)
         driver.submit(3)
         assert driver.settle() == []
-        assert driver.scheduler.next_wakeup() == pytest.approx(0.2 - STAGE_LEAD_S)
-        driver.advance_to(0.19)
-        driver.submit(4)
+        assert dispatches(driver.advance_to(0.099)) == [[2, 3]]
+        assert driver.running(0) == [0, 1]
+        assert driver.dispatched[1].dispatched_s == pytest.approx(0.1 - MAX_STAGE_LEAD_S)
+
+    def test_a_short_batch_gets_its_successor_in_its_last_part_only(self, drive: Drive) -> None:
+        driver = drive(policy=taking(0.01))
+        driver.submit(1)
+        driver.settle()
+        driver.submit(2)
+        driver.settle()
+        assert driver.scheduler.next_wakeup() == pytest.approx(0.01 * (1 - STAGE_LEAD_SHARE))
+
+    def test_behind_a_batch_of_a_millisecond_nothing_is_staged_that_could_grow(
+        self, drive: Drive
+    ) -> None:
+        driver = drive(policy=taking(0.001))
+        driver.submit(1)
+        driver.settle()
+        driver.submit(2)
         assert driver.settle() == []
-        assert dispatches(driver.advance_to(0.199)) == [[3, 4]]
-        assert driver.running(0) == [1, 2]
-        assert driver.dispatched[2].dispatched_s == pytest.approx(0.2 - STAGE_LEAD_S)
+        assert driver.scheduler.next_wakeup() is None
+        driver.submit(3)
+        assert dispatches(driver.complete(0)) == [[2, 3]]
+
+    def test_requests_of_the_moment_of_a_completion_ride_in_the_next_batch(
+        self, drive: Drive
+    ) -> None:
+        driver = drive()
+        driver.submit(1)
+        driver.settle()
+        driver.submit(2)
+        assert driver.handle(BatchCompleted(0)) == []
+        driver.submit(3)
+        assert dispatches(driver.settle()) == [[2, 3]]
 
     def test_a_batch_that_becomes_complete_is_staged_at_once(self, drive: Drive) -> None:
         driver = drive(max_batch_size=2)
@@ -145,13 +174,12 @@ class TestStaging:
         assert dispatches(driver.settle()) == [[2, 3]]
 
     def test_a_batch_that_is_overdue_gets_a_successor_at_once(self, drive: Drive) -> None:
-        driver = drive()
-        learn_duration(driver, 0.1)
-        driver.submit(2)
+        driver = drive(policy=taking(0.1))
+        driver.submit(1)
         driver.settle()
         driver.advance_to(9.0)
-        driver.submit(3)
-        assert dispatches(driver.settle()) == [[3]]
+        driver.submit(2)
+        assert dispatches(driver.settle()) == [[2]]
 
     def test_a_staged_batch_runs_from_the_end_of_the_one_before(self, drive: Drive) -> None:
         driver = drive(max_batch_size=1)
@@ -161,26 +189,33 @@ class TestStaging:
         driver.advance_to(0.3)
         driver.complete(0)
         running, staged = driver.dispatched
-        assert (running.started_s, running.expected_s) == (0.0, None)
+        assert running.started_s == 0.0
         assert (staged.dispatched_s, staged.started_s) == (0.0, 0.3)
-        assert staged.expected_s == pytest.approx(0.3)
-        driver.advance_to(0.5)
+
+    def test_what_was_staged_is_expected_to_end_counted_from_its_own_start(
+        self, drive: Drive
+    ) -> None:
+        driver = drive(policy=taking(0.1))
+        driver.submit(1)
+        driver.settle()
+        driver.submit(2)
+        driver.advance_to(0.099)
+        driver.advance_to(0.2)
+        driver.complete(0)
+        assert driver.dispatched[1].expected_s == pytest.approx(0.1)
         driver.submit(3)
         driver.settle()
-        assert driver.running(0) == [1, 2]
+        assert driver.scheduler.next_wakeup() == pytest.approx(0.3 - MAX_STAGE_LEAD_S)
 
     def test_the_next_batch_goes_to_the_worker_that_is_free_first(self, drive: Drive) -> None:
-        driver = drive(workers=2, max_batch_size=4)
-        for rows, duration_s in ((4, 0.5), (1, 0.1)):
-            learn_duration(driver, duration_s, rows)
-        driver.submit(10, rows=4)
-        driver.submit(11, rows=1)
+        driver = drive(workers=2, policy=taking(0.1, row_s=0.1))
+        driver.submit(1, rows=8)
         driver.settle()
-        long, short = driver.dispatched[-2:]
-        driver.submit(12, rows=4)
+        driver.submit(2, rows=1)
         driver.settle()
-        assert long.worker_id != short.worker_id
-        assert driver.dispatched[-1].worker_id == short.worker_id
+        driver.submit(3, rows=8)
+        driver.settle()
+        assert [batch.worker_id for batch in driver.dispatched] == [0, 1, 1]
 
 
 class TestRefusal:
@@ -408,14 +443,19 @@ class TestBatchFailure:
         assert driver.outcomes == {1: Reason.MODEL_FAILED, 2: "completed"}
 
     def test_nothing_is_learnt_from_it(self, drive: Drive) -> None:
-        driver = drive(max_batch_size=1)
+        policy = AdaptivePolicy(8)
+        driver = drive(policy=policy)
         driver.submit(1)
         driver.settle()
         driver.advance_to(0.2)
         driver.fail(0)
+        assert policy.cost.curve is None
         driver.submit(2)
         driver.settle()
-        assert driver.dispatched[1].expected_s is None
+        driver.advance_to(0.5)
+        driver.complete(1)
+        assert policy.cost.curve is not None
+        assert policy.cost.curve.at(1, 0) == pytest.approx(0.3)
 
 
 class TestPreserveOrdering:
@@ -431,8 +471,10 @@ class TestPreserveOrdering:
 
     def test_another_worker_may_take_over_when_nothing_is_in_flight(self, drive: Drive) -> None:
         driver = drive(workers=2, preserve_ordering=True)
-        learn_duration(driver, 0.1)
-        learn_duration(driver, 0.1)
+        for batch_id in (0, 1):
+            driver.submit()
+            driver.settle()
+            driver.complete(batch_id)
         assert [batch.worker_id for batch in driver.dispatched] == [0, 1]
 
 

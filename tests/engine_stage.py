@@ -1,0 +1,84 @@
+"""Sets the stage for engine tests: a deployment on a fake clock and puppet workers, and calls."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any
+
+from doubles import FakeClock, PuppetExecutor, RecordingObserver
+from headrace_server.engine.calls import Answer, Call
+from headrace_server.engine.deployment import Deployment
+from headrace_server.engine.observer import ObserverGroup
+from headrace_server.engine.scheduling import SchedulingRules
+from headrace_server.engine.statistics import Statistics
+from headrace_server.models.batching import BatchingSettings
+from headrace_server.models.spec import ModelSpec, TensorSpec
+from headrace_server.workers.executor import RequestTensors
+
+
+def spec_of(
+    *,
+    max_batch_size: int = 8,
+    x: TensorSpec | None = None,
+    y: TensorSpec | None = None,
+) -> ModelSpec:
+    """A model with one input and one output, of two bytes per row unless told otherwise."""
+    return ModelSpec(
+        "model",
+        1,
+        "test",
+        max_batch_size,
+        (x or TensorSpec("x", "UINT8", [2]),),
+        (y or TensorSpec("y", "UINT8", [2]),),
+    )
+
+
+def call_of(*rows: bytes, **options: Any) -> Call:
+    """A call with these rows."""
+    tensors = RequestTensors(len(rows), [b"".join(rows)], [(len(rows), len(rows[0]))], {})
+    return Call(tensors, sum(map(len, rows)), **options)
+
+
+@dataclass
+class Stage:
+    """What a test has in hand."""
+
+    deployment: Deployment
+    workers: PuppetExecutor
+    clock: FakeClock
+    observer: RecordingObserver
+    statistics: Statistics
+
+    def submit(self, *rows: bytes, **options: Any) -> Awaitable[Answer]:
+        """Submit one call and let the scheduler decide, if it can by now."""
+        _, future = self.deployment.submit(call_of(*rows, **options))
+        self.clock.advance()
+        return future
+
+
+async def serve(
+    *,
+    spec: ModelSpec | None = None,
+    workers: int = 1,
+    max_requests: int = 100,
+    max_bytes: int = 1 << 20,
+    load_error: str = "",
+    **settings: Any,
+) -> Stage:
+    """Load a deployment; the settings are those of `BatchingSettings`, static by default."""
+    spec = spec or spec_of()
+    batching = BatchingSettings(spec.max_batch_size, **{"static": True, **settings})
+    executor = PuppetExecutor(spec, workers=workers, load_error=load_error)
+    clock, observer = FakeClock(), RecordingObserver()
+    statistics = Statistics(lambda: 1_000.0)
+    deployment = Deployment(
+        spec.name,
+        spec.version,
+        executor,
+        lambda _: SchedulingRules(batching, max_requests, max_bytes),
+        clock,
+        ObserverGroup(observer, statistics),
+    )
+    await deployment.load()
+    return Stage(deployment, executor, clock, observer, statistics)

@@ -1,0 +1,187 @@
+"""The learned policy: who rides together, given what a batch costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace_server.core.adaptive import AdaptivePolicy
+from headrace_server.core.cost import Curve
+from headrace_server.core.policy import Formation
+from headrace_server.core.queue import Queue, QueueLimits
+from headrace_server.core.request import Batch, DispatchReason, Request
+from scheduler_driver import SchedulerDriver, make_request
+
+MAX_ROWS = 8
+BASE_DOMINATES = Curve(base=1e-1, row=1e-6, element=0.0, pair=0.0)
+ROWS_DOMINATE = Curve(base=1e-4, row=1e-1, element=0.0, pair=0.0)
+PADDING_RUINS = Curve(base=1e-2, row=1e-4, element=1e-3, pair=0.0)
+
+
+def policy(curve: Curve | None, *, max_batch_bytes: int = 1 << 28) -> AdaptivePolicy:
+    sweep = [] if curve is None else [(r, x, curve.at(r, x)) for r in (1, 4, 8) for x in (0, 9, 99)]
+    return AdaptivePolicy(MAX_ROWS, sweep, max_batch_bytes)
+
+
+def formed(policy: AdaptivePolicy, requests: Iterable[Request]) -> Formation:
+    queue = Queue(QueueLimits())
+    for request in requests:
+        queue.push(request)
+    decision = policy.form(queue, 0.0)
+    assert isinstance(decision, Formation)
+    assert decision.rows == sum(request.rows for request in decision.requests)
+    assert queue.most_urgent() in decision.requests
+    return decision
+
+
+def ids(formation: Formation) -> list[int]:
+    return [request.id for request in formation.requests]
+
+
+def of_lengths(*lengths: int) -> list[Request]:
+    return [make_request(i, length=x) for i, x in enumerate(lengths, start=1)]
+
+
+class TestEqualLengths:
+    def test_a_lone_request_goes_at_once(self) -> None:
+        for curve in (None, BASE_DOMINATES, ROWS_DOMINATE):
+            formation = formed(policy(curve), of_lengths(0))
+            assert ids(formation) == [1]
+            assert formation.reason is DispatchReason.IMMEDIATE
+            assert not formation.complete
+
+    @pytest.mark.parametrize("curve", [None, BASE_DOMINATES])
+    def test_whoever_waits_rides_where_batching_pays(self, curve: Curve | None) -> None:
+        assert ids(formed(policy(curve), of_lengths(0, 0, 0))) == [1, 2, 3]
+
+    def test_batches_stay_small_where_batching_gains_nothing(self) -> None:
+        formation = formed(policy(ROWS_DOMINATE), of_lengths(0, 0, 0))
+        assert ids(formation) == [1]
+        assert formation.reason is DispatchReason.BEST_SIZE
+        assert not formation.complete
+
+    @pytest.mark.parametrize("curve", [None, BASE_DOMINATES])
+    def test_a_batch_is_full_at_max_batch_size(self, curve: Curve | None) -> None:
+        requests = [make_request(i, rows=4) for i in (1, 2, 3)]
+        formation = formed(policy(curve), requests)
+        assert ids(formation) == [1, 2]
+        assert formation.reason is DispatchReason.FULL
+        assert formation.complete
+
+    def test_a_request_that_does_not_fit_is_not_split_and_not_overtaken(self) -> None:
+        requests = [make_request(i, rows=rows) for i, rows in ((1, 6), (2, 3), (3, 1))]
+        formation = formed(policy(None), requests)
+        assert ids(formation) == [1]
+        assert formation.complete
+
+    def test_bytes_bound_a_batch(self) -> None:
+        requests = [make_request(i, nbytes=40) for i in (1, 2, 3)]
+        assert ids(formed(policy(None, max_batch_bytes=100), requests)) == [1, 2]
+
+    def test_urgent_requests_ride_first(self) -> None:
+        requests = [make_request(i, rows=4, priority=p) for i, p in ((1, 2), (2, 1), (3, 1))]
+        assert ids(formed(policy(BASE_DOMINATES), requests)) == [2, 3]
+
+    def test_nobody_of_another_length_rides_along_unseen(self) -> None:
+        # So many of the anchor's length wait that nobody else is among its neighbours.
+        formation = formed(policy(PADDING_RUINS), of_lengths(5, 99, *[5] * 20))
+        assert 2 not in ids(formation)
+        assert ids(formation) == sorted(ids(formation))
+
+
+class TestMixedLengths:
+    def test_similar_lengths_ride_together(self) -> None:
+        formation = formed(policy(PADDING_RUINS), of_lengths(10, 99, 11, 98, 9, 97))
+        assert sorted(ids(formation)) == [1, 3, 5]
+        assert formation.reason is DispatchReason.BEST_WINDOW
+        assert not formation.complete
+
+    def test_the_anchor_rides_even_when_others_would_fit_better(self) -> None:
+        assert ids(formed(policy(PADDING_RUINS), of_lengths(99, 1, 1, 1, 1))) == [1]
+
+    def test_a_window_of_most_rows_is_complete(self) -> None:
+        formation = formed(policy(BASE_DOMINATES), of_lengths(*range(1, 20)))
+        assert formation.rows == MAX_ROWS
+        assert formation.complete
+
+    def test_a_window_keeps_to_rows_and_bytes(self) -> None:
+        requests = [make_request(i, rows=3, nbytes=40, length=i) for i in range(1, 7)]
+        assert formed(policy(BASE_DOMINATES), requests).rows == 6
+        narrow = policy(BASE_DOMINATES, max_batch_bytes=50)
+        assert ids(formed(narrow, requests)) == [1]
+
+    def test_empty_requests_are_no_trouble(self) -> None:
+        by_elements = Curve(base=0.0, row=0.0, element=1e-3, pair=0.0)
+        assert 1 in ids(formed(policy(by_elements), of_lengths(0, 0, 7)))
+        assert 1 in ids(formed(policy(by_elements), of_lengths(0, 0)))
+
+    @given(
+        st.lists(st.tuples(st.integers(1, 8), st.integers(0, 40)), min_size=1, max_size=30),
+        st.sampled_from([BASE_DOMINATES, ROWS_DOMINATE, PADDING_RUINS]),
+    )
+    def test_the_window_does_the_most_work_per_second(
+        self, sizes: list[tuple[int, int]], truth: Curve
+    ) -> None:
+        asked = policy(truth)
+        curve = asked.cost.curve
+        assert curve is not None
+        requests = [make_request(i, rows=r, length=x) for i, (r, x) in enumerate(sizes)]
+        formation = formed(asked, requests)
+        assert formation.rows <= MAX_ROWS
+
+        def rate(members: list[Request]) -> float:
+            together_s = curve.at(sum(r.rows for r in members), max(r.length for r in members))
+            return sum(curve.at(r.rows, r.length) for r in members) / together_s
+
+        # Alone, the anchor does exactly its own work: nothing formed may be worse than that.
+        assert rate(formation.requests) >= 0.97
+        if formation.reason is DispatchReason.BEST_WINDOW:
+            ordered = sorted(requests, key=lambda r: (r.length, r.id))
+            windows = (
+                ordered[first:end]
+                for first in range(len(ordered))
+                for end in range(first + 1, len(ordered) + 1)
+            )
+            possible = [
+                rate(window)
+                for window in windows
+                if requests[0] in window and sum(r.rows for r in window) <= MAX_ROWS
+            ]
+            assert rate(formation.requests) == pytest.approx(max(possible))
+
+
+class TestLearning:
+    def test_nothing_is_expected_before_the_first_batch(self) -> None:
+        batch = Batch(0, 0, of_lengths(7), 1, DispatchReason.IMMEDIATE, dispatched_s=0.0)
+        assert policy(None).expected_duration_s(batch) is None
+
+    def test_a_batch_is_expected_to_run_as_long_as_one_like_it_did(self) -> None:
+        learning = policy(None)
+        batch = Batch(0, 0, of_lengths(7, 9), 2, DispatchReason.IMMEDIATE, dispatched_s=0.0)
+        learning.observe(batch, 0.25)
+        assert learning.expected_duration_s(batch) == pytest.approx(0.25)
+
+
+class TestPadding:
+    def test_the_padding_share_counts_what_nobody_asked_for(self) -> None:
+        requests = [make_request(1, rows=1, length=10), make_request(2, rows=3, length=5)]
+        batch = Batch(0, 0, requests, 4, DispatchReason.BEST_WINDOW, dispatched_s=0.0)
+        assert batch.length == 10
+        assert batch.padding_share == pytest.approx(1 - 25 / 40)
+
+    def test_fixed_shapes_have_no_padding(self) -> None:
+        batch = Batch(0, 0, of_lengths(0, 0), 2, DispatchReason.FULL, dispatched_s=0.0)
+        assert batch.padding_share == 0.0
+
+
+def test_a_batch_that_is_full_is_staged_behind_a_running_one() -> None:
+    driver = SchedulerDriver(policy=policy(BASE_DOMINATES))
+    driver.submit(1)
+    driver.settle()
+    for request in range(2, 2 + MAX_ROWS):
+        driver.submit(request)
+    driver.settle()
+    assert [batch.rows for batch in driver.dispatched] == [1, MAX_ROWS]

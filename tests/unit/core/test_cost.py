@@ -1,0 +1,127 @@
+"""The cost model: it learns, forgives outliers, and notices when everything changes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace_server.core.cost import CostModel, Curve, Sample
+
+LINEAR = Curve(base=2e-3, row=1e-3, element=1e-5, pair=0.0)
+
+
+def sweep_of(curve: Curve, lengths: tuple[int, ...] = (10, 100, 500)) -> list[Sample]:
+    return [(rows, x, curve.at(rows, x)) for rows in (1, 2, 4, 8, 16, 32) for x in lengths]
+
+
+def serve(
+    model: CostModel, curve: Curve, batches: int, *, rows: int = 8, length: int = 100
+) -> None:
+    """Let the model see batches that cost what the curve says; one in two is taken in."""
+    for _ in range(batches):
+        model.observe(rows, length, curve.at(rows, length))
+
+
+def times(curve: Curve, factor: float) -> Curve:
+    return Curve(
+        curve.base * factor, curve.row * factor, curve.element * factor, curve.pair * factor
+    )
+
+
+def test_nothing_is_believed_before_the_first_measurement() -> None:
+    assert CostModel().curve is None
+    assert CostModel([(1, 0, 0.0)]).curve is None, "a sweep without any duration is none"
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        LINEAR,
+        Curve(base=5e-3, row=0.0, element=0.0, pair=0.0),
+        Curve(base=1e-3, row=2e-4, element=1e-6, pair=3e-8),
+    ],
+    ids=["linear", "constant", "attention"],
+)
+def test_a_sweep_is_reproduced(curve: Curve) -> None:
+    learned = CostModel(sweep_of(curve)).curve
+    assert learned is not None
+    for rows, length, duration_s in sweep_of(curve, (10, 50, 500)):
+        assert learned.at(rows, length) == pytest.approx(duration_s, rel=0.1)
+
+
+def test_the_first_batch_is_believed_at_once() -> None:
+    model = CostModel()
+    model.observe(4, 0, 0.25)
+    assert model.curve is not None
+    assert model.curve.at(4, 0) == pytest.approx(0.25)
+
+
+def test_a_batch_that_took_no_time_teaches_nothing() -> None:
+    model = CostModel()
+    model.observe(4, 0, 0.0)
+    assert model.curve is None
+
+
+def test_what_is_served_refines_what_was_swept() -> None:
+    model = CostModel(sweep_of(LINEAR))
+    serve(model, times(LINEAR, 1.3), 400)
+    assert model.curve is not None
+    assert model.curve.at(8, 100) == pytest.approx(1.3 * LINEAR.at(8, 100), rel=0.05)
+
+
+def test_a_single_outlier_hardly_matters() -> None:
+    model = CostModel(sweep_of(LINEAR))
+    serve(model, LINEAR, 100)
+    model.observe(8, 100, 1_000 * LINEAR.at(8, 100))
+    serve(model, LINEAR, 10)
+    assert model.curve is not None
+    assert model.curve.at(8, 100) == pytest.approx(LINEAR.at(8, 100), rel=0.1)
+
+
+def test_when_everything_slows_down_so_does_what_is_not_served() -> None:
+    model = CostModel(sweep_of(LINEAR))
+    serve(model, times(LINEAR, 4.0), 100)
+    assert model.curve is not None
+    assert model.curve.at(32, 500) == pytest.approx(4 * LINEAR.at(32, 500), rel=0.2)
+
+
+def test_short_batches_cost_no_more_learning_than_long_ones() -> None:
+    model = CostModel([(1, 0, 1e-5)])
+    before = model.curve
+    for _ in range(100):
+        model.observe(1, 0, 1e-5)
+    assert model.curve is before, "a millisecond of batches is not worth a fit"
+
+
+def test_the_margin_covers_almost_every_batch() -> None:
+    model = CostModel(sweep_of(LINEAR))
+    assert model.margin == 1.0
+    steady = LINEAR.at(8, 100)
+    for turn in range(4_000):
+        # Half of the batches are taken in, every tenth of those is late.
+        model.observe(8, 100, steady * (1.4 if turn % 20 in (0, 1) else 1.0))
+    assert 1.2 < model.margin < 1.6
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 64), st.integers(0, 512), st.floats(1e-6, 10.0)),
+        min_size=1,
+        max_size=30,
+    ),
+    st.integers(0, 30),
+)
+def test_whatever_is_measured_a_larger_batch_never_seems_cheaper(
+    samples: list[Sample], swept: int
+) -> None:
+    model = CostModel(samples[:swept])
+    for rows, length, duration_s in samples[swept:]:
+        model.observe(rows, length, duration_s)
+    curve = model.curve
+    assert curve is not None
+    assert 0.0 < curve.at(1, 0) <= curve.at(2, 0) <= curve.at(2, 64) <= curve.at(64, 512)
+    assert math.isfinite(curve.at(64, 512))
+    assert model.margin >= 1.0

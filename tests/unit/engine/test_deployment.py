@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+
+import pytest
+
+from doubles import TIMING
+from engine_stage import call_of, serve, spec_of
+from headrace_server.core.errors import Reason, ServingError
+from headrace_server.engine.calls import Answer
+from headrace_server.engine.deployment import DeploymentState
+from headrace_server.models.batching import QueuePolicy
+from headrace_server.models.spec import TensorSpec
+from headrace_server.workers.executor import BatchOutput
+
+
+async def reason_of(answer: Awaitable[Answer]) -> Reason:
+    with pytest.raises(ServingError) as caught:
+        await answer
+    return caught.value.reason
+
+
+async def one_turn() -> None:
+    """Let the tasks of this loop go on until they wait."""
+    await asyncio.sleep(0)
+
+
+class TestAnswers:
+    async def test_a_lone_call_is_answered(self) -> None:
+        stage = await serve()
+        answer = stage.submit(b"ab")
+        stage.clock.advance(0.5)
+        stage.workers.complete(0)
+        got = await answer
+        assert [(part.shape, part.data) for part in got.outputs] == [((1, 2), b"ab")]
+        assert got.batch_rows == 1
+        assert got.queue_s == 0.0
+        assert got.timing.compute_ns == 21_300
+
+    async def test_rows_come_back_to_their_owner(self) -> None:
+        stage = await serve()
+        calls = [call_of(b"aa"), call_of(b"bb", b"cc", b"dd"), call_of(b"ee", b"ff")]
+        futures = [stage.deployment.submit(call)[1] for call in calls]
+        stage.clock.advance()
+        stage.workers.complete(0)
+        answers = [await future for future in futures]
+        assert [a.outputs[0].data for a in answers] == [b"aa", b"bbccdd", b"eeff"]
+        assert [a.outputs[0].shape for a in answers] == [(1, 2), (3, 2), (2, 2)]
+        assert {a.batch_rows for a in answers} == {6}
+
+    async def test_time_in_the_queue_ends_when_the_batch_starts(self) -> None:
+        stage = await serve(max_queue_delay_s=0.25)
+        answer = stage.submit(b"aa")
+        assert stage.workers.batches == {}
+        stage.clock.advance(0.25)
+        stage.clock.advance(1.0)
+        stage.workers.complete(0)
+        assert (await answer).queue_s == pytest.approx(0.25)
+
+    async def test_byte_strings_are_cut_at_the_row_offsets(self) -> None:
+        stage = await serve(spec=spec_of(y=TensorSpec("y", "BYTES", [1])))
+        futures = [stage.deployment.submit(call_of(*rows))[1] for rows in ([b"aa"], [b"bb"] * 2)]
+        stage.clock.advance()
+        data = memoryview(bytearray(b"\x01\0\0\0x\x03\0\0\0yes\0\0\0\0"))
+        stage.workers.complete(0, BatchOutput((3, 1), data, (0, 5, 12, 16)))
+        answers = [(await future).outputs[0] for future in futures]
+        assert [(a.shape, a.data) for a in answers] == [
+            ((1, 1), b"\x01\0\0\0x"),
+            ((2, 1), b"\x03\0\0\0yes\0\0\0\0"),
+        ]
+
+    async def test_what_answers_padding_is_left_out(self) -> None:
+        ragged = spec_of(
+            x=TensorSpec("x", "UINT8", [-1], pad=0), y=TensorSpec("y", "UINT8", [-1, 2])
+        )
+        stage = await serve(spec=ragged)
+        short, long = (stage.deployment.submit(call_of(row))[1] for row in (b"a", b"bcd"))
+        stage.clock.advance()
+        data = memoryview(bytearray(b"AA????" + b"BBCCDD"))
+        stage.workers.complete(0, BatchOutput((2, 3, 2), data))
+        answers = [(await future).outputs[0] for future in (short, long)]
+        assert [(a.shape, a.data) for a in answers] == [((1, 1, 2), b"AA"), ((1, 3, 2), b"BBCCDD")]
+
+    async def test_other_shapes_ride_in_other_batches(self) -> None:
+        stage = await serve(spec=spec_of(x=TensorSpec("x", "UINT8", [-1])), workers=2)
+        stage.deployment.submit(call_of(b"a"))
+        stage.deployment.submit(call_of(b"bcd"))
+        stage.clock.advance()
+        assert {worker: list(batches) for worker, batches in stage.workers.held.items()} == {
+            0: [0],
+            1: [1],
+        }
+
+    async def test_a_failed_batch_tells_the_log_why_but_not_the_callers(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        stage = await serve()
+        futures = [stage.deployment.submit(call_of(row))[1] for row in (b"aa", b"bb")]
+        stage.clock.advance()
+        with caplog.at_level(logging.WARNING, "headrace.engine"):
+            stage.workers.fail(0, "secret path")
+        for future in futures:
+            with pytest.raises(ServingError) as caught:
+                await future
+            assert caught.value.reason is Reason.MODEL_FAILED
+            assert "secret" not in str(caught.value)
+        assert "secret path" in caplog.text
+
+
+class TestRefusal:
+    async def test_a_full_queue_refuses_at_once(self) -> None:
+        stage = await serve(max_requests=1)
+        stage.workers.lose(0)
+        waiting = stage.submit(b"aa")
+        assert await reason_of(stage.submit(b"bb")) is Reason.QUEUE_FULL
+        assert stage.deployment.queued_requests == 1
+        assert stage.deployment.queued_bytes == 2
+        stage.workers.restore(0)
+        stage.workers.complete(0)
+        assert (await waiting).outputs[0].data == b"aa"
+
+    @pytest.mark.parametrize(
+        ("options", "reason"),
+        [
+            ({"remaining_s": 0.5}, Reason.DEADLINE_EXCEEDED),
+            ({"timeout_s": 0.5}, Reason.QUEUE_TIMEOUT),
+            ({"timeout_s": 0.5, "remaining_s": 0.7}, Reason.QUEUE_TIMEOUT),
+            ({"timeout_s": 0.7, "remaining_s": 0.5}, Reason.DEADLINE_EXCEEDED),
+        ],
+    )
+    async def test_a_late_call_is_refused_the_moment_it_is_late(
+        self, options: dict[str, float], reason: Reason
+    ) -> None:
+        stage = await serve(default_queue_policy=QueuePolicy(allow_timeout_override=True))
+        stage.workers.lose(0)
+        late = stage.deployment.submit(call_of(b"aa", **options))[1]
+        patient = stage.submit(b"bb")
+        stage.clock.advance(0.499)
+        assert not late.done()
+        stage.clock.advance(0.001)
+        assert await reason_of(late) is reason
+        stage.workers.restore(0)
+        stage.workers.complete(0)
+        assert (await patient).outputs[0].data == b"bb"
+
+    async def test_refusals_are_told_to_observers(self) -> None:
+        stage = await serve()
+        await reason_of(stage.submit(b"aa", remaining_s=0.0))
+        assert stage.observer.told[-1] == "refused 0 deadline_exceeded"
+
+
+class TestCancellation:
+    async def test_a_waiting_call_leaves(self) -> None:
+        stage = await serve()
+        stage.workers.lose(0)
+        task = asyncio.create_task(stage.deployment.infer(call_of(b"aa")))
+        await one_turn()
+        assert stage.deployment.queued_requests == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert stage.deployment.queued_requests == 0
+        assert stage.observer.told[-1] == "cancelled 0"
+
+    async def test_neighbours_in_the_batch_are_not_touched(self) -> None:
+        stage = await serve()
+        tasks = [
+            asyncio.create_task(stage.deployment.infer(call_of(row)))
+            for row in (b"aa", b"bb", b"cc")
+        ]
+        await one_turn()
+        stage.clock.advance()
+        tasks[1].cancel()
+        await one_turn()
+        stage.workers.complete(0)
+        assert (await tasks[0]).outputs[0].data == b"aa"
+        assert (await tasks[2]).outputs[0].data == b"cc"
+        assert tasks[1].cancelled()
+
+    async def test_a_call_that_was_cancelled_in_flight_hears_of_no_error(self) -> None:
+        stage = await serve()
+        request, future = stage.deployment.submit(call_of(b"aa"))
+        stage.clock.advance()
+        stage.deployment.cancel(request)
+        stage.workers.fail(0)
+        assert not future.done()
+        assert not any(word.startswith("refused") for word in stage.observer.told)
+
+    async def test_cancelling_what_has_ended_does_nothing(self) -> None:
+        stage = await serve()
+        request, future = stage.deployment.submit(call_of(b"aa"))
+        stage.clock.advance()
+        stage.workers.complete(0)
+        stage.deployment.cancel(request)
+        assert (await future).outputs[0].data == b"aa"
+        assert "cancelled 0" not in stage.observer.told
+
+
+class TestWorkers:
+    async def test_a_call_outlives_the_loss_of_its_worker(self) -> None:
+        stage = await serve()
+        answer = stage.submit(b"aa")
+        stage.workers.lose(0)
+        assert not stage.deployment.ready
+        assert stage.deployment.state is DeploymentState.READY
+        stage.workers.restore(0)
+        assert stage.deployment.ready
+        stage.workers.complete(1)
+        assert (await answer).outputs[0].data == b"aa"
+
+    async def test_a_call_that_loses_two_workers_is_given_up(self) -> None:
+        stage = await serve()
+        answer = stage.submit(b"aa")
+        stage.workers.lose(0)
+        stage.workers.restore(0)
+        stage.workers.lose(0)
+        assert await reason_of(answer) is Reason.WORKER_LOST
+
+    async def test_a_batch_that_nobody_waits_for_is_ignored(self) -> None:
+        stage = await serve()
+        before = list(stage.observer.told)
+        stage.deployment.batch_completed(77, [], TIMING)
+        assert stage.observer.told == before
+
+
+class TestLife:
+    async def test_a_model_that_loads_is_ready(self) -> None:
+        stage = await serve(workers=2)
+        assert stage.deployment.ready
+        assert stage.deployment.loaded
+        assert stage.deployment.devices == ["cpu", "cpu"]
+        assert stage.observer.told == ["added", "worker 0 ready", "worker 1 ready", "READY"]
+
+    async def test_a_model_that_does_not_load_says_why(self) -> None:
+        stage = await serve(load_error="no such file")
+        assert stage.deployment.state is DeploymentState.UNAVAILABLE
+        assert stage.deployment.reason == "no such file"
+        assert not stage.deployment.loaded
+        assert await stage.deployment.drain(1.0)
+        await stage.deployment.stop()
+        assert stage.deployment.reason == "no such file"
+
+    async def test_a_drain_waits_for_what_was_admitted(self) -> None:
+        stage = await serve()
+        answer = stage.submit(b"aa")
+        drain = asyncio.create_task(stage.deployment.drain(60.0))
+        await one_turn()
+        assert stage.deployment.state is DeploymentState.UNLOADING
+        assert await reason_of(stage.submit(b"bb")) is Reason.STOPPING
+        assert not drain.done()
+        stage.workers.complete(0)
+        assert (await answer).outputs[0].data == b"aa"
+        assert await drain
+
+    async def test_a_drain_that_takes_too_long_gives_everyone_an_error(self) -> None:
+        stage = await serve(workers=1, max_queue_delay_s=9.0)
+        running = stage.deployment.submit(call_of(*[b"aa"] * 8))[1]
+        waiting = stage.submit(b"bb")
+        assert not await stage.deployment.drain(0.0)
+        assert await reason_of(running) is Reason.STOPPING
+        assert await reason_of(waiting) is Reason.STOPPING
+
+    async def test_stopping_ends_the_workers_and_tells_whoever_waits(self) -> None:
+        stage = await serve()
+        answer = stage.submit(b"aa")
+        await stage.deployment.stop()
+        assert await reason_of(answer) is Reason.STOPPING
+        assert stage.workers.stopped == 1
+        assert stage.deployment.state is DeploymentState.UNAVAILABLE
+        assert not stage.deployment.ready
+
+    async def test_a_call_that_comes_while_stopping_does_not_wait_for_ever(self) -> None:
+        stage = await serve()
+        await stage.deployment.stop()
+        assert await reason_of(stage.submit(b"aa")) is Reason.STOPPING
+
+    async def test_killing_ends_the_workers_without_a_word(self) -> None:
+        stage = await serve()
+        future = stage.deployment.submit(call_of(b"aa"))[1]
+        stage.deployment.kill()
+        assert stage.workers.killed == 1
+        assert not future.done()
+
+
+class TestTimers:
+    async def test_a_wakeup_that_moves_later_arms_no_new_timer(self) -> None:
+        stage = await serve()
+        stage.workers.lose(0)
+        first, _ = stage.deployment.submit(call_of(b"aa", remaining_s=1.0))
+        stage.deployment.cancel(first)
+        armed = stage.clock.armed
+        late = [stage.submit(b"bb", remaining_s=5.0 + n) for n in range(10)]
+        assert stage.clock.armed == armed
+        stage.clock.advance(1.0)
+        assert stage.clock.armed == armed + 1, "the timer that came too early asks again"
+        stage.clock.advance(4.0)
+        assert await reason_of(late[0]) is Reason.DEADLINE_EXCEEDED
+
+    async def test_an_earlier_wakeup_replaces_the_timer(self) -> None:
+        stage = await serve()
+        stage.workers.lose(0)
+        late = stage.submit(b"aa", remaining_s=5.0)
+        soon = stage.submit(b"bb", remaining_s=1.0)
+        stage.clock.advance(1.0)
+        assert await reason_of(soon) is Reason.DEADLINE_EXCEEDED
+        stage.clock.advance(4.0)
+        assert await reason_of(late) is Reason.DEADLINE_EXCEEDED
+
+    async def test_arrivals_of_one_moment_are_decided_together(self) -> None:
+        stage = await serve()
+        for _ in range(5):
+            stage.deployment.submit(call_of(b"aa"))
+        assert stage.workers.batches == {}
+        stage.clock.advance()
+        assert [len(batch) for batch in stage.workers.batches.values()] == [5]
