@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 REPOSITORY ?= repository
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve repository test check lint format types layers protos protos-check bench-cost clean
+.PHONY: help install demo serve repository test check lint format types layers protos protos-check bench-cost bench-text clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ protos: install  ## Generate the stubs from protos/
 
 protos-check: install  ## Fail when the stubs are not what protos/ generates
 	$(BIN)/python protos/generate.py --check
+
+bench-text: install  ## Real sentences under three batching policies, side by side
+	$(BIN)/python -m bench.text
 
 bench-cost: install  ## CPU per request beside a bare gRPC echo (needs h2load)
 	$(BIN)/python -m bench.cost

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from headrace_server.core.adaptive import AdaptivePolicy
 from headrace_server.core.errors import Reason
-from headrace_server.core.events import Action, Dispatch
+from headrace_server.core.events import Action, BatchCompleted, BatchFailed, Dispatch
 from headrace_server.core.queue import QueueLimits
 from headrace_server.core.request import Batch, Request
 from scheduler_driver import SchedulerDriver, rejections
@@ -127,8 +127,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(batch_id=st.integers(-1, 60))
     def hear_of_a_batch_that_is_not_in_flight(self, batch_id: int) -> None:
         if batch_id not in self.driver.in_flight:
-            assert self.driver.complete(batch_id) == []
-            assert self.driver.fail(batch_id) == []
+            assert self.driver.handle(BatchCompleted(batch_id)) == []
+            assert self.driver.handle(BatchFailed(batch_id)) == []
 
     @precondition(lambda self: len(self.driver.requests) > 20)
     @rule(abandoned=st.sampled_from([False, False, False, True]))

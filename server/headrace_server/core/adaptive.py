@@ -66,9 +66,6 @@ class AdaptivePolicy:
         work_s = 0.0
         ended = False
         for request in queue.group(anchor.key):
-            # Further away than the neighbours that were looked at, and so is the padding.
-            if curve is not None and request.length != anchor.length:
-                continue
             rows += request.rows
             nbytes += request.nbytes
             if members and (rows > self._max_rows or nbytes > self._max_bytes):

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+
+from engine_stage import call_of, serve
+from headrace_server.core.errors import ServingError
+
+
+async def test_nothing_is_counted_before_the_first_call() -> None:
+    stage = await serve()
+    counts = stage.statistics.of(stage.deployment)
+    assert (counts.inference_count, counts.execution_count, counts.last_inference_ms) == (0, 0, 0)
+    assert counts.batches == {}
+
+
+async def test_rows_requests_and_batches_are_counted_apart() -> None:
+    stage = await serve()
+    for rows in ([b"aa"] * 3, [b"bb"] * 2):
+        stage.deployment.submit(call_of(*rows))
+    stage.clock.advance()
+    stage.clock.advance(0.25)
+    stage.workers.complete(0)
+    counts = stage.statistics.of(stage.deployment)
+    assert counts.inference_count == 5
+    assert counts.execution_count == 1
+    assert counts.last_inference_ms == 1_000_000
+    assert (counts.success.count, counts.success.ns) == (2, 2 * 250_000_000)
+    assert (counts.queue.count, counts.queue.ns) == (2, 0)
+
+
+async def test_each_request_is_charged_with_its_whole_batch() -> None:
+    stage = await serve()
+    for _ in range(2):
+        stage.deployment.submit(call_of(b"aa"))
+    stage.clock.advance()
+    stage.workers.complete(0)
+    counts = stage.statistics.of(stage.deployment)
+    assert (counts.compute_input.count, counts.compute_input.ns) == (2, 2_000)
+    assert (counts.compute_infer.count, counts.compute_infer.ns) == (2, 40_000)
+    assert (counts.compute_output.count, counts.compute_output.ns) == (2, 600)
+    size = counts.batches[2]
+    assert (size.compute_input.count, size.compute_input.ns) == (1, 1_000)
+    assert (size.compute_infer.count, size.compute_infer.ns) == (1, 20_000)
+    assert (size.compute_output.count, size.compute_output.ns) == (1, 300)
+
+
+async def test_time_in_the_queue_is_counted() -> None:
+    stage = await serve(max_queue_delay_s=0.5)
+    stage.submit(b"aa")
+    stage.clock.advance(0.5)
+    stage.clock.advance(0.1)
+    stage.workers.complete(0)
+    counts = stage.statistics.of(stage.deployment)
+    assert counts.queue.ns == pytest.approx(500_000_000)
+    assert counts.success.ns == pytest.approx(600_000_000)
+
+
+async def test_refused_and_failed_calls_count_as_failures() -> None:
+    stage = await serve()
+    refused = stage.submit(b"aa", remaining_s=0.0)
+    failed = stage.submit(b"bb")
+    stage.clock.advance(0.25)
+    stage.workers.fail(0)
+    for future in (refused, failed):
+        with pytest.raises(ServingError):
+            await future
+    counts = stage.statistics.of(stage.deployment)
+    assert (counts.fail.count, counts.fail.ns) == (2, 250_000_000)
+    assert counts.success.count == 0
+
+
+async def test_a_deployment_that_is_loaded_again_counts_anew() -> None:
+    stage = await serve()
+    stage.submit(b"aa")
+    stage.workers.complete(0)
+    assert stage.statistics.of(stage.deployment).execution_count == 1
+    stage.statistics.deployment_added(stage.deployment)
+    assert stage.statistics.of(stage.deployment).execution_count == 0
