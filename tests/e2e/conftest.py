@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from examples.build import build
+from rich.console import Console
 
 from headrace_server.testing import ServerProcess
-from rich.console import Console
 
 MODELS = {
     # Answers every row with a function of that row alone, so that a mix-up shows.
@@ -25,6 +25,34 @@ MODELS = {
 
             def forward(self, x):
                 return 2 * x + 1
+    """,
+    # Prepares text into codes of its own length; some texts make it lie.
+    "letters": """
+        import torch
+        from headrace_server import Model, TensorSpec
+
+        class Letters(Model):
+            inputs = [TensorSpec("text", "BYTES", [1])]
+            prepared = [
+                TensorSpec("codes", "INT64", [-1], pad=99),
+                TensorSpec("mask", "BOOL", [-1], pad=0),
+            ]
+            outputs = [TensorSpec("upper", "INT64", [-1]), TensorSpec("total", "INT64", [1])]
+
+            def prepare(self, text):
+                word = text[0, 0]
+                codes = torch.tensor([list(word)], dtype=torch.int64)
+                mask = torch.ones(1, len(word), dtype=torch.bool)
+                if word.startswith(b"raise"):
+                    raise ValueError(word)
+                if word == b"lie about the mask":
+                    return codes, mask[:, 1:]
+                if word == b"lie about the rows":
+                    return codes.repeat(2, 1), mask.repeat(2, 1)
+                return codes, mask
+
+            def forward(self, codes, mask):
+                return {"upper": codes + 1, "total": (codes * mask).sum(1, keepdim=True)}
     """,
     "slow": """
         import time
