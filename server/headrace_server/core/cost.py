@@ -112,7 +112,8 @@ class CostModel:
         self._unlearned_s += duration_s
         if not due:
             return
-        error = math.log(duration_s / self._curve.at(rows, length))
+        expected_s = self._curve.at(rows, length)
+        error = math.log(duration_s / expected_s)
         self._margin += self.QUANTILE_STEP * (
             self.QUANTILE if error > self._margin else self.QUANTILE - 1
         )
@@ -124,7 +125,10 @@ class CostModel:
         weight = min(1.0, self.CLIP / abs(error)) if error else 1.0
         self._fade()
         terms = self._terms(rows, length)
-        _accumulate(self._gram, self._target, terms, duration_s, weight)
+        # Relative to the larger of the two: a batch that seems to have taken no time, since its
+        # answer was read together with the one before it, would outweigh hundreds of others.
+        relative_to_s = max(duration_s, expected_s)
+        _accumulate(self._gram, self._target, terms, duration_s, relative_to_s, weight)
         if self._unfitted_s >= self.FIT_EVERY_S:
             self._unfitted_s = 0.0
             self._fit()
@@ -144,7 +148,7 @@ class CostModel:
         share = self.PRIOR_WEIGHT / len(self._prior)
         for rows, length, duration_s in self._prior:
             terms = self._terms(rows, length)
-            _accumulate(self._prior_gram, self._prior_target, terms, duration_s, share)
+            _accumulate(self._prior_gram, self._prior_target, terms, duration_s, duration_s, share)
 
     def _fade(self) -> None:
         for row in self._gram:
@@ -178,12 +182,14 @@ def _accumulate(
     target: list[float],
     terms: Sequence[float],
     duration_s: float,
+    relative_to_s: float,
     weight: float,
 ) -> None:
-    """Add one equation `terms . x = duration`, divided by the duration."""
-    scaled = [term / duration_s for term in terms]
+    """Add one equation `terms . x = duration`, both sides divided by `relative_to_s`."""
+    scaled = [term / relative_to_s for term in terms]
+    share = duration_s / relative_to_s
     for i in range(TERMS):
-        target[i] += weight * scaled[i]
+        target[i] += weight * scaled[i] * share
         for j in range(TERMS):
             gram[i][j] += weight * scaled[i] * scaled[j]
 

@@ -182,6 +182,7 @@ class Queue:
         ordered = [e[2] for entries in self._by_length.values() for e in entries]
         assert {r.id for r in ordered} == set(self._level_of), "lengths and index disagree"
         assert all(e == sorted(e, key=lambda t: t[:2]) for e in self._by_length.values())
+        assert self._by_length.keys() == self._groups.keys(), "lengths of an empty group were kept"
         assert all(self._levels.values()), "an empty level was kept"
         assert all(m for g in self._groups.values() for m in g.values()), "an empty group was kept"
         watched = {entry[1] for entry in self._deadlines}

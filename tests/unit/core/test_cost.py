@@ -72,13 +72,22 @@ def test_what_is_served_refines_what_was_swept() -> None:
     assert model.curve.at(8, 100) == pytest.approx(1.3 * LINEAR.at(8, 100), rel=0.05)
 
 
-def test_a_single_outlier_hardly_matters() -> None:
+@pytest.mark.parametrize("factor", [1_000.0, 1 / 1_000.0])
+def test_a_single_outlier_hardly_matters(factor: float) -> None:
     model = CostModel(sweep_of(LINEAR))
     serve(model, LINEAR, 100)
-    model.observe(8, 100, 1_000 * LINEAR.at(8, 100))
+    serve(model, times(LINEAR, factor), 2)
     serve(model, LINEAR, 10)
     assert model.curve is not None
     assert model.curve.at(8, 100) == pytest.approx(LINEAR.at(8, 100), rel=0.1)
+
+
+def test_old_measurements_fade() -> None:
+    model = CostModel(sweep_of(LINEAR))
+    serve(model, LINEAR, 1_000)
+    serve(model, times(LINEAR, 1.3), 300)
+    assert model.curve is not None
+    assert model.curve.at(8, 100) == pytest.approx(1.3 * LINEAR.at(8, 100), rel=0.05)
 
 
 def test_when_everything_slows_down_so_does_what_is_not_served() -> None:
@@ -88,12 +97,25 @@ def test_when_everything_slows_down_so_does_what_is_not_served() -> None:
     assert model.curve.at(32, 500) == pytest.approx(4 * LINEAR.at(32, 500), rel=0.2)
 
 
-def test_short_batches_cost_no_more_learning_than_long_ones() -> None:
+def test_learning_waits_until_there_was_work_enough_to_learn_from() -> None:
     model = CostModel([(1, 0, 1e-5)])
     before = model.curve
     for _ in range(100):
-        model.observe(1, 0, 1e-5)
-    assert model.curve is before, "a millisecond of batches is not worth a fit"
+        model.observe(1, 0, 2e-5)
+    assert model.curve is before, "two milliseconds of batches are not worth a fit"
+    assert model.margin == 1.0, "nor a measurement"
+    serve(model, Curve(base=2 * CostModel.LEARN_EVERY_S, row=0.0, element=0.0, pair=0.0), 2)
+    assert model.margin > 1.0
+    assert model.curve is before
+    serve(model, Curve(base=CostModel.FIT_EVERY_S, row=0.0, element=0.0, pair=0.0), 3)
+    assert model.curve is not before
+
+
+def test_no_batch_is_free() -> None:
+    by_pairs = [(rows, x, 1e-5 * rows * x * x) for rows in (1, 4, 8) for x in (10, 100)]
+    model = CostModel(by_pairs)
+    assert model.curve is not None
+    assert model.curve.at(1, 0) > 0.0
 
 
 def test_the_margin_covers_almost_every_batch() -> None:

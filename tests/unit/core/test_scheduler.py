@@ -8,7 +8,7 @@ import pytest
 
 from headrace_server.core.adaptive import AdaptivePolicy
 from headrace_server.core.errors import Reason
-from headrace_server.core.events import BatchCompleted, Drained
+from headrace_server.core.events import BatchCompleted, BatchFailed, Drained
 from headrace_server.core.fleet import MAX_STAGE_LEAD_S, STAGE_LEAD_SHARE
 from headrace_server.core.queue import QueueLimits
 from headrace_server.core.request import DispatchReason
@@ -216,6 +216,44 @@ class TestStaging:
         driver.submit(3, rows=8)
         driver.settle()
         assert [batch.worker_id for batch in driver.dispatched] == [0, 1, 1]
+
+
+class TestEventsOfOneMoment:
+    def test_the_next_requests_of_those_who_were_answered_ride_in_the_next_batch(
+        self, drive: Drive
+    ) -> None:
+        driver = drive()
+        driver.submit(1)
+        driver.settle()
+        driver.submit(2)
+        assert driver.handle(BatchCompleted(0)) == []
+        driver.submit(3)
+        assert dispatches(driver.settle()) == [[2, 3]]
+
+    def test_the_same_goes_for_those_whose_batch_failed(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1)
+        driver.settle()
+        driver.submit(2)
+        assert rejections(driver.handle(BatchFailed(0))) == [(1, Reason.MODEL_FAILED)]
+        driver.submit(3)
+        assert dispatches(driver.settle()) == [[2, 3]]
+
+    def test_a_decision_that_is_due_is_not_put_off_by_a_request(self, drive: Drive) -> None:
+        driver = drive(preferred_sizes=[2])
+        for _ in range(3):
+            driver.submit(rows=2)
+        driver.settle()
+        assert driver.handle(BatchCompleted(0)) == []
+        driver.submit(4)
+        assert dispatches(driver.settle()) == [[3]], "staged behind the second batch"
+
+    def test_a_request_that_can_only_wait_wakes_nobody(self, drive: Drive) -> None:
+        driver = drive()
+        driver.submit(1)
+        driver.settle()
+        driver.submit(2)
+        assert driver.scheduler.next_wakeup() is None
 
 
 class TestRefusal:

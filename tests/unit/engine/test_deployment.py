@@ -1,3 +1,5 @@
+"""A deployment on puppet workers: futures, owners, cancellation, loss, drain."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""The engine finds the deployment that answers, or says why none does."""
+
 from __future__ import annotations
 
 import asyncio

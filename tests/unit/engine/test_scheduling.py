@@ -1,3 +1,5 @@
+"""From batching settings and calls to requests with levels and deadlines."""
+
 from __future__ import annotations
 
 import math

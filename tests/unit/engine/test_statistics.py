@@ -1,3 +1,5 @@
+"""What the statistics RPC reports, counted from observed batches."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""When a lost worker is started again."""
+
 from __future__ import annotations
 
 from itertools import pairwise

@@ -1,3 +1,5 @@
+"""Frames survive any cut, and what is no frame is refused."""
+
 from __future__ import annotations
 
 import struct

@@ -1,3 +1,5 @@
+"""The bytes of requests become the bytes of a batch."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Devices and threads for what is asked and what there is."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,3 +1,5 @@
+"""Shared memory that grows, is seen by its reader, and leaves nothing behind."""
+
 from __future__ import annotations
 
 import os
