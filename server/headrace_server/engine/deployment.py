@@ -170,7 +170,8 @@ class Deployment:
             self.workers.clear()
             self._change(DeploymentState.UNAVAILABLE, "internal error while loading; see the log")
         else:
-            self._change(DeploymentState.READY)
+            if self.state is DeploymentState.LOADING:  # and not stopped meanwhile
+                self._change(DeploymentState.READY)
 
     async def _load_preparation(self) -> None:
         if not self.spec.prepared or self._make_preparation is None:
@@ -195,17 +196,18 @@ class Deployment:
             await self._preparation.drain(timeout_s)
             timeout_s = max(0.0, deadline_s - self._clock.now())
         self._handle(DrainStarted())
+        if self._drained.is_set():
+            return True
         try:
             await asyncio.wait_for(self._drained.wait(), timeout_s)
         except TimeoutError:
-            self._handle(ServiceAbandoned(Reason.STOPPING))
+            self._abandon()
             return False
         return True
 
     async def stop(self) -> None:
         """End the workers; whoever still waits gets an error."""
-        if self._scheduler is not None:
-            self._handle(ServiceAbandoned(Reason.STOPPING))
+        self._abandon()
         if self._preparation is not None:
             await self._preparation.stop()
         await self._executor.stop()
@@ -214,6 +216,10 @@ class Deployment:
         if self.state is not DeploymentState.UNAVAILABLE:
             self.workers.clear()
             self._change(DeploymentState.UNAVAILABLE, "unloaded")
+
+    def _abandon(self) -> None:
+        self._in_flight.clear()
+        self._handle(ServiceAbandoned(Reason.STOPPING))
 
     def kill(self) -> None:
         """End the workers at once; nobody is told anything any more."""
@@ -385,7 +391,6 @@ class Deployment:
                     self._drained.set()
 
     def _dispatch(self, batch: Batch, now: float) -> None:
-        self._in_flight[batch.id] = batch
         self._in_flight[batch.id] = batch
         tensors = [self._tickets[request.id].tensors for request in batch.requests]
         self._executor.run(batch.worker_id, batch.id, tensors)

@@ -72,7 +72,7 @@ class Engine:
                 raise ServingError(Reason.MODEL_UNAVAILABLE, model=model)
             raise ServingError(Reason.UNKNOWN_MODEL, model=model)
         if version:
-            named = versions.get(int(version)) if version.isdecimal() else None
+            named = next((d for number, d in versions.items() if str(number) == version), None)
             if named is None and (model, version) in self._broken:
                 raise ServingError(Reason.MODEL_UNAVAILABLE, model=model)
             if named is None:
@@ -104,7 +104,7 @@ class Engine:
             IndexRow(model, version, DeploymentState.UNAVAILABLE.value, reason)
             for (model, version), reason in self._broken.items()
         ]
-        return sorted(rows, key=lambda row: (row.model, row.version))
+        return sorted(rows, key=lambda row: (row.model, len(row.version), row.version))
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new calls, finish the admitted ones; returns whether all were finished in time."""

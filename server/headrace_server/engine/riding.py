@@ -47,7 +47,7 @@ class RidingRules:
         """
         if self._trivial:
             return None, 0
-        length = 0
+        length: int | None = None
         key: list[tuple[int, ...] | None] = []
         for position, shape in enumerate(tensors.shapes):
             if shape is None:
@@ -56,7 +56,7 @@ class RidingRules:
             trailing = shape[self._skip :]
             axis = self._ragged.get(position)
             if axis is not None:
-                if length not in (0, shape[axis]):
+                if length not in (None, shape[axis]):
                     raise ServingError(
                         Reason.UNEQUAL_LENGTHS,
                         model=self._model,
@@ -71,5 +71,5 @@ class RidingRules:
         for position, axes in self._dynamic:
             given = tensors.shapes[position]
             if given is not None:
-                length = max(length, math.prod(given[axis] for axis in axes))
-        return tuple(key), length
+                length = max(length or 0, math.prod(given[axis] for axis in axes))
+        return tuple(key), length or 0
