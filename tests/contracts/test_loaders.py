@@ -337,7 +337,7 @@ class TestExported:
         dimension = torch.export.Dim("batch", min=3, max=8)
         model = self.load(repository, Echo(), torch.zeros(4, 3), dynamic={"x": {0: dimension}})
         assert model.spec.max_batch_size == 0
-        assert model.spec.inputs == (TensorSpec("x", "FP32", [-1, 3]),)
+        assert model.spec.inputs == (TensorSpec("x", "FP32", [-1, 3], bounds=[(3, 8), (0, -1)]),)
         with pytest.raises(ConfigError, match="the program refuses a single row"):
             repository.load("max_batch_size: 4")
 

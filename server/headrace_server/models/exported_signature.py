@@ -39,15 +39,20 @@ class DynamicLength:
         """The length in the range that is nearest to `EXAMPLE_LENGTH`."""
         return max(self.lower, min(EXAMPLE_LENGTH, self.upper or EXAMPLE_LENGTH))
 
-    def accepts(self, length: int) -> bool:
-        """Say whether ``length`` is in the range.
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The least and the greatest length; -1 for no greatest.
 
         A lower bound of 2 is none: torch records it for every dimension that was exported with
         two or more, and `torch.export` itself lets 0 and 1 pass there.
         """
-        return (self.lower <= 2 or length >= self.lower) and (
-            self.upper is None or length <= self.upper
-        )
+        least = 0 if self.lower <= 2 else self.lower
+        return least, DYNAMIC if self.upper is None else self.upper
+
+    def accepts(self, length: int) -> bool:
+        """Say whether ``length`` is in the range."""
+        least, greatest = self.bounds
+        return length >= least and (greatest == DYNAMIC or length <= greatest)
 
     def __str__(self) -> str:
         return f"{self.lower} or more" if self.upper is None else f"{self.lower} to {self.upper}"
@@ -61,10 +66,21 @@ class NamedTensor:
     dtype: torch.dtype
     shape: tuple[int | torch.SymInt, ...]
 
-    def spec(self, *, batched: bool) -> TensorSpec:
+    def spec(self, lengths: Mapping[Any, DynamicLength], *, batched: bool) -> TensorSpec:
         """Describe it as the protocol does; the batch dimension is left out if there is one."""
         dims = [dim if isinstance(dim, int) else DYNAMIC for dim in self.shape]
-        return TensorSpec(self.name, DATATYPE_OF[self.dtype], dims[1:] if batched else dims)
+        bounds = [(0, DYNAMIC)] * len(dims)
+        for dimension, symbol in self.symbols():
+            if symbol in lengths:
+                bounds[dimension] = lengths[symbol].bounds
+        skipped = 1 if batched else 0
+        limited = any(bound != (0, DYNAMIC) for bound in bounds[skipped:])
+        return TensorSpec(
+            self.name,
+            DATATYPE_OF[self.dtype],
+            dims[skipped:],
+            bounds=bounds[skipped:] if limited else (),
+        )
 
     def symbols(self) -> Iterator[tuple[int, Any]]:
         """Yield each dynamic dimension with its sympy expression."""
@@ -95,11 +111,11 @@ class ProgramTensors:
 
     def input_specs(self, *, batched: bool) -> tuple[TensorSpec, ...]:
         """Return the specs of the inputs, with or without the batch dimension."""
-        return tuple(tensor.spec(batched=batched) for tensor in self.inputs)
+        return tuple(tensor.spec(self.lengths, batched=batched) for tensor in self.inputs)
 
     def output_specs(self, *, batched: bool) -> tuple[TensorSpec, ...]:
         """Return the specs of the outputs, with or without the batch dimension."""
-        return tuple(tensor.spec(batched=batched) for tensor in self.outputs)
+        return tuple(tensor.spec({}, batched=batched) for tensor in self.outputs)
 
     def example_shapes(self, rows: int) -> list[tuple[int, ...]]:
         """Return full input shapes that the program takes, with ``rows`` in a batch dimension."""

@@ -123,7 +123,8 @@ def _spec(signature: Signature, source: ModelSource, max_batch_size: int) -> Mod
 
 
 def _with_batch_dimension(spec: TensorSpec) -> TensorSpec:
-    return replace(spec, shape=(DYNAMIC, *spec.shape))
+    bounds = ((0, DYNAMIC), *spec.bounds) if spec.bounds else ()
+    return replace(spec, shape=(DYNAMIC, *spec.shape), bounds=bounds)
 
 
 def _agreed_batch_size(signature: Signature, config: ModelConfig, locate: Locate) -> int:

@@ -39,8 +39,11 @@ class TensorSpec:
     tell padding from data by itself, usually with a mask: another ragged input with ``pad=0``.
     Outputs of the model with a dynamic dimension are cut back to each request's own length.
 
-    Raises ValueError for an empty name, an unknown datatype, a dimension below -1, or a ``pad``
-    where there is not exactly one dynamic dimension.
+    ``bounds`` holds the least and the greatest length of each dimension (-1: none), where the
+    dynamic ones are limited; empty where none is. Requests beyond them are refused.
+
+    Raises ValueError for an empty name, an unknown datatype, a dimension below -1, a ``pad``
+    where there is not exactly one dynamic dimension, or bounds for another number of dimensions.
     """
 
     name: str
@@ -48,9 +51,16 @@ class TensorSpec:
     shape: Sequence[int]
     optional: bool = False
     pad: float | None = None
+    bounds: Sequence[tuple[int, int]] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(dim) for dim in self.shape))
+        object.__setattr__(self, "bounds", tuple((low, high) for low, high in self.bounds))
+        if self.bounds and len(self.bounds) != len(self.shape):
+            raise ValueError(
+                f"tensor '{self.name}': expected bounds for {len(self.shape)} dimensions, "
+                f"got {len(self.bounds)}"
+            )
         if not self.name:
             raise ValueError("expected the name of a tensor, got an empty one")
         if self.datatype not in DATATYPES:

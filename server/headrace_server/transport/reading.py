@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from headrace.protocol import grpc_service_pb2 as pb
@@ -31,6 +31,7 @@ class _Input:
     full_shape: tuple[int, ...]
     fixed_shape: tuple[int, ...] | None
     row_nbytes: int
+    described: str
 
 
 class RequestReader:
@@ -138,6 +139,7 @@ class RequestReader:
                     got < 0 or want not in (DYNAMIC, got)
                     for want, got in zip(expected, trailing, strict=True)
                 )
+                or not _within(known.spec.bounds, trailing)
             ):
                 raise self._wrong_shape(known, shape)
         if not self._batched:
@@ -230,7 +232,7 @@ class RequestReader:
         return self._error(
             Reason.WRONG_SHAPE,
             input=known.spec.name,
-            expected=list(known.full_shape),
+            expected=known.described,
             got=list(shape),
         )
 
@@ -249,7 +251,24 @@ def _compile(position: int, spec: TensorSpec, *, batched: bool) -> _Input:
         full_shape=(DYNAMIC, *shape) if batched else shape,
         fixed_shape=fixed,
         row_nbytes=0 if fixed is None else math.prod(shape) * itemsize,
+        described=_described(spec, batched=batched),
     )
+
+
+def _within(bounds: Sequence[tuple[int, int]], lengths: Sequence[int]) -> bool:
+    return all(
+        low <= length and (high == DYNAMIC or length <= high)
+        for (low, high), length in zip(bounds, lengths, strict=False)
+    )
+
+
+def _described(spec: TensorSpec, *, batched: bool) -> str:
+    """The shape as errors show it: -1 for any length, low..high for a limited one."""
+    dims = [str(dim) for dim in spec.shape]
+    for index, (low, high) in enumerate(spec.bounds):
+        if spec.shape[index] == DYNAMIC and (low, high) != (0, DYNAMIC):
+            dims[index] = f"{low}..{'' if high == DYNAMIC else high}"
+    return f"[{', '.join(['-1', *dims] if batched else dims)}]"
 
 
 def _listed(names: Iterable[str]) -> str:

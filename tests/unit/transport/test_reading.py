@@ -1,0 +1,65 @@
+"""Shapes against specs: what is refused before the queue, and how the expectation is told."""
+
+from __future__ import annotations
+
+import pytest
+from headrace.protocol import grpc_service_pb2 as pb
+from headrace_server.core.errors import Reason, ServingError
+from headrace_server.models.spec import ModelSpec, TensorSpec
+from headrace_server.transport.reading import RequestReader
+
+
+def reader(*shape: int, max_batch_size: int = 4, **options: object) -> RequestReader:
+    tensor = TensorSpec("x", "UINT8", shape, **options)  # type: ignore[arg-type]
+    return RequestReader(ModelSpec("m", 1, "python", max_batch_size, (tensor,), ()))
+
+
+def request(*shape: int, nbytes: int | None = None) -> pb.ModelInferRequest:
+    message = pb.ModelInferRequest(model_name="m")
+    message.inputs.add(name="x", datatype="UINT8", shape=shape)
+    size = 1
+    for dim in shape:
+        size *= dim
+    message.raw_input_contents.append(b"\0" * (size if nbytes is None else nbytes))
+    return message
+
+
+def refused(reading: RequestReader, message: pb.ModelInferRequest) -> dict[str, object]:
+    with pytest.raises(ServingError) as caught:
+        reading.read(message, None)
+    assert caught.value.reason is Reason.WRONG_SHAPE
+    return caught.value.details
+
+
+def test_a_length_within_its_bounds_is_read() -> None:
+    reading = reader(-1, 2, bounds=((3, 8), (0, -1)))
+    call = reading.read(request(2, 5, 2), 1.5)
+    assert (call.tensors.rows, call.nbytes, call.remaining_s) == (2, 20, 1.5)
+
+
+@pytest.mark.parametrize("length", [2, 9])
+def test_a_length_beyond_its_bounds_is_refused_with_them(length: int) -> None:
+    reading = reader(-1, 2, bounds=((3, 8), (0, -1)))
+    details = refused(reading, request(1, length, 2))
+    assert (details["expected"], details["got"]) == ("[-1, 3..8, 2]", [1, length, 2])
+
+
+def test_a_bound_on_one_side_only_is_told_so() -> None:
+    assert refused(reader(-1, bounds=((4, -1),)), request(1, 3))["expected"] == "[-1, 4..]"
+
+
+def test_models_without_a_batch_dimension_take_full_shapes() -> None:
+    reading = reader(2, -1, max_batch_size=0)
+    assert reading.read(request(2, 7), None).tensors.rows == 1
+    assert refused(reading, request(7))["expected"] == "[2, -1]"
+
+
+def test_a_scalar_per_row_is_a_shape_of_one_dimension() -> None:
+    assert reader().read(request(3), None).tensors.rows == 3
+
+
+def test_typed_contents_of_any_size_are_counted() -> None:
+    message = pb.ModelInferRequest(model_name="m")
+    message.inputs.add(name="x", datatype="UINT8", shape=[2, 2])
+    message.inputs[0].contents.uint_contents.extend([1, 2, 3, 4])
+    assert reader(2).read(message, None).tensors.data == [b"\1\2\3\4"]
