@@ -61,6 +61,18 @@ async def test_custom_parameters_reach_the_model_by_row(served: Served) -> None:
     assert b"mine" not in two.raw_output_contents[1]
 
 
+async def test_caller_that_asks_is_told_how_its_batch_went(served: Served) -> None:
+    message = request(2)
+    message.parameters["headrace_timing"].bool_param = True
+    response = await served.stub.ModelInfer(message)
+    told = {name: value.int64_param for name, value in response.parameters.items()}
+    assert told["headrace_batch_rows"] == 2
+    assert told["headrace_queue_us"] >= 0
+    assert told["headrace_compute_us"] > 0
+    assert b"headrace" not in response.raw_output_contents[1], "that is not the model's business"
+    assert not (await served.stub.ModelInfer(request(1))).parameters
+
+
 async def test_concurrent_requests_each_get_their_own_rows_and_are_counted(
     served: Served,
 ) -> None:

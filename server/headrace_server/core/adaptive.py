@@ -8,6 +8,7 @@ padding ruins; any window without the anchor could leave it waiting for ever.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import accumulate
 
@@ -21,11 +22,16 @@ WORTHWHILE = 0.97
 where batching gains next to nothing, nobody waits for it."""
 
 
+MAX_MARGIN = 2.0
+"""The most by which the cost model's own margin is believed when deadlines are looked at."""
+
+
 class AdaptivePolicy:
     """Forms the batches that pay; never waits for more while a worker is idle.
 
     Starvation is impossible by construction: each batch holds the most urgent request, so one
-    request waits for at most as many batches as there were requests ahead of it.
+    request waits for at most as many batches as there were requests ahead of it. Nobody joins a
+    batch that would then be too late for one of its members.
     """
 
     def __init__(
@@ -45,9 +51,9 @@ class AdaptivePolicy:
         anchor = queue.most_urgent()
         curve = self.cost.curve
         if curve is None or not queue.lengths_differ(anchor.key):
-            return self._by_urgency(queue, anchor, curve)
+            return self._by_urgency(queue, anchor, curve, now)
         near, at = queue.neighbours(anchor, self._max_rows - 1)
-        return self._by_length(near, at, curve)
+        return self._by_length(near, at, curve, now)
 
     def expected_duration_s(self, batch: Batch) -> float | None:
         """What the cost model says of its rows and padded length."""
@@ -58,18 +64,30 @@ class AdaptivePolicy:
         """Take the batch into the cost model."""
         self.cost.observe(batch.rows, batch.length, duration_s)
 
-    def _by_urgency(self, queue: Queue, anchor: Request, curve: Curve | None) -> Formation:
+    def _by_urgency(
+        self, queue: Queue, anchor: Request, curve: Curve | None, now: float
+    ) -> Formation:
         """Nobody pads anybody: in order of urgency, as many as make the batch worth it."""
         members: list[Request] = []
         best: list[float] = []
         rows = nbytes = 0
         work_s = 0.0
         ended = False
+        deadline_s = math.inf
+        margin = min(MAX_MARGIN, self.cost.margin)
         for request in queue.group(anchor.key):
             rows += request.rows
             nbytes += request.nbytes
             if members and (rows > self._max_rows or nbytes > self._max_bytes):
                 ended = True
+                break
+            deadline_s = min(deadline_s, request.deadline_s)
+            if (
+                members
+                and curve is not None
+                and deadline_s < math.inf
+                and now + margin * curve.at(rows, request.length) > deadline_s
+            ):
                 break
             members.append(request)
             if curve is not None:
@@ -88,7 +106,7 @@ class AdaptivePolicy:
         reason = DispatchReason.FULL if ended else DispatchReason.IMMEDIATE
         return Formation(members, taken, reason, complete=ended)
 
-    def _by_length(self, near: list[Request], at: int, curve: Curve) -> Formation:
+    def _by_length(self, near: list[Request], at: int, curve: Curve, now: float) -> Formation:
         """The window of neighbours around `near[at]` with the most work per second.
 
         O(n^2) in the number of windows, each one multiplication or two; n is bounded by the batch
@@ -100,7 +118,10 @@ class AdaptivePolicy:
         most_rows, most_bytes = self._max_rows, self._max_bytes
         best, first, end = 0.0, at, at + 1
         base, row, element, pair = curve.base, curve.row, curve.element, curve.pair
+        margin = min(MAX_MARGIN, self.cost.margin)
+        soonest_s = math.inf
         for last in range(at, len(near)):
+            soonest_s = deadline_s = min(soonest_s, near[last].deadline_s)
             length = near[last].length
             per_row = row + length * (element + length * pair)
             to_rows, to_bytes, to_work = rows[last + 1], nbytes[last + 1], work[last + 1]
@@ -108,7 +129,11 @@ class AdaptivePolicy:
                 count = to_rows - rows[start]
                 if (count > most_rows or to_bytes - nbytes[start] > most_bytes) and start < last:
                     break
-                rate = (to_work - work[start]) / (base + count * per_row)
+                duration_s = base + count * per_row
+                deadline_s = min(deadline_s, near[start].deadline_s)
+                if now + margin * duration_s > deadline_s and start < last:
+                    break
+                rate = (to_work - work[start]) / duration_s
                 if rate > best:
                     best, first, end = rate, start, last + 1
         taken = rows[end] - rows[first]

@@ -14,8 +14,8 @@ from headrace_server.engine.deployment import Deployment, DeploymentState
 from headrace_server.engine.engine import Engine
 from headrace_server.engine.statistics import Statistics
 from headrace_server.transport.failing import Context, answering, fail, refuse
-from headrace_server.transport.reading import RequestReader
-from headrace_server.transport.writing import ResponseWriter, statistics_message
+from headrace_server.transport.reading import RequestReader, wants_timing
+from headrace_server.transport.writing import ResponseWriter, add_timing, statistics_message
 
 EXTENSIONS = ("schedule_policy", "model_configuration", "parameters", "statistics")
 """Of the protocol's extensions those that work, in the protocol's order."""
@@ -62,7 +62,10 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
             positions = reader.outputs(request)
             call = reader.read(request, context.time_remaining())
             answer = await deployment.infer(call)
-            return writer.write(answer, request.id, positions)
+            response = writer.write(answer, request.id, positions)
+            if request.parameters and wants_timing(request):
+                add_timing(response, answer)
+            return response
         except ServingError as error:
             self._count_invalid(request.model_name, request.model_version, error)
             await refuse(context, error)

@@ -15,6 +15,9 @@ from headrace_server.workers.executor import Parameter, RequestTensors
 
 SEQUENCE_PARAMETERS = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 STREAM_PARAMETERS = frozenset({"triton_enable_empty_final_response"})
+TIMING_PARAMETER = "headrace_timing"
+"""A request with this set to true is told its batch size and its times."""
+NOT_FOR_MODELS = SEQUENCE_PARAMETERS | STREAM_PARAMETERS | {TIMING_PARAMETER}
 SHARED_MEMORY_PARAMETER = "shared_memory_region"
 CLASSIFICATION_PARAMETER = "classification"
 
@@ -210,8 +213,8 @@ class RequestReader:
             elif name == "timeout":
                 microseconds = self._unsigned(name, value)
                 timeout_s = microseconds / 1e6 if microseconds else None
-            elif name in SEQUENCE_PARAMETERS or name in STREAM_PARAMETERS:
-                continue  # of meaning to sequence models and streams only
+            elif name in NOT_FOR_MODELS:
+                continue
             elif name.startswith("triton_"):
                 raise self._bad_parameter(name, "names with the prefix 'triton_' are reserved")
             else:
@@ -238,6 +241,12 @@ class RequestReader:
 
     def _error(self, reason: Reason, **details: object) -> ServingError:
         return ServingError(reason, model=self._spec.name, **details)
+
+
+def wants_timing(message: pb.ModelInferRequest) -> bool:
+    """Whether the caller asks to be told how its batch went."""
+    given = message.parameters
+    return TIMING_PARAMETER in given and given[TIMING_PARAMETER].bool_param
 
 
 def _compile(position: int, spec: TensorSpec, *, batched: bool) -> _Input:

@@ -31,6 +31,13 @@ class ResponseWriter:
         return response
 
 
+def add_timing(response: pb.ModelInferResponse, answer: Answer) -> None:
+    """Tell the caller the rows of its batch, and its times in the queue and in the worker."""
+    response.parameters["headrace_batch_rows"].int64_param = answer.batch_rows
+    response.parameters["headrace_queue_us"].int64_param = round(answer.queue_s * 1e6)
+    response.parameters["headrace_compute_us"].int64_param = answer.timing.compute_ns // 1_000
+
+
 def statistics_message(deployment: Deployment, counts: DeploymentStatistics) -> pb.ModelStatistics:
     """The statistics of one version of a model."""
     return pb.ModelStatistics(

@@ -185,3 +185,22 @@ def test_a_batch_that_is_full_is_staged_behind_a_running_one() -> None:
         driver.submit(request)
     driver.settle()
     assert [batch.rows for batch in driver.dispatched] == [1, MAX_ROWS]
+
+
+@pytest.mark.parametrize("lengths", [(0, 0, 0), (3, 5, 9)])
+def test_nobody_joins_a_batch_that_would_be_too_late_for_a_member(
+    lengths: tuple[int, ...],
+) -> None:
+    curve = Curve(base=0.01, row=0.01, element=1e-5, pair=0.0)
+    requests = [
+        make_request(1, length=lengths[0]),
+        make_request(2, length=lengths[1], deadline_s=0.035),
+        make_request(3, length=lengths[2]),
+    ]
+    assert ids(formed(policy(curve), requests)) == [1, 2], "three would take 40 ms"
+
+
+def test_a_request_that_is_late_anyway_still_rides() -> None:
+    curve = Curve(base=0.1, row=0.01, element=1e-5, pair=0.0)
+    requests = [make_request(1, length=3, deadline_s=0.05), make_request(2, length=9)]
+    assert ids(formed(policy(curve), requests)) == [1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace_server.core.errors import Reason, ServingError
 from headrace_server.models.spec import ModelSpec, TensorSpec
