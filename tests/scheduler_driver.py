@@ -196,13 +196,11 @@ class SchedulerDriver:
             case BatchCompleted(batch_id) if batch_id in self.in_flight:
                 for request in self.in_flight.pop(batch_id).requests:
                     self._leave(request.id, "completed")
-            case BatchFailed(batch_id):
-                self.in_flight.pop(batch_id, None)
+            case BatchFailed(batch_id) if batch_id in self.in_flight:
+                self._give_back(batch_id)
             case WorkerLost(worker_id):
                 for batch_id in self.running(worker_id):
-                    for request in self.in_flight.pop(batch_id).requests:
-                        if request.cancelled:
-                            self._leave(request.id, "cancelled")
+                    self._give_back(batch_id)
             case RequestCancelled(request_id):
                 riding = {r.id for batch in self.in_flight.values() for r in batch.requests}
                 if request_id in self.requests and request_id not in riding | set(self.outcomes):
@@ -211,6 +209,11 @@ class SchedulerDriver:
                 self.in_flight.clear()
             case _:
                 pass
+
+    def _give_back(self, batch_id: int) -> None:
+        for request in self.in_flight.pop(batch_id).requests:
+            if request.cancelled:
+                self._leave(request.id, "cancelled")
 
     def _book_action(self, action: Action) -> None:
         match action:

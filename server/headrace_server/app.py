@@ -124,7 +124,7 @@ class Server:
         if self._grpc is not None:
             await self._grpc.stop(GRACE_S)
         await self.engine.stop()
-        self._endpoint.stop()
+        await asyncio.to_thread(self._endpoint.stop)
 
     async def _load(self) -> None:
         sources = [(entry, source) for entry in self._entries for source in entry.versions]

@@ -101,12 +101,12 @@ CASES: dict[str, tuple[Change, grpc.StatusCode, str]] = {
     "BYTES cut short": (
         set_raw(1, struct.pack("<I", 9) + b"tag"),
         INVALID,
-        "BYTES contents of input 'tags' for model 'sums' are malformed",
+        "the contents of input 'tags' for model 'sums' are malformed",
     ),
     "BYTES with a tail": (
         set_raw(1, struct.pack("<I", 3) + b"tags"),
         INVALID,
-        "BYTES contents of input 'tags' for model 'sums' are malformed",
+        "the contents of input 'tags' for model 'sums' are malformed",
     ),
     "missing input": (
         lambda m: (m.inputs.pop(1), m.raw_input_contents.pop(1)),

@@ -22,6 +22,9 @@ WORTHWHILE = 0.97
 where batching gains next to nothing, nobody waits for it."""
 
 
+MAX_REACH = 64
+"""Neighbours on each side that are looked at: some 2,000 windows, about a millisecond."""
+
 MAX_MARGIN = 2.0
 """The most by which the cost model's own margin is believed when deadlines are looked at."""
 
@@ -47,12 +50,13 @@ class AdaptivePolicy:
         return self._max_rows
 
     def form(self, queue: Queue, now: float) -> Formation | Hold:
-        """See `BatchPolicy.form`. Looks at no more than `2 * max_batch_size - 1` requests."""
+        """See `BatchPolicy.form`. Looks at no more requests than one batch holds, or `MAX_REACH`
+        shorter and as many longer ones where lengths differ."""
         anchor = queue.most_urgent()
         curve = self.cost.curve
         if curve is None or not queue.lengths_differ(anchor.key):
             return self._by_urgency(queue, anchor, curve, now)
-        near, at = queue.neighbours(anchor, self._max_rows - 1)
+        near, at = queue.neighbours(anchor, min(self._max_rows - 1, MAX_REACH))
         return self._by_length(near, at, curve, now)
 
     def expected_duration_s(self, batch: Batch) -> float | None:
@@ -70,15 +74,16 @@ class AdaptivePolicy:
         """Nobody pads anybody: in order of urgency, as many as make the batch worth it."""
         members: list[Request] = []
         best: list[float] = []
-        rows = nbytes = 0
+        rows = 0
+        row_nbytes = 0.0
         work_s = 0.0
         ended = False
         deadline_s = math.inf
         margin = min(MAX_MARGIN, self.cost.margin)
         for request in queue.group(anchor.key):
             rows += request.rows
-            nbytes += request.nbytes
-            if members and (rows > self._max_rows or nbytes > self._max_bytes):
+            row_nbytes = max(row_nbytes, request.nbytes / request.rows)
+            if members and (rows > self._max_rows or rows * row_nbytes > self._max_bytes):
                 ended = True
                 break
             deadline_s = min(deadline_s, request.deadline_s)
@@ -113,7 +118,6 @@ class AdaptivePolicy:
         size, so the decision stays a small part of the batch that it decides.
         """
         rows = [0, *accumulate(request.rows for request in near)]
-        nbytes = [0, *accumulate(request.nbytes for request in near)]
         work = [0.0, *accumulate(curve.at(request.rows, request.length) for request in near)]
         most_rows, most_bytes = self._max_rows, self._max_bytes
         best, first, end = 0.0, at, at + 1
@@ -124,10 +128,12 @@ class AdaptivePolicy:
             soonest_s = deadline_s = min(soonest_s, near[last].deadline_s)
             length = near[last].length
             per_row = row + length * (element + length * pair)
-            to_rows, to_bytes, to_work = rows[last + 1], nbytes[last + 1], work[last + 1]
+            to_rows, to_work = rows[last + 1], work[last + 1]
+            # Ascending by length, so the last one is what everybody is padded to.
+            row_nbytes = near[last].nbytes / near[last].rows
             for start in range(at, -1, -1):
                 count = to_rows - rows[start]
-                if (count > most_rows or to_bytes - nbytes[start] > most_bytes) and start < last:
+                if (count > most_rows or count * row_nbytes > most_bytes) and start < last:
                     break
                 duration_s = base + count * per_row
                 deadline_s = min(deadline_s, near[start].deadline_s)

@@ -23,14 +23,13 @@ class Reason(Enum):
     WRONG_SHAPE = "wrong_shape"
     WRONG_BYTE_COUNT = "wrong_byte_count"
     WRONG_ELEMENT_COUNT = "wrong_element_count"
-    MALFORMED_BYTES = "malformed_bytes"
+    MALFORMED_CONTENTS = "malformed_contents"
     MIXED_CONTENTS = "mixed_contents"
     WRONG_RAW_COUNT = "wrong_raw_count"
     UNEQUAL_ROWS = "unequal_rows"
     UNEQUAL_LENGTHS = "unequal_lengths"
     BATCH_TOO_LARGE = "batch_too_large"
     INVALID_PARAMETER = "invalid_parameter"
-    INVALID_MESSAGE = "invalid_message"
 
     QUEUE_FULL = "queue_full"
     QUEUE_TIMEOUT = "queue_timeout"
@@ -56,6 +55,8 @@ class ServingError(Exception):
     def __init__(self, reason: Reason, **details: object) -> None:
         self.reason = reason
         self.details = details
+        self.counted = False
+        """Whether an observer has been told of it."""
         super().__init__(reason.value, details)
 
     def __str__(self) -> str:

@@ -49,7 +49,8 @@ class BatchCompleted:
 
 @dataclass(slots=True, frozen=True)
 class BatchFailed:
-    """The model raised, or answered nonsense; the worker itself lives."""
+    """The model raised, or answered nonsense; the worker itself lives. The requests of the batch
+    are run once more, each alone; one that fails alone is refused."""
 
     batch_id: int
 

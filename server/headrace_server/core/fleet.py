@@ -77,7 +77,7 @@ class Fleet:
         if self._idle:
             return next(iter(self._idle.values()))
         free = [w for w in self._workers.values() if len(w.batches) < STAGES]
-        return min(free, key=lambda w: w.expected_end_s, default=None)
+        return min(free, key=lambda w: (w.expected_end_s, w.batches[0].started_s), default=None)
 
     def assign(self, batch: Batch, expected_s: float | None, now: float) -> None:
         """Give the batch to its worker."""

@@ -121,17 +121,17 @@ class StaticPolicy:
 
     def _form_group(self, queue: Queue, head: Request, now: float) -> Formation | Hold:
         members: list[Request] = []
-        rows = nbytes = preferred_rows = preferred_count = 0
+        rows = preferred_rows = preferred_count = 0
+        row_nbytes = 0.0
         complete = False
         for request in queue.group(head.key):
-            if members and (
-                rows + request.rows > self._max_rows or nbytes + request.nbytes > self._max_bytes
-            ):
+            grown = rows + request.rows
+            largest_nbytes = max(row_nbytes, request.nbytes / request.rows)
+            if members and (grown > self._max_rows or grown * largest_nbytes > self._max_bytes):
                 complete = True
                 break
             members.append(request)
-            rows += request.rows
-            nbytes += request.nbytes
+            rows, row_nbytes = grown, largest_nbytes
             if rows in self._preferred:
                 preferred_rows, preferred_count = rows, len(members)
             if rows >= self._max_rows:

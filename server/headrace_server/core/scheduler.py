@@ -41,6 +41,9 @@ from headrace_server.core.request import Batch, Request
 MAX_ATTEMPTS = 2
 """Times that a request may be running when its worker is lost, before it is given up."""
 
+_ALONE = object()
+"""Makes a batch key that no other request has."""
+
 
 class Scheduler:
     """Decides who waits, who rides and who is refused, for one model on any number of workers."""
@@ -58,6 +61,7 @@ class Scheduler:
         self._live: dict[int, Request] = {}
         self._batches: dict[int, Batch] = {}
         self._next_batch_id = 0
+        self._rows_considered = 0
         self._decide_at_s = math.inf
         self._closed_for: Reason | None = None
         self._drained = False
@@ -125,7 +129,8 @@ class Scheduler:
         worker = self._fleet.candidate()
         if worker is None:
             return []
-        if not worker.batches or self._queue.rows >= self._policy.most_rows:
+        grown = self._queue.rows - self._rows_considered
+        if not worker.batches or grown >= self._policy.most_rows:
             self._decide_at_s = now
         else:
             # It could only be staged, and not yet: no need to think before that moment.
@@ -162,6 +167,8 @@ class Scheduler:
                     del self._live[request.id]
                 elif request.attempts >= MAX_ATTEMPTS:
                     actions.append(self._reject(request, Reason.WORKER_LOST))
+                elif was_running:
+                    self._try_alone(request)
                 else:
                     self._queue.push(request, first=True)
         return actions + self._decide(now)
@@ -181,9 +188,14 @@ class Scheduler:
         if batch is None:
             return []
         self._fleet.finish(batch, now)
-        actions: list[Action] = [
-            self._reject(request, Reason.MODEL_FAILED) for request in batch.requests
-        ]
+        actions: list[Action] = []
+        for request in reversed(batch.requests):
+            if request.cancelled:
+                del self._live[request.id]
+            elif len(batch.requests) > 1:
+                self._try_alone(request)
+            else:
+                actions.append(self._reject(request, Reason.MODEL_FAILED))
         self._begin_staged(batch.worker_id, now)
         return actions + self._decide_soon(now)
 
@@ -207,6 +219,15 @@ class Scheduler:
 
     # -- decisions --------------------------------------------------------------------------
 
+    def _try_alone(self, request: Request) -> None:
+        """Put a request back at the head of the queue, to ride by itself from now on.
+
+        One of its batch may be the poison that killed the worker or failed the model: that one
+        shall fail alone, and its neighbours get their answers.
+        """
+        request.key = (_ALONE, request.id)
+        self._queue.push(request, first=True)
+
     def _decide_soon(self, now: float) -> list[Action]:
         """A worker has room: decide once the events of this moment are in.
 
@@ -228,6 +249,7 @@ class Scheduler:
                 self._queue.remove(request)
                 actions.append(self._reject(request, request.late_reason))
         self._decide_at_s = math.inf
+        self._rows_considered = 0
         while len(self._queue) > 0:
             worker = self._fleet.candidate()
             if worker is None:
@@ -238,6 +260,7 @@ class Scheduler:
                 break
             if worker.batches and not decision.complete and now < worker.stage_from_s:
                 self._decide_at_s = worker.stage_from_s
+                self._rows_considered = self._queue.rows
                 break
             actions.append(self._dispatch(decision, worker, now))
         if self._closed_for is not None and not self._drained and not self._live:

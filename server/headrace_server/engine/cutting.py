@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,11 +25,13 @@ def ragged_output_axes(spec: ModelSpec) -> Sequence[int | None]:
 
 
 def rows_of(
-    output: BatchOutput, first: int, end: int, axis: int | None, length: int
+    output: BatchOutput, first: int, end: int, axis: int | None, length: int, padded: int
 ) -> AnswerTensor:
     """Copy rows `first` to `end` of a batch's output.
 
-    With an `axis`, elements beyond `length` along it answer padding and are left out.
+    With an `axis` whose length is that of the padded batch, elements beyond the request's own
+    `length` answer padding and are left out. An output of another length follows something else
+    and is left alone.
     """
     shape = (end - first, *output.shape[1:])
     offsets = output.row_offsets
@@ -36,10 +39,12 @@ def rows_of(
         return AnswerTensor(shape, bytes(output.data[offsets[first] : offsets[end]]))
     stride = len(output.data) // output.shape[0]
     rows = output.data[first * stride : end * stride]
-    if axis is None or output.shape[axis] <= length:
+    uncut = axis is None or not 0 < length < padded or output.shape[axis] != padded
+    if uncut or not rows:
         return AnswerTensor(shape, bytes(rows))
     # Only the width of an element matters for cutting: BF16 has none that numpy knows.
-    itemsize = stride * (end - first) // int(np.prod(shape))
+    itemsize = len(rows) // math.prod(shape)
     array = np.frombuffer(rows, np.dtype(f"V{itemsize}")).reshape(shape)
+    assert axis is not None
     cut = array[(slice(None),) * axis + (slice(length),)]
     return AnswerTensor(cut.shape, cut.tobytes())

@@ -318,24 +318,21 @@ class Deployment:
         self, batch_id: int, outputs: Sequence[BatchOutput], timing: BatchTiming
     ) -> None:
         """See `ExecutorListener.batch_completed`."""
-        batch = self._in_flight.pop(batch_id, None)
+        batch = self._in_flight.get(batch_id)
         if batch is None:
             return
+        try:
+            answers = self._answers(batch, outputs, timing)
+        except Exception as error:
+            # Nobody has been told anything yet: a batch that cannot be cut is one that failed.
+            self.batch_failed(batch_id, f"its outputs cannot be cut: {error!r}")
+            return
+        del self._in_flight[batch_id]
         now = self._clock.now()
-        alone = len(batch.requests) == 1
-        row = 0
-        for request in batch.requests:
+        for request, answer in zip(batch.requests, answers, strict=True):
             ticket = self._tickets.pop(request.id, None)
-            first, row = row, row + request.rows
             if ticket is not None and not ticket.future.done():
-                parts = [
-                    AnswerTensor(output.shape, bytes(output.data))
-                    if alone
-                    else rows_of(output, first, row, axis, request.length)
-                    for output, axis in zip(outputs, self._cut_axes, strict=True)
-                ]
-                queue_s = batch.started_s - request.arrival_s
-                ticket.future.set_result(Answer(parts, batch.rows, queue_s, timing))
+                ticket.future.set_result(answer)
         self._observer.batch_completed(self, batch, timing, now)
         self._handle(BatchCompleted(batch_id), now)
 
@@ -345,6 +342,25 @@ class Deployment:
         # The detail may quote inputs and paths: it is for the log, never for callers.
         log.warning("model '%s' version %d failed on a batch: %s", self.name, self.version, detail)
         self._handle(BatchFailed(batch_id))
+
+    def _answers(
+        self, batch: Batch, outputs: Sequence[BatchOutput], timing: BatchTiming
+    ) -> list[Answer]:
+        """Each request's own part of the batch, in order."""
+        alone = len(batch.requests) == 1
+        answers = []
+        row = 0
+        for request in batch.requests:
+            first, row = row, row + request.rows
+            parts = [
+                AnswerTensor(output.shape, bytes(output.data))
+                if alone
+                else rows_of(output, first, row, axis, request.length, batch.length)
+                for output, axis in zip(outputs, self._cut_axes, strict=True)
+            ]
+            queue_s = batch.started_s - request.arrival_s
+            answers.append(Answer(parts, batch.rows, queue_s, timing))
+        return answers
 
     # -- the shell --------------------------------------------------------------------------
 
@@ -401,5 +417,7 @@ class Deployment:
         if ticket is None:
             return  # cancelled while it was in flight
         if not ticket.future.done():
-            ticket.future.set_exception(ServingError(reason, model=self.name))
+            error = ServingError(reason, model=self.name)
+            error.counted = True
+            ticket.future.set_exception(error)
         self._observer.request_refused(self, request, reason, now)

@@ -88,12 +88,12 @@ class Engine:
         return model in self._models
 
     def ready(self) -> bool:
-        """Whether everything that should serve can: no deployment loads or lacks a worker."""
-        return not self.stopping and all(
-            deployment.ready
-            for deployment in self.deployments()
-            if deployment.state is not DeploymentState.UNAVAILABLE
-        )
+        """Whether everything that should serve can: no deployment loads or lacks a worker, and if
+        there are models at all, at least one of them serves."""
+        wanted = [d for d in self.deployments() if d.state is not DeploymentState.UNAVAILABLE]
+        if self.stopping or not all(deployment.ready for deployment in wanted):
+            return False
+        return bool(wanted) or not (self._models or self._broken)
 
     def index(self) -> list[IndexRow]:
         """Every model of the repository with its state."""

@@ -100,7 +100,7 @@ class ObserverGroup(Observer):
 
 
 class RefusalsOf(Observer):
-    """Passes on which requests ended without an answer, and nothing else.
+    """Passes on which requests ended without an answer, and that readiness may have changed.
 
     For a stage of a model: its batches are not the model's, its refusals are.
     """
@@ -115,3 +115,8 @@ class RefusalsOf(Observer):
 
     def request_cancelled(self, deployment: Deployment, request: Request, now: float) -> None:
         self._observer.request_cancelled(deployment, request, now)
+
+    def worker_state_changed(
+        self, deployment: Deployment, worker_id: int, state: WorkerState
+    ) -> None:
+        self._observer.deployment_changed(deployment)

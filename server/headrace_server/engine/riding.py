@@ -33,11 +33,10 @@ class RidingRules:
         self._dynamic = [
             (position, [axis + self._skip for axis, dim in enumerate(t.shape) if dim == DYNAMIC])
             for position, t in enumerate(inputs)
-            if DYNAMIC in t.shape and t.pad is None
+            if DYNAMIC in t.shape and not self._ragged
         ]
-        self._trivial = (
-            not self._ragged and not self._dynamic and not any(t.optional for t in inputs)
-        )
+        fixed = all(DYNAMIC not in tensor.shape for tensor in inputs)
+        self._trivial = fixed and not any(tensor.optional for tensor in inputs)
 
     def of(self, tensors: RequestTensors) -> tuple[Hashable, int]:
         """The batch key and the length of a request.

@@ -20,15 +20,6 @@ from headrace_server.transport.writing import ResponseWriter, add_timing, statis
 EXTENSIONS = ("schedule_policy", "model_configuration", "parameters", "statistics")
 """Of the protocol's extensions those that work, in the protocol's order."""
 
-BEFORE_THE_QUEUE = frozenset(Reason) - {
-    Reason.QUEUE_FULL,
-    Reason.QUEUE_TIMEOUT,
-    Reason.DEADLINE_EXCEEDED,
-    Reason.WORKER_LOST,
-    Reason.MODEL_FAILED,
-}
-"""Reasons that the engine does not count, because there is no request yet when they arise."""
-
 
 class InferenceService(rpc.GRPCInferenceServiceServicer):
     """`inference.GRPCInferenceService`: the Open Inference Protocol and Triton's extensions."""
@@ -194,6 +185,6 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
     def _count_invalid(self, model: str, version: str, error: ServingError) -> None:
         """Count what was refused before it became a request, without letting callers make up
         label values. What the scheduler refused was counted when it did."""
-        if error.reason in BEFORE_THE_QUEUE:
+        if not error.counted:
             known = self._engine.knows(model)
             self._engine.observer.call_invalid(model if known else "", "", error.reason)

@@ -18,8 +18,13 @@ STREAM_PARAMETERS = frozenset({"triton_enable_empty_final_response"})
 TIMING_PARAMETER = "headrace_timing"
 """A request with this set to true is told its batch size and its times."""
 NOT_FOR_MODELS = SEQUENCE_PARAMETERS | STREAM_PARAMETERS | {TIMING_PARAMETER}
+MAX_PARAMETER_BYTES = 16_384
+"""Of one request's custom parameters, names included: they travel in frames, not in slabs."""
 SHARED_MEMORY_PARAMETER = "shared_memory_region"
 CLASSIFICATION_PARAMETER = "classification"
+
+MAX_LISTED = 10
+"""Names that an error lists."""
 
 _NO_PARAMETERS: dict[str, Parameter] = {}
 
@@ -94,7 +99,9 @@ class RequestReader:
             data[known.position] = contents
             shapes[known.position] = shape
             nbytes += len(contents)
-        if len(message.inputs) != count and any(shapes[i] is None for i in self._required):
+        if len(message.inputs) != count and (
+            not message.inputs or any(shapes[i] is None for i in self._required)
+        ):
             raise self._error(
                 Reason.WRONG_INPUT_COUNT,
                 expected=count,
@@ -165,7 +172,7 @@ class RequestReader:
                 check_byte_elements(contents, math.prod(shape))
             except TensorError as error:
                 raise self._error(
-                    Reason.MALFORMED_BYTES, input=known.spec.name, problem=error
+                    Reason.MALFORMED_CONTENTS, input=known.spec.name, problem=error
                 ) from None
             return
         if known.fixed_shape is not None:
@@ -187,7 +194,7 @@ class RequestReader:
             raw, count = contents_to_raw(known.spec.datatype, contents)
         except TensorError as error:
             raise self._error(
-                Reason.MALFORMED_BYTES, input=known.spec.name, problem=error
+                Reason.MALFORMED_CONTENTS, input=known.spec.name, problem=error
             ) from None
         if count != math.prod(shape):
             raise self._error(
@@ -203,6 +210,7 @@ class RequestReader:
     ) -> tuple[int, float | None, dict[str, Parameter]]:
         priority, timeout_s = 0, None
         custom: dict[str, Parameter] = {}
+        size = 0
         for name, parameter in message.parameters.items():
             kind = parameter.WhichOneof("parameter_choice")
             if kind is None:
@@ -219,6 +227,11 @@ class RequestReader:
                 raise self._bad_parameter(name, "names with the prefix 'triton_' are reserved")
             else:
                 custom[name] = value
+                size += len(name) + (len(value) if isinstance(value, str) else 8)
+        if size > MAX_PARAMETER_BYTES:
+            raise self._bad_parameter(
+                name, f"custom parameters may take {MAX_PARAMETER_BYTES} bytes, got {size}"
+            )
         return priority, timeout_s, custom
 
     def _unsigned(self, name: str, value: Parameter) -> int:
@@ -281,4 +294,6 @@ def _described(spec: TensorSpec, *, batched: bool) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names) or "none"
+    quoted = [f"'{name}'" for name in names]
+    more = f" and {len(quoted) - MAX_LISTED} more" if len(quoted) > MAX_LISTED else ""
+    return (", ".join(quoted[:MAX_LISTED]) or "none") + more

@@ -74,8 +74,8 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
             "unexpected number of elements for input '{input}' for model '{model}'. "
             "Expected {expected}, got {got}"
         ),
-        Reason.MALFORMED_BYTES: _invalid(
-            "the BYTES contents of input '{input}' for model '{model}' are malformed: {problem}"
+        Reason.MALFORMED_CONTENTS: _invalid(
+            "the contents of input '{input}' for model '{model}' are malformed: {problem}"
         ),
         Reason.MIXED_CONTENTS: _invalid(
             "contents field must not be specified when using raw_input_contents for '{input}' "
@@ -99,7 +99,6 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
         Reason.INVALID_PARAMETER: _invalid(
             "parameter '{parameter}' for model '{model}': {problem}"
         ),
-        Reason.INVALID_MESSAGE: _invalid("the request cannot be read: {problem}"),
         Reason.QUEUE_FULL: _unavailable("Exceeds maximum queue size for model '{model}'", 0.1),
         Reason.QUEUE_TIMEOUT: _unavailable("Request timeout expired in the queue", None),
         Reason.DEADLINE_EXCEEDED: PublicStatus(
@@ -131,8 +130,16 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
 
 
 def public_text(error: ServingError) -> str:
-    """The text that a caller sees. A detail that the text names and the error lacks reads '?'."""
-    return STATUS[error.reason].text.format_map(_Details(error.details))
+    """The text that a caller sees, clipped: details may quote what the caller sent, at any length.
+
+    A detail that the text names and the error lacks reads '?'.
+    """
+    text = STATUS[error.reason].text.format_map(_Details(error.details))
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "..."
+
+
+MAX_TEXT = 1_000
+"""Characters: it travels in trailers, which clients bound to some kilobytes."""
 
 
 class _Details(dict[str, object]):

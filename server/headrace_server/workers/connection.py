@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections import deque
 from collections.abc import Callable
 
 from headrace_server.workers import frames
+
+log = logging.getLogger("headrace.workers")
 
 RECEIVE_BYTES = 1 << 18
 MAX_DESCRIPTORS = 8
@@ -41,11 +44,15 @@ class WorkerConnection:
 
     def send(self, message: frames.ToWorker, descriptor: int | None = None) -> None:
         """Send a frame, now or when the socket takes it; closes the descriptor once it is sent."""
+        self.send_encoded(frames.encode(message), descriptor)
+
+    def send_encoded(self, frame: bytes, descriptor: int | None = None) -> None:
+        """Like `send`, for a frame that is encoded already."""
         if self._closed:
             if descriptor is not None:
                 os.close(descriptor)
             return
-        self._unsent.append((frames.encode(message), descriptor))
+        self._unsent.append((frame, descriptor))
         if len(self._unsent) == 1:
             self._flush()
 
@@ -111,6 +118,10 @@ class WorkerConnection:
                     return
         except frames.FrameError as error:
             self._end(str(error))
+        except Exception:
+            # What was not handled would be waited for for ever; a new worker starts clean.
+            log.exception("a message of a worker could not be handled")
+            self._end("a message could not be handled")
 
     def _end(self, detail: str) -> None:
         if not self._closed:

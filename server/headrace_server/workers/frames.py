@@ -30,7 +30,7 @@ class Hello(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Front to worker: load this model. `config` is a serialized ModelConfig, empty for none;
-    `role` a value of `models.spec.Role`."""
+    `role` a value of `models.spec.Role`; `sweep` asks for timed batches."""
 
     model: str
     version: int
@@ -40,6 +40,7 @@ class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     role: str
     device: str
     threads: int
+    sweep: bool
 
 
 class Progress(msgspec.Struct, tag=True, array_like=True, frozen=True):

@@ -47,6 +47,8 @@ def gather(
         offset = aligned(offset + place.nbytes)
     memory = reserve(offset)
     for place in places:
+        if place.nbytes == 0:
+            continue
         spec = inputs[place.position]
         if spec.ragged_axis is not None and len(requests) > 1:
             _copy_padded(spec, spec.ragged_axis + 1, place, requests, memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
@@ -25,6 +26,8 @@ from headrace_server.workers.gathering import gather
 from headrace_server.workers.placement import Placement
 from headrace_server.workers.slab import ReadableSlab, WritableSlab
 
+log = logging.getLogger("headrace.workers")
+
 T = TypeVar("T")
 
 SLABS = 2
@@ -44,9 +47,10 @@ class WorkerDiedError(Exception):
 class WorkerProcess:
     """One worker process from spawn to end.
 
-    Life: `spawn`, `load`, then `run` any number of times, and `stop`; `died` resolves when the
-    process is gone, with a text that says how. Callbacks come on the event loop: `on_state` for
-    progress, `on_done` and `on_error` for batches; none comes after `died` has resolved.
+    Life: `spawn`, `load`, then `run` any number of times, and `stop`; `lost` resolves when its
+    socket is closed, and `died` when the process is gone, with a text that says how. Callbacks
+    come on the event loop: `on_state` for progress, `on_done` and `on_error` for batches; none
+    comes after `lost` has resolved.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class WorkerProcess:
         self._hello: asyncio.Future[frames.Hello] = loop.create_future()
         self._loaded: asyncio.Future[frames.Loaded] = loop.create_future()
         self._spec: ModelSpec | None = None
+        self.lost: asyncio.Future[None] = loop.create_future()
         self.died: asyncio.Future[str] = loop.create_future()
         self._process: asyncio.subprocess.Process | None = None
         self._connection: WorkerConnection | None = None
@@ -83,11 +88,14 @@ class WorkerProcess:
             with theirs:
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable,
+                    "-P",  # what lies in the current directory is none of the worker's modules
                     "-m",
                     "headrace_server.workers.worker_main",
                     str(theirs.fileno()),
                     pass_fds=[theirs.fileno()],
                     stdin=asyncio.subprocess.DEVNULL,
+                    # Signals to the server's process group are the front's business alone.
+                    start_new_session=True,
                 )
         except BaseException:
             ours.close()
@@ -97,7 +105,7 @@ class WorkerProcess:
         return await self._unless_dead(self._hello)
 
     async def load(
-        self, source: ModelSource, config: bytes, role: Role, placement: Placement
+        self, source: ModelSource, config: bytes, role: Role, placement: Placement, *, sweep: bool
     ) -> frames.Loaded:
         """Load and warm up the model; returns its signature and the batches timed meanwhile.
 
@@ -116,6 +124,7 @@ class WorkerProcess:
                 role.value,
                 placement.device,
                 placement.threads,
+                sweep,
             )
         )
         loaded = await self._unless_dead(self._loaded)
@@ -137,8 +146,17 @@ class WorkerProcess:
                 connection.send(frames.Slab(index, slab.nbytes), descriptor)
             return slab.view
 
-        places, parameters = gather(spec.batched_inputs, requests, reserve)
-        connection.send(frames.RunBatch(batch_id, index, places, parameters))
+        try:
+            places, parameters = gather(spec.batched_inputs, requests, reserve)
+            message = frames.encode(frames.RunBatch(batch_id, index, places, parameters))
+        except Exception as error:
+            # No memory or no descriptors for the slab, say: this batch's failure, not the seat's.
+            log.exception("a batch could not be handed to its worker")
+            self._release(batch_id)
+            detail = f"{type(error).__name__}: {error}"
+            asyncio.get_running_loop().call_soon(self._on_error, batch_id, detail)
+            return
+        connection.send_encoded(message)
 
     async def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Ask the process to end, kill it if it does not, and wait until it is gone."""
@@ -204,14 +222,21 @@ class WorkerProcess:
         self._free.append(self._slab_of.pop(batch_id))
 
     def _closed(self, detail: str) -> None:
-        # The socket is the first to tell; a moment later the process says itself how it ended.
-        # One that closed its socket and lives on is of no use.
+        # The socket is the first to tell, once every answer in it was read; a moment later the
+        # process says itself how it ended. One that closed its socket and lives on is of no use.
+        log.debug("a worker's socket: %s", detail)
+        self.lost.set_result(None)
         asyncio.get_running_loop().call_later(CLOSED_GRACE_S, self.kill)
 
     async def _reap(self, process: asyncio.subprocess.Process) -> None:
         status = await process.wait()
+        # Answers that it still sent are read before its loss is told. A child of the worker may
+        # hold the socket open: then nothing is waited for.
+        await asyncio.wait((self.lost,), timeout=CLOSED_GRACE_S)
         if self._connection is not None:
             self._connection.close()
+        if not self.lost.done():
+            self.lost.set_result(None)
         for written in self._inputs:
             written.close()
         for read in self._outputs.values():

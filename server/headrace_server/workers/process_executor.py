@@ -111,7 +111,7 @@ class ProcessExecutor:
                 self._placements = place(
                     self._groups, cuda_devices=hello.cuda_devices, cores=self._cores
                 )
-                return process, await self._load(process, 0)
+                return process, await self._load(process, 0, sweep=True)
             except WorkerDiedError as error:
                 self._processes.discard(process)
                 if attempt == MAX_FIRST_STARTS:
@@ -120,26 +120,30 @@ class ProcessExecutor:
         raise AssertionError("unreachable")
 
     async def _keep(
-        self, seat: int, ready: asyncio.Future[None], process: WorkerProcess | None
+        self, seat: int, ready: asyncio.Future[None], first: WorkerProcess | None
     ) -> None:
         """Keep one seat taken until cancelled: start, serve, and start again after a loss."""
         assert self._listener is not None
         loop = asyncio.get_running_loop()
+        name = self._source.name
         losses = 0
+        process = first
         while True:
-            ready_at_s = None
+            served_s = 0.0
             try:
                 if process is None:
                     process = self._new_process(seat)
                     await process.spawn()
-                    loaded = await self._load(process, seat)
+                    loaded = await self._load(process, seat, sweep=False)
                     if loaded.spec != self._spec:
                         raise ModelLoadError("the files of the model changed while it was served")
-                self._serving[seat] = process
-                ready_at_s = loop.time()
-                self._listener.worker_ready(seat)
                 if not ready.done():
                     ready.set_result(None)
+                ready_at_s = loop.time()
+                try:
+                    await self._serve(seat, process)
+                finally:
+                    served_s = loop.time() - ready_at_s
                 detail = await asyncio.shield(process.died)
             except WorkerDiedError as error:
                 detail = str(error)
@@ -147,31 +151,43 @@ class ProcessExecutor:
                 if not ready.done():
                     ready.set_exception(error)
                     return
-                assert process is not None
-                await process.stop()
                 detail = f"could not load the model again: {error}"
-            finally:
-                self._serving.pop(seat, None)
-            self._processes.discard(process)
-            process = None
-            served_s = 0.0 if ready_at_s is None else loop.time() - ready_at_s
+            except Exception as error:
+                # No processes or descriptors to be had, say: the seat goes on trying.
+                log.exception("worker %d of model '%s' could not be started", seat, name)
+                detail = f"could not be started: {error}"
+            if process is not None:
+                await process.stop()
+                self._processes.discard(process)
+                process = None
             losses = self._backoff.losses_after(losses, served_s)
             delay_s = self._backoff.delay_s(losses)
             if not ready.done() and losses >= MAX_FIRST_STARTS:
                 ready.set_exception(_died_while_loading(detail, losses))
                 return
-            self._listener.worker_lost(seat, detail)
+            if not served_s:
+                self._listener.worker_lost(seat, detail)
+            when = f"in {delay_s:.1f} s" if delay_s else "now"
             log.warning(
-                "worker %d of model '%s' %s; starting it again %s",
-                seat,
-                self._source.name,
-                detail,
-                f"in {delay_s:.1f} s" if delay_s else "now",
+                "worker %d of model '%s' %s; starting it again %s", seat, name, detail, when
             )
             await asyncio.sleep(delay_s)
 
-    async def _load(self, process: WorkerProcess, seat: int) -> Loaded:
-        return await process.load(self._source, self._config, self._role, self._placements[seat])
+    async def _serve(self, seat: int, process: WorkerProcess) -> None:
+        """Let a worker take batches until it is lost, and say so at once: what it held must not
+        wait until its process has been reaped."""
+        assert self._listener is not None
+        self._serving[seat] = process
+        try:
+            self._listener.worker_ready(seat)
+            await asyncio.shield(process.lost)
+        finally:
+            del self._serving[seat]
+        self._listener.worker_lost(seat, "")
+
+    async def _load(self, process: WorkerProcess, seat: int, *, sweep: bool) -> Loaded:
+        placement = self._placements[seat]
+        return await process.load(self._source, self._config, self._role, placement, sweep=sweep)
 
     def _new_process(self, seat: int) -> WorkerProcess:
         listener = self._listener

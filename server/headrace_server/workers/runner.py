@@ -45,6 +45,7 @@ class BatchRunner:
         self._on_cpu = self._device.type == "cpu"
         self._inputs = model.spec.batched_inputs
         self._outputs = model.spec.outputs
+        self._batched = model.spec.max_batch_size > 0
 
     def run(
         self,
@@ -89,6 +90,12 @@ class BatchRunner:
         dtype = TORCH_DTYPES[spec.datatype]
         if place.nbytes == 0:
             return torch.empty(place.shape, dtype=dtype, device=self._device)
+        if dtype is torch.bool:
+            # On the wire any byte but 0 is true; torch takes 0 and 1 only.
+            raw = torch.frombuffer(
+                memory, dtype=torch.uint8, count=place.nbytes, offset=place.offset
+            )
+            return raw.ne(0).view(place.shape).to(self._device)
         tensor = torch.frombuffer(
             memory, dtype=dtype, count=place.nbytes // dtype.itemsize, offset=place.offset
         ).view(place.shape)
@@ -97,7 +104,7 @@ class BatchRunner:
     def _write(
         self, outputs: Mapping[str, Tensor], reserve: Callable[[int], memoryview]
     ) -> tuple[TensorPlace, ...]:
-        prepared = [_prepare(outputs[spec.name]) for spec in self._outputs]
+        prepared = [_prepare(outputs[spec.name], self._batched) for spec in self._outputs]
         places = []
         offset = 0
         for position, output in enumerate(prepared):
@@ -136,7 +143,7 @@ class _TensorOutput:
 class _BytesOutput:
     data: bytes
     shape: tuple[int, ...]
-    row_offsets: tuple[int, ...]
+    row_offsets: tuple[int, ...] | None
 
     @property
     def nbytes(self) -> int:
@@ -146,10 +153,12 @@ class _BytesOutput:
         memory[offset : offset + len(self.data)] = self.data
 
 
-def _prepare(value: Tensor) -> _TensorOutput | _BytesOutput:
+def _prepare(value: Tensor, batched: bool) -> _TensorOutput | _BytesOutput:
     """Make an output ready to be copied: the tensor itself, or encoded BYTES."""
     if isinstance(value, torch.Tensor):
         return _TensorOutput(value)
+    if not batched:
+        return _BytesOutput(encode_tensor(value, "BYTES"), value.shape, None)
     rows = [encode_tensor(row, "BYTES") for row in value.reshape(len(value), -1)]
     offsets = (0, *accumulate(len(row) for row in rows))
     return _BytesOutput(b"".join(rows), value.shape, offsets)

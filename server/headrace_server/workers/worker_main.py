@@ -33,8 +33,9 @@ log = logging.getLogger("headrace.worker")
 
 def main() -> int:
     """Serve the socket whose descriptor is the first argument; returns the exit status."""
-    # Ctrl-C reaches the whole process group; only the front decides when workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Service managers signal every process of a service; only the front decides when workers end.
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
     # Models may print; standard output belongs to the server.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -64,7 +65,7 @@ class _Session:
         try:
             return self._serve_model(load, messages)
         except (ModelError, ConfigError) as error:
-            self._send(frames.LoadFailed(str(error)[:MAX_DETAIL_CHARACTERS]))
+            self._send(frames.LoadFailed(_sendable(str(error))))
             return 1
 
     def _serve_model(self, load: frames.Load, messages: Iterator[frames.ToWorker]) -> int:
@@ -80,7 +81,7 @@ class _Session:
         self._send(frames.Progress(WorkerState.WARMING_UP.value))
         warm_up(model, config, source)
         runner = BatchRunner(model, load.device)
-        self._send(frames.Loaded(model.spec, sweep(model)))
+        self._send(frames.Loaded(model.spec, sweep(model) if load.sweep else ()))
         for message in messages:
             match message:
                 case frames.RunBatch():
@@ -110,7 +111,7 @@ class _Session:
         except Exception as error:
             # A model's failure is its batch's failure, never the worker's end.
             log.warning("the model failed on a batch:\n%s", traceback.format_exc())
-            detail = f"{type(error).__name__}: {error}"[:MAX_DETAIL_CHARACTERS]
+            detail = _sendable(f"{type(error).__name__}: {error}")
             self._send(frames.BatchError(message.batch_id, detail))
             return
         self._send(
@@ -153,6 +154,11 @@ class _Session:
                     self._inputs[message.index] = ReadableSlab(descriptors.pop(0), message.nbytes)
                 else:
                     yield message
+
+
+def _sendable(detail: str) -> str:
+    """Clipped, and without the lone surrogates that no encoder takes."""
+    return detail[:MAX_DETAIL_CHARACTERS].encode("utf-8", "backslashreplace").decode()
 
 
 _NOTHING = memoryview(b"")

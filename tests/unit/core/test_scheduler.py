@@ -373,7 +373,9 @@ class TestWorkerLoss:
         assert driver.running(0) == [0, 1]
         assert driver.lose_worker(0) == []
         assert driver.waiting == [1, 2, 3, 4, 5, 6]
-        assert dispatches(driver.add_worker(1)) == [[1, 2], [3, 4]]
+        assert dispatches(driver.add_worker(1)) == [[1]], "alone: one of the two may be poison"
+        assert dispatches(driver.complete(2)) == [[2], [3, 4]]
+        assert dispatches(driver.complete(3)) == [[5, 6]]
 
     def test_another_worker_takes_over_at_once(self, drive: Drive) -> None:
         driver = drive(workers=2)
@@ -388,10 +390,11 @@ class TestWorkerLoss:
         driver.submit(2)
         driver.settle()
         driver.lose_worker(0)
-        assert sorted(rejections(driver.lose_worker(1)), key=lambda r: r[0]) == [
-            (1, Reason.WORKER_LOST),
-            (2, Reason.WORKER_LOST),
-        ]
+        assert rejections(driver.lose_worker(1)) == [(1, Reason.WORKER_LOST)]
+        assert driver.waiting == [2], "it rode alone and harmed nobody else"
+        assert dispatches(driver.add_worker(0)) == [[2]]
+        driver.complete(2)
+        assert driver.outcomes == {1: Reason.WORKER_LOST, 2: "completed"}
 
     def test_a_staged_request_is_not_blamed(self, drive: Drive) -> None:
         driver = drive(max_batch_size=1)
@@ -462,12 +465,26 @@ class TestWorkerLoss:
 
 
 class TestBatchFailure:
-    def test_everyone_in_the_batch_gets_an_error(self, drive: Drive) -> None:
+    def test_its_requests_are_run_again_one_by_one_and_only_the_poisonous_fails(
+        self, drive: Drive
+    ) -> None:
+        driver = drive()
+        for request_id in (1, 2, 3):
+            driver.submit(request_id)
+        driver.settle()
+        assert dispatches(driver.fail(0)) == [[1]]
+        assert dispatches(driver.complete(1)) == [[2]]
+        driver.fail(2)
+        driver.complete(3)
+        assert driver.outcomes == {1: "completed", 2: Reason.MODEL_FAILED, 3: "completed"}
+
+    def test_a_cancelled_member_is_not_run_again(self, drive: Drive) -> None:
         driver = drive()
         driver.submit(1)
         driver.submit(2)
         driver.settle()
-        assert rejections(driver.fail(0)) == [(1, Reason.MODEL_FAILED), (2, Reason.MODEL_FAILED)]
+        driver.cancel(1)
+        assert dispatches(driver.fail(0)) == [[2]]
 
     def test_the_worker_goes_on_with_what_is_staged(self, drive: Drive) -> None:
         driver = drive(max_batch_size=1)

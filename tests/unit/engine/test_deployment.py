@@ -103,6 +103,9 @@ class TestAnswers:
         stage.clock.advance()
         with caplog.at_level(logging.WARNING, "headrace.engine"):
             stage.workers.fail(0, "secret path")
+            for batch in (1, 2):  # each alone
+                stage.clock.advance()
+                stage.workers.fail(batch, "secret path")
         for future in futures:
             with pytest.raises(ServingError) as caught:
                 await future
