@@ -54,6 +54,24 @@ MODELS = {
             def forward(self, codes, mask):
                 return {"upper": codes + 1, "total": (codes * mask).sum(1, keepdim=True)}
     """,
+    # Breaks on command: raises on -1, takes its whole process along on -2.
+    "fragile": """
+        import os
+        import time
+        from headrace_server import Model, TensorSpec
+
+        class Fragile(Model):
+            inputs = [TensorSpec("x", "FP32", [1])]
+            outputs = [TensorSpec("y", "FP32", [1])]
+
+            def forward(self, x):
+                time.sleep(0.01)
+                if (x == -2).any():
+                    os._exit(3)
+                if (x == -1).any():
+                    raise ValueError("poison")
+                return 2 * x
+    """,
     "slow": """
         import time
         from headrace_server import Model, TensorSpec
