@@ -88,6 +88,7 @@ class Server:
         shown = f"[{host}]" if ":" in host else host
         grpc_port = await self._grpc.start(shown, self._config.grpc_port)
         metrics_port = self._endpoint.start(host, self._config.metrics_port)
+        log.info("loading the models of %d directories", len(self._entries))
         await self._load()
         self._health.refresh()
         # What lives now lives as long as the server: collecting it over and over is waste.
@@ -114,6 +115,7 @@ class Server:
         await stop.wait()
         log.info("stopping: finishing what was admitted")
         await self.stop()
+        log.info("stopped")
 
     async def stop(self) -> None:
         """Refuse new work, finish the admitted one within the drain timeout, end everything."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,8 @@ def parse_value(text: str, tensor: TensorMetadata) -> Array:
     if text.startswith("@"):
         return _read_file(Path(text[1:]), tensor)
     if tensor.datatype == "BYTES":
-        return np.array(text.encode(), dtype=object)
+        # What the shell passed, byte for byte, valid text or not.
+        return np.array(os.fsencode(text), dtype=object)
     return _array(_parse_json(text, f"input '{tensor.name}' ({tensor.datatype})"), tensor)
 
 

@@ -61,7 +61,7 @@ class Engine:
             raise ServingError(Reason.STOPPING)
         deployment = self.look_up(model, version)
         if deployment.state is not DeploymentState.READY:
-            raise ServingError(Reason.MODEL_UNAVAILABLE, model=model)
+            raise ServingError(Reason.MODEL_UNAVAILABLE, model=model, why=_why(deployment.state))
         return deployment
 
     def look_up(self, model: str, version: str = "") -> Deployment:
@@ -69,18 +69,21 @@ class Engine:
         versions = self._models.get(model)
         if versions is None:
             if any(model == broken for broken, _ in self._broken):
-                raise ServingError(Reason.MODEL_UNAVAILABLE, model=model)
+                why = _why(DeploymentState.UNAVAILABLE)
+                raise ServingError(Reason.MODEL_UNAVAILABLE, model=model, why=why)
             raise ServingError(Reason.UNKNOWN_MODEL, model=model)
         if version:
             named = next((d for number, d in versions.items() if str(number) == version), None)
             if named is None and (model, version) in self._broken:
-                raise ServingError(Reason.MODEL_UNAVAILABLE, model=model)
+                why = _why(DeploymentState.UNAVAILABLE)
+                raise ServingError(Reason.MODEL_UNAVAILABLE, model=model, why=why)
             if named is None:
                 raise ServingError(Reason.UNKNOWN_VERSION, model=model, version=version)
             return named
         serving = [v for v, d in versions.items() if d.state is DeploymentState.READY]
         if not serving:
-            raise ServingError(Reason.MODEL_UNAVAILABLE, model=model)
+            why = _why(versions[max(versions)].state)
+            raise ServingError(Reason.MODEL_UNAVAILABLE, model=model, why=why)
         return versions[max(serving)]
 
     def knows(self, model: str) -> bool:
@@ -116,3 +119,11 @@ class Engine:
         """End every worker."""
         self.stopping = True
         await asyncio.gather(*(d.stop() for d in self.deployments()))
+
+
+def _why(state: DeploymentState) -> str:
+    """Why a model in this state does not serve, for callers; the index has the whole reason."""
+    return {
+        DeploymentState.LOADING: "it is still loading",
+        DeploymentState.UNLOADING: "it is being unloaded",
+    }.get(state, "it could not be loaded, the repository index says why")

@@ -44,7 +44,7 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
             "Request for unknown model: '{model}' version {version} is not found",
         ),
         Reason.MODEL_UNAVAILABLE: _unavailable(
-            "Request for unknown model: '{model}' has no available versions", 1.0
+            "Request for unknown model: '{model}' has no available versions: {why}", 1.0
         ),
         Reason.WRONG_INPUT_COUNT: _invalid(
             "expected {expected} inputs but got {got} inputs for model '{model}'; it takes {names}"

@@ -50,6 +50,13 @@ class Progress(msgspec.Struct, tag=True, array_like=True, frozen=True):
     detail: str = ""
 
 
+class Log(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Worker to front: a line for the server's log. `level` is a level of the logging module."""
+
+    level: int
+    text: str
+
+
 class Loaded(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Worker to front: the model is loaded and warm; batches may come.
 
@@ -120,7 +127,7 @@ class Stop(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Front to worker: finish what was sent, unload the model and end."""
 
 
-FromWorker = Hello | Progress | Loaded | LoadFailed | Slab | BatchDone | BatchError
+FromWorker = Hello | Log | Progress | Loaded | LoadFailed | Slab | BatchDone | BatchError
 ToWorker = Load | Slab | RunBatch | Stop
 
 _encoder = msgspec.msgpack.Encoder()

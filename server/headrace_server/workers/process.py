@@ -58,10 +58,14 @@ class WorkerProcess:
         on_state: Callable[[WorkerState], None],
         on_done: Callable[[int, Sequence[BatchOutput], BatchTiming], None],
         on_error: Callable[[int, str], None],
+        on_log: Callable[[int, str], None],
+        name: str,
     ) -> None:
         self._on_state = on_state
         self._on_done = on_done
         self._on_error = on_error
+        self._on_log = on_log
+        self._name = name
         loop = asyncio.get_running_loop()
         self._hello: asyncio.Future[frames.Hello] = loop.create_future()
         self._loaded: asyncio.Future[frames.Loaded] = loop.create_future()
@@ -92,6 +96,7 @@ class WorkerProcess:
                     "-m",
                     "headrace_server.workers.worker_main",
                     str(theirs.fileno()),
+                    self._name,
                     pass_fds=[theirs.fileno()],
                     stdin=asyncio.subprocess.DEVNULL,
                     # Signals to the server's process group are the front's business alone.
@@ -196,6 +201,8 @@ class WorkerProcess:
                 self._on_error(message.batch_id, message.detail)
             case frames.Progress():
                 self._on_state(WorkerState(message.state))
+            case frames.Log():
+                self._on_log(message.level, message.text)
             case frames.Hello():
                 self._hello.set_result(message)
             case frames.Loaded():

@@ -137,6 +137,8 @@ class ProcessExecutor:
                     loaded = await self._load(process, seat, sweep=False)
                     if loaded.spec != self._spec:
                         raise ModelLoadError("the files of the model changed while it was served")
+                    if losses:
+                        log.info("worker %d of model '%s' is ready again", seat, name)
                 if not ready.done():
                     ready.set_result(None)
                 ready_at_s = loop.time()
@@ -199,7 +201,11 @@ class ProcessExecutor:
         def on_done(batch_id: int, outputs: Sequence[BatchOutput], timing: BatchTiming) -> None:
             listener.batch_completed(batch_id, outputs, timing)
 
-        process = WorkerProcess(on_state, on_done, listener.batch_failed)
+        def on_log(level: int, text: str) -> None:
+            log.log(level, "worker %d of model '%s': %s", seat, self._source.name, text)
+
+        name = f"{self._source.name}/{self._source.version}#{seat}"
+        process = WorkerProcess(on_state, on_done, listener.batch_failed, on_log, name)
         self._processes.add(process)
         on_state(WorkerState.STARTING)
         return process

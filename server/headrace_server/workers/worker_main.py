@@ -1,12 +1,14 @@
 """The worker process: one instance of one model on one device, answering frames on a socket.
 
-Started as `python -m headrace_server.workers.worker_main DESCRIPTOR`. Single-threaded: it reads a
-frame, does what it says and answers. It ends on `Stop`, when the front's end of the socket closes
-(so it never outlives the server), or when the model cannot be loaded.
+Started as `python -m headrace_server.workers.worker_main DESCRIPTOR NAME` (the name is for `ps`).
+Single-threaded: it reads a frame, does what it says and answers. It ends on `Stop`, when the
+front's end of the socket closes (so it never outlives the server), or when the model cannot be
+loaded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -38,11 +40,13 @@ def main() -> int:
         signal.signal(name, signal.SIG_IGN)
     # Models may print; standard output belongs to the server.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         connection.setblocking(True)
+        session = _Session(connection)
+        logging.basicConfig(level=logging.WARNING, handlers=[_ToServer(session)])
+        logging.getLogger("headrace").setLevel(logging.INFO)
         try:
-            return _Session(connection).serve()
+            return session.serve()
         except (BrokenPipeError, ConnectionResetError):
             return 0  # the server is gone
 
@@ -125,6 +129,11 @@ class _Session:
             )
         )
 
+    def log(self, level: int, text: str) -> None:
+        """Put a line into the server's log."""
+        with contextlib.suppress(OSError):  # the server is gone, and so is its log
+            self._send(frames.Log(level, _sendable(text)))
+
     def _send(self, message: frames.FromWorker, descriptor: int | None = None) -> None:
         data = frames.encode(message)
         if descriptor is None:
@@ -154,6 +163,17 @@ class _Session:
                     self._inputs[message.index] = ReadableSlab(descriptors.pop(0), message.nbytes)
                 else:
                     yield message
+
+
+class _ToServer(logging.Handler):
+    """Hands every record to the front, whose log has the operator's format and the model's name."""
+
+    def __init__(self, session: _Session) -> None:
+        super().__init__()
+        self._session = session
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._session.log(record.levelno, self.format(record))
 
 
 def _sendable(detail: str) -> str:
