@@ -13,7 +13,7 @@ from headrace_server.core.cost import Curve
 from headrace_server.core.policy import Formation
 from headrace_server.core.queue import Queue, QueueLimits
 from headrace_server.core.request import Batch, DispatchReason, Request
-from scheduler_driver import SchedulerDriver, make_request
+from scheduler_driver import SchedulerDriver, dispatches, make_request
 
 MAX_ROWS = 8
 BASE_DOMINATES = Curve(base=1e-1, row=1e-6, element=0.0, pair=0.0)
@@ -204,3 +204,49 @@ def test_a_request_that_is_late_anyway_still_rides() -> None:
     curve = Curve(base=0.1, row=0.01, element=1e-5, pair=0.0)
     requests = [make_request(1, length=3, deadline_s=0.05), make_request(2, length=9)]
     assert ids(formed(policy(curve), requests)) == [1]
+
+
+def paced(count: int) -> SchedulerDriver:
+    """A driver whose last batch had `count` requests, began at 0 and took 0.3 ms."""
+    driver = SchedulerDriver(policy=AdaptivePolicy(16))
+    for _ in range(count):
+        driver.submit()
+    driver.settle()
+    driver.advance_to(0.0003)
+    driver.complete(0)
+    return driver
+
+
+def test_after_a_short_batch_with_company_the_next_waits_out_the_millisecond() -> None:
+    driver = paced(3)
+    driver.submit(10)
+    assert driver.settle() == []
+    assert driver.scheduler.next_wakeup() == pytest.approx(0.001)
+    driver.advance_to(0.0005)
+    driver.submit(11)
+    assert dispatches(driver.advance_to(0.001)) == [[10, 11]]
+
+
+def test_it_goes_sooner_when_plenty_wait() -> None:
+    driver = paced(3)
+    driver.submit(10, rows=4)
+    assert driver.settle() == []
+    driver.submit(11, rows=4)
+    assert dispatches(driver.settle()) == [[10, 11]]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_callers_who_come_one_or_two_at_a_time_never_wait(count: int) -> None:
+    driver = paced(count)
+    driver.submit(10)
+    assert dispatches(driver.settle()) == [[10]]
+
+
+def test_after_a_long_batch_nobody_waits() -> None:
+    driver = SchedulerDriver(policy=AdaptivePolicy(16))
+    for _ in range(3):
+        driver.submit()
+    driver.settle()
+    driver.advance_to(0.002)
+    driver.submit(10)
+    assert dispatches(driver.complete(0)) == [[10]]
