@@ -7,7 +7,7 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -193,7 +193,7 @@ def deployment_of(
             source.name,
             source.version,
             executor,
-            _unbatched_rules_for(config),
+            lambda spec: _rules(BatchingSettings(max_batch_size=0), config),
             clock,
             RefusalsOf(observer),
         )
@@ -202,47 +202,31 @@ def deployment_of(
         source.name,
         source.version,
         ProcessExecutor(source, written, groups, cores=cores),
-        _rules_for(entry, config),
+        lambda spec: _rules(_settings_of(entry, spec), config),
         clock,
         observer,
         preparation,
     )
 
 
-def _unbatched_rules_for(config: ServerConfig) -> Callable[[ModelSpec], SchedulingRules]:
-    def rules(spec: ModelSpec) -> SchedulingRules:
-        return SchedulingRules(
-            BatchingSettings(max_batch_size=0),
-            max_requests=config.max_queue_requests,
-            max_bytes=config.max_queue_bytes,
-        )
-
-    return rules
-
-
-def _rules_for(entry: ModelEntry, config: ServerConfig) -> Callable[[ModelSpec], SchedulingRules]:
-    def rules(spec: ModelSpec) -> SchedulingRules:
+def _settings_of(entry: ModelEntry, spec: ModelSpec) -> BatchingSettings:
+    try:
         locate = locate_in(entry.directory / CONFIG_FILE)
-        try:
-            settings = batching_settings(entry.config, spec.max_batch_size, locate)
-        except ConfigError as error:
-            raise ModelLoadError(str(error)) from None
-        return SchedulingRules(
-            settings,
-            max_requests=config.max_queue_requests,
-            max_bytes=config.max_queue_bytes,
-        )
+        return batching_settings(entry.config, spec.max_batch_size, locate)
+    except ConfigError as error:
+        raise ModelLoadError(str(error)) from None
 
-    return rules
+
+def _rules(settings: BatchingSettings, config: ServerConfig) -> SchedulingRules:
+    return SchedulingRules(
+        settings, max_requests=config.max_queue_requests, max_bytes=config.max_queue_bytes
+    )
 
 
 def _log_loaded(deployment: Deployment) -> None:
     name, number = deployment.name, deployment.version
     if deployment.state is DeploymentState.READY:
-        log.info("model '%s' version %d is ready on %s", name, number, _listed(deployment))
+        devices = ", ".join(deployment.devices)
+        log.info("model '%s' version %d is ready on %s", name, number, devices)
     else:
         log.error("model '%s' version %d cannot be served: %s", name, number, deployment.reason)
-
-
-def _listed(deployment: Deployment) -> str:
-    return ", ".join(deployment.devices)

@@ -61,7 +61,7 @@ class Engine:
             raise ServingError(Reason.STOPPING)
         deployment = self.look_up(model, version)
         if deployment.state is not DeploymentState.READY:
-            raise ServingError(Reason.MODEL_UNAVAILABLE, model=model, why=_why(deployment.state))
+            raise _unavailable(model, deployment.state)
         return deployment
 
     def look_up(self, model: str, version: str = "") -> Deployment:
@@ -69,21 +69,18 @@ class Engine:
         versions = self._models.get(model)
         if versions is None:
             if any(model == broken for broken, _ in self._broken):
-                why = _why(DeploymentState.UNAVAILABLE)
-                raise ServingError(Reason.MODEL_UNAVAILABLE, model=model, why=why)
+                raise _unavailable(model, DeploymentState.UNAVAILABLE)
             raise ServingError(Reason.UNKNOWN_MODEL, model=model)
         if version:
             named = next((d for number, d in versions.items() if str(number) == version), None)
             if named is None and (model, version) in self._broken:
-                why = _why(DeploymentState.UNAVAILABLE)
-                raise ServingError(Reason.MODEL_UNAVAILABLE, model=model, why=why)
+                raise _unavailable(model, DeploymentState.UNAVAILABLE)
             if named is None:
                 raise ServingError(Reason.UNKNOWN_VERSION, model=model, version=version)
             return named
         serving = [v for v, d in versions.items() if d.state is DeploymentState.READY]
         if not serving:
-            why = _why(versions[max(versions)].state)
-            raise ServingError(Reason.MODEL_UNAVAILABLE, model=model, why=why)
+            raise _unavailable(model, versions[max(versions)].state)
         return versions[max(serving)]
 
     def knows(self, model: str) -> bool:
@@ -121,9 +118,10 @@ class Engine:
         await asyncio.gather(*(d.stop() for d in self.deployments()))
 
 
-def _why(state: DeploymentState) -> str:
-    """Why a model in this state does not serve, for callers; the index has the whole reason."""
-    return {
+def _unavailable(model: str, state: DeploymentState) -> ServingError:
+    """Says why a model in this state does not serve; the index has the whole reason."""
+    why = {
         DeploymentState.LOADING: "it is still loading",
         DeploymentState.UNLOADING: "it is being unloaded",
     }.get(state, "it could not be loaded, the repository index says why")
+    return ServingError(Reason.MODEL_UNAVAILABLE, model=model, why=why)

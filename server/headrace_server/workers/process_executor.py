@@ -99,10 +99,6 @@ class ProcessExecutor:
         """See `Executor.devices`."""
         return [placement.device for placement in self._placements]
 
-    def pids(self) -> Sequence[int]:
-        """Process ids of the workers that serve now."""
-        return [process.pid for process in self._serving.values() if process.pid is not None]
-
     async def _start_first(self) -> tuple[WorkerProcess, Loaded]:
         for attempt in range(1, MAX_FIRST_STARTS + 1):
             process = self._new_process(0)

@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.models.errors import ConfigError, ModelError
@@ -25,6 +26,9 @@ from headrace_server.models.spec import Role
 from headrace_server.workers import frames
 from headrace_server.workers.executor import WorkerState
 from headrace_server.workers.slab import ReadableSlab, WritableSlab
+
+if TYPE_CHECKING:  # imports torch, which the worker does once it has said that it starts
+    from headrace_server.workers.runner import BatchRunner
 
 RECEIVE_BYTES = 1 << 16
 MAX_DESCRIPTORS = 8
@@ -97,11 +101,7 @@ class _Session:
         model.close()
         return 0
 
-    def _run(self, runner: object, message: frames.RunBatch) -> None:
-        from headrace_server.workers.runner import BatchRunner
-
-        assert isinstance(runner, BatchRunner)
-
+    def _run(self, runner: BatchRunner, message: frames.RunBatch) -> None:
         def reserve(nbytes: int) -> memoryview:
             slab = self._outputs.setdefault(message.slab, WritableSlab())
             descriptor = slab.reserve(nbytes)
