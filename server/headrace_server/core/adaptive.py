@@ -1,26 +1,37 @@
-"""The learned policy: who rides together, decided by what a batch costs.
+"""The learned policy: who rides together, when, and who is refused, by what a batch costs.
 
-The most urgent request anchors the batch, so nothing can starve. Around it, in order of length,
-the contiguous window goes that does the most *work per second*: the time its members would take
-alone, over the time they take together. Counting requests instead would drag in everyone whom the
-padding ruins; any window without the anchor could leave it waiting for ever.
+The most urgent request heads the batch, so nothing can starve. Where lengths differ, the
+contiguous window around it, in order of length, goes that does the most *work per second*: the
+time its members would take alone, over the time they take together. Counting requests instead
+would drag in everyone whom the padding ruins; any window without the head could leave it waiting
+for ever.
+
+Work per second is the only currency. `need`, the seconds of work that arrive per second and
+worker, says what rate every batch must have for the workers to keep up:
+
+- a batch that falls short of it is held, up to the head's last safe moment, if there are two
+  workers or more (with one, an idle worker is lost for good);
+- a head whose deadline cuts its batch down below the need, or so far that somebody behind it would
+  miss his, costs the others more than it is worth: it is refused at once.
+
+No more is asked of a batch than a request with the head's time to live could ever wait for.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from itertools import accumulate
+from heapq import heapify, heapreplace
+from itertools import islice
 
+from headrace_server.core.arrivals import ArrivingWork
 from headrace_server.core.cost import CostModel, Curve, Sample
-from headrace_server.core.policy import Formation, Hold
-from headrace_server.core.queue import Queue
+from headrace_server.core.errors import Reason
+from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal, form_any
+from headrace_server.core.queue import Group, Queue, Urgency
 from headrace_server.core.request import Batch, DispatchReason, Request
-
-WORTHWHILE = 0.97
-"""A smaller batch is taken when it does at least this share of the best one's work per second:
-where batching gains next to nothing, nobody waits for it."""
-
+from headrace_server.core.timetable import WORTHWHILE, Timetable
+from headrace_server.core.windows import Bounds, best_window
 
 MAX_REACH = 64
 """Neighbours on each side that are looked at: some 2,000 windows, about a millisecond."""
@@ -36,42 +47,99 @@ on 2 cores, 64 in flight); longer batches, and callers who come one or two at a 
 MAX_MARGIN = 2.0
 """The most by which the cost model's own margin is believed when deadlines are looked at."""
 
+HOLD_BELOW = 1.1
+SHED_BELOW = 0.95
+"""Shares of the need. Measured with `make bench-sim`: capacity is flat within a per cent from 1.0
+to 1.2 and from 0.9 to 1.0, and falls beyond."""
+
+LOOKAHEAD = 32
+"""Batches that are planned ahead to see whether somebody behind the head would be late."""
+
+TIMER_S = 0.0015
+"""asyncio's timers are late by up to a millisecond; a hold ends so much before its last moment."""
+
+PROBE_S = 1.0
+"""Without a completed batch for so long, what is known of durations is not trusted to refuse
+anybody: a request that seems hopeless is tried all the same. Else one bad estimate could refuse
+every request there is, and nothing would ever correct it."""
+
+PATIENCE_S = 10.0
+AGEING_S = 1.0
+DEFAULT_PRIORITY = 5
+LEAST_PRIORITY = 10
+"""Earliest deadline first, with ageing: a request is as urgent as one whose deadline is
+`PATIENCE_S` after it arrived, or its own if that is earlier, moved by `AGEING_S` for each level of
+priority. So one of level p is overtaken only by those that arrive within
+`PATIENCE_S + AGEING_S * (p - 1)` seconds after it: a low priority is slower, never starved."""
+
 
 class AdaptivePolicy:
-    """Forms the batches that pay; waits for more only between batches of less than `PACE_S`.
+    """Forms the batches that pay, and keeps deadlines where they can be kept.
 
-    Starvation is impossible by construction: each batch holds the most urgent request, so one
-    request waits for at most as many batches as there were requests ahead of it. Nobody joins a
-    batch that would then be too late for one of its members.
+    Args:
+        max_batch_size: rows of the largest batch.
+        sweep: batches that were timed when the model was loaded.
+        max_batch_bytes: bytes of the largest batch; one larger request still rides, alone.
+        timer_s: how late a timer of the engine may be, in seconds.
+
+    Starvation is impossible by construction: each batch holds the most urgent request of its
+    group, and what is held or refused for the sake of others is so only within its own deadline.
+    Nobody joins a batch that would then be too late for one of its members.
     """
 
     def __init__(
-        self, max_batch_size: int, sweep: Iterable[Sample] = (), max_batch_bytes: int = 1 << 28
+        self,
+        max_batch_size: int,
+        sweep: Iterable[Sample] = (),
+        max_batch_bytes: int = 1 << 28,
+        *,
+        timer_s: float = TIMER_S,
     ) -> None:
         self._max_rows = max_batch_size
         self._max_bytes = max_batch_bytes
+        self._timer_s = timer_s
         self.cost = CostModel(sweep)
+        self._arriving = ArrivingWork()
         self._last: Batch | None = None
+        self._observed_s = -math.inf
+        self._timetables: dict[int, Timetable] = {}
+        self._timetables_of: Curve | None = None
 
     @property
     def most_rows(self) -> int:
         """See `BatchPolicy.most_rows`."""
         return self._max_rows
 
-    def form(self, queue: Queue, now: float) -> Formation | Hold:
+    def urgency(self, request: Request) -> Urgency:
+        """See `BatchPolicy.urgency`, and `PATIENCE_S`."""
+        patient_until_s = min(request.deadline_s, request.arrival_s + PATIENCE_S)
+        return 0, patient_until_s + AGEING_S * (request.priority - DEFAULT_PRIORITY)
+
+    def arrived(self, request: Request, now: float) -> None:
+        """See `BatchPolicy.arrived`."""
+        curve = self.cost.curve
+        if curve is not None:
+            self._arriving.add(curve.at(request.rows, request.length), now)
+
+    def too_late(self, request: Request, start_s: float, now: float) -> bool:
+        """See `BatchPolicy.too_late`. Never before something is known of durations, and not
+        where a worker is free and nothing was measured for `PROBE_S`."""
+        curve = self.cost.curve
+        if curve is None or request.deadline_s == math.inf:
+            return False
+        if start_s <= now and now - self._observed_s > PROBE_S:
+            return False
+        return start_s + curve.at(request.rows, request.length) > request.deadline_s
+
+    def form(self, queue: Queue, opening: Opening) -> Decision:
         """See `BatchPolicy.form`. Looks at no more requests than one batch holds, or `MAX_REACH`
-        shorter and as many longer ones where lengths differ."""
-        anchor = queue.most_urgent()
+        shorter and as many longer ones where lengths differ, and plans `LOOKAHEAD` batches."""
         last = self._last
         if last is not None and len(last.requests) >= COMPANY:
             due_s = last.dispatched_s + PACE_S
-            if now < due_s and queue.rows < min(PLENTY, self._max_rows):
+            if opening.now < due_s and queue.rows < min(PLENTY, self._max_rows):
                 return Hold(due_s)
-        curve = self.cost.curve
-        if curve is None or not queue.lengths_differ(anchor.key):
-            return self._by_urgency(queue, anchor, curve, now)
-        near, at = queue.neighbours(anchor, min(self._max_rows - 1, MAX_REACH))
-        return self._by_length(near, at, curve, now)
+        return form_any(queue, lambda group: self._form_group(group, opening))
 
     def expected_duration_s(self, batch: Batch) -> float | None:
         """What the cost model says of its rows and padded length."""
@@ -81,83 +149,191 @@ class AdaptivePolicy:
     def observe(self, batch: Batch, duration_s: float) -> None:
         """Take the batch into the cost model."""
         self._last = batch
+        self._observed_s = batch.started_s + duration_s
         self.cost.observe(batch.rows, batch.length, duration_s)
 
-    def _by_urgency(
-        self, queue: Queue, anchor: Request, curve: Curve | None, now: float
-    ) -> Formation:
+    # -- one group ----------------------------------------------------------------------------
+
+    def _form_group(self, group: Group, opening: Opening) -> Decision:
+        curve = self.cost.curve
+        if curve is None:
+            members, rows, ended = self._in_order(group, None, opening.start_s)
+            reason = DispatchReason.FULL if ended else DispatchReason.IMMEDIATE
+            return Formation(members, rows, reason, complete=ended)
+        if self.too_late(group.head, opening.start_s, opening.now):
+            return Refusal(group.head, Reason.PREDICTED_LATE)
+        if group.lengths_differ:
+            return self._by_length(group, curve, opening)
+        return self._by_urgency(group, opening)
+
+    def _by_urgency(self, group: Group, opening: Opening) -> Decision:
         """Nobody pads anybody: in order of urgency, as many as make the batch worth it."""
+        head = group.head
+        times = self._timetable(head.length)
+        members, rows, ended = self._in_order(group, times, opening.start_s)
+        alone_s = sum(times.duration_s(request.rows) for request in members)
+        rate = alone_s / times.duration_s(rows)
+        cut_short = not ended and rows < min(group.rows, self._max_rows)
+        if cut_short and (
+            rate < self._asked(SHED_BELOW, head, opening)
+            or not self._rest_in_time(group, len(members), times.duration_s(rows), opening)
+        ):
+            return Refusal(head, Reason.OVERLOADED)
+        asked = self._asked(HOLD_BELOW, head, opening)
+        if rate < asked and not ended:
+            reason = DispatchReason.IN_TIME if cut_short else DispatchReason.IMMEDIATE
+            formation = Formation(members, rows, reason, complete=False)
+            grown_s = times.duration_s(min(rows + head.rows, self._max_rows))
+            return self._held(formation, grown_s, opening)
+        count = self._enough(members, rows, times, asked)
+        if count < len(members):
+            members = members[:count]
+            rows = sum(request.rows for request in members)
+            return Formation(members, rows, DispatchReason.BEST_SIZE, complete=False)
+        if ended:
+            return Formation(members, rows, DispatchReason.FULL, complete=True)
+        reason = DispatchReason.IN_TIME if cut_short else DispatchReason.IMMEDIATE
+        return Formation(members, rows, reason, complete=False)
+
+    def _by_length(self, group: Group, curve: Curve, opening: Opening) -> Decision:
+        """The window of neighbours around the head with the most work per second."""
+        head = group.head
+        near, at = group.neighbours(min(self._max_rows - 1, MAX_REACH))
+        margin = self._margin
+        start_s = opening.start_s
+        window = best_window(near, at, curve, Bounds(self._max_rows, self._max_bytes, start_s, 0.0))
+        reason = DispatchReason.BEST_WINDOW
+        if start_s + margin * window.duration_s > window.deadline_s:
+            bounds = Bounds(self._max_rows, self._max_bytes, start_s, margin)
+            best, window = window, best_window(near, at, curve, bounds)
+            reason = DispatchReason.IN_TIME
+            if window.rate < min(WORTHWHILE * best.rate, self._asked(SHED_BELOW, head, opening)):
+                return Refusal(head, Reason.OVERLOADED)
+        members = near[window.first : window.end]
+        complete = window.rows == self._max_rows
+        formation = Formation(members, window.rows, reason, complete)
+        if not complete and window.rate < self._asked(HOLD_BELOW, head, opening):
+            grown_s = curve.at(window.rows + head.rows, members[-1].length)
+            return self._held(formation, grown_s, opening)
+        return formation
+
+    # -- parts of a decision --------------------------------------------------------------------
+
+    def _in_order(
+        self, group: Group, times: Timetable | None, start_s: float
+    ) -> tuple[list[Request], int, bool]:
+        """As many as fit and are in time, in order of urgency; their rows; whether there is no
+        room for the next one."""
         members: list[Request] = []
-        best: list[float] = []
         rows = 0
+        rows_in_time = self._max_rows
         row_nbytes = 0.0
-        work_s = 0.0
-        ended = False
-        deadline_s = math.inf
-        margin = min(MAX_MARGIN, self.cost.margin)
-        for request in queue.group(anchor.key):
-            rows += request.rows
+        soonest_s = math.inf
+        # Twice a batch: those whose own deadline forbids it are passed over, but not for ever.
+        for request in islice(group.requests, 2 * self._max_rows):
+            grown = rows + request.rows
             row_nbytes = max(row_nbytes, request.nbytes / request.rows)
-            if members and (rows > self._max_rows or rows * row_nbytes > self._max_bytes):
-                ended = True
-                break
-            deadline_s = min(deadline_s, request.deadline_s)
-            if (
-                members
-                and curve is not None
-                and deadline_s < math.inf
-                and now + margin * curve.at(rows, request.length) > deadline_s
-            ):
+            if members and (grown > self._max_rows or grown * row_nbytes > self._max_bytes):
+                return members, rows, True
+            if request.deadline_s < soonest_s and times is not None:
+                within = times.rows_within((request.deadline_s - start_s) / self._margin)
+                if members and within < grown:
+                    continue  # its own deadline is too soon for this batch; others may fit
+                soonest_s = request.deadline_s
+                rows_in_time = min(rows_in_time, within)
+            if members and grown > rows_in_time:
                 break
             members.append(request)
-            if curve is not None:
-                work_s += curve.at(request.rows, request.length)
-                best.append(work_s / curve.at(rows, request.length))
-            if rows == self._max_rows:
-                ended = True
-                break
-        count = len(members)
-        if best:
-            enough = WORTHWHILE * max(best)
-            count = 1 + next(i for i, value in enumerate(best) if value >= enough)
-        taken = sum(request.rows for request in members[:count])
-        if count < len(members):
-            return Formation(members[:count], taken, DispatchReason.BEST_SIZE, complete=False)
-        reason = DispatchReason.FULL if ended else DispatchReason.IMMEDIATE
-        return Formation(members, taken, reason, complete=ended)
+            rows = grown
+            if rows >= self._max_rows:
+                return members, rows, True
+        return members, rows, False
 
-    def _by_length(self, near: list[Request], at: int, curve: Curve, now: float) -> Formation:
-        """The window of neighbours around `near[at]` with the most work per second.
+    def _enough(self, members: list[Request], rows: int, times: Timetable, asked: float) -> int:
+        """How many of the members, from the first on, make the batch worth it: the fewest that do
+        at least the rate that is asked, and `WORTHWHILE` next to the best."""
+        if rows == len(members):
+            count = times.enough(rows)
+            return count if times.rate(count, 1) >= asked else rows
+        rates: list[float] = []
+        alone_s = 0.0
+        rows = 0
+        for request in members:
+            rows += request.rows
+            alone_s += times.duration_s(request.rows)
+            rates.append(alone_s / times.duration_s(rows))
+        best = max(rates)
+        enough = min(best, max(WORTHWHILE * best, asked))
+        return 1 + next(i for i, rate in enumerate(rates) if rate >= enough)
 
-        O(n^2) in the number of windows, each one multiplication or two; n is bounded by the batch
-        size, so the decision stays a small part of the batch that it decides.
+    def _asked(self, share: float, head: Request, opening: Opening) -> float:
+        """The rate that is asked of a batch of this head: a share of the need, but no more than
+        the batch could have that takes `m / (m + 1)` of the head's time to live.
+
+        With m workers one becomes free every `1 / m` of a batch's duration: a request that just
+        missed one waits for that long, and then for its own batch.
         """
-        rows = [0, *accumulate(request.rows for request in near)]
-        work = [0.0, *accumulate(curve.at(request.rows, request.length) for request in near)]
-        most_rows, most_bytes = self._max_rows, self._max_bytes
-        best, first, end = 0.0, at, at + 1
-        base, row, element, pair = curve.base, curve.row, curve.element, curve.pair
-        margin = min(MAX_MARGIN, self.cost.margin)
-        soonest_s = math.inf
-        for last in range(at, len(near)):
-            soonest_s = deadline_s = min(soonest_s, near[last].deadline_s)
-            length = near[last].length
-            per_row = row + length * (element + length * pair)
-            to_rows, to_work = rows[last + 1], work[last + 1]
-            # Ascending by length, so the last one is what everybody is padded to.
-            row_nbytes = near[last].nbytes / near[last].rows
-            for start in range(at, -1, -1):
-                count = to_rows - rows[start]
-                if (count > most_rows or count * row_nbytes > most_bytes) and start < last:
-                    break
-                duration_s = base + count * per_row
-                deadline_s = min(deadline_s, near[start].deadline_s)
-                if now + margin * duration_s > deadline_s and start < last:
-                    break
-                rate = (to_work - work[start]) / duration_s
-                if rate > best:
-                    best, first, end = rate, start, last + 1
-        taken = rows[end] - rows[first]
-        return Formation(
-            near[first:end], taken, DispatchReason.BEST_WINDOW, complete=taken == most_rows
-        )
+        budget_s = head.deadline_s - head.arrival_s
+        workers = len(opening.free_s)
+        if budget_s == math.inf:
+            return 0.0
+        need = self._arriving.per_second(opening.now) / workers
+        times = self._timetable(head.length)
+        rows = times.rows_within(budget_s * workers / (workers + 1))
+        possible = times.rate(max(rows, head.rows), head.rows)
+        # A hair less, since sums of durations differ from products in the last digit.
+        return min(share * need, possible) * (1 - 1e-9)
+
+    def _held(self, formation: Formation, grown_s: float, opening: Opening) -> Formation | Hold:
+        """Wait for company until the last moment at which a batch that takes `grown_s` is in
+        time; with one worker, never."""
+        if len(opening.free_s) == 1:
+            return formation
+        soonest_s = min(request.deadline_s for request in formation.requests)
+        until_s = soonest_s - self._margin * grown_s - self._timer_s
+        if until_s <= opening.start_s:
+            reason = DispatchReason.LAST_MOMENT
+            return Formation(formation.requests, formation.rows, reason, formation.complete)
+        return Hold(until_s)
+
+    def _rest_in_time(self, group: Group, taken: int, duration_s: float, opening: Opening) -> bool:
+        """Whether everybody behind the first `taken` could still be on time if those went now.
+
+        Plays it forward: whichever worker is free first takes as many as the deadline of the
+        then first allows. Less urgent priorities than the head's do not count.
+        """
+        requests = group.requests
+        priority = group.head.priority
+        times = self._timetable(group.head.length)
+        mean_rows = group.rows / len(requests)
+        free_s = [opening.start_s + duration_s, *opening.free_s[1:]]
+        heapify(free_s)
+        at = taken
+        for _ in range(LOOKAHEAD):
+            if at >= len(requests):
+                return True
+            rows = times.rows_within((requests[at].deadline_s - free_s[0]) / self._margin)
+            if rows >= requests[at].rows:
+                heapreplace(free_s, free_s[0] + times.duration_s(rows))
+                at += max(1, int(rows / mean_rows))
+            elif requests[at].priority <= priority:
+                return False
+            else:
+                at += 1
+        return True
+
+    @property
+    def _margin(self) -> float:
+        return min(MAX_MARGIN, self.cost.margin)
+
+    def _timetable(self, length: int) -> Timetable:
+        """What the present curve says of this length."""
+        curve = self.cost.curve
+        assert curve is not None, "nothing is known yet"
+        if curve is not self._timetables_of:
+            self._timetables_of = curve
+            self._timetables.clear()
+        times = self._timetables.get(length)
+        if times is None:
+            times = self._timetables[length] = Timetable(curve, length, self._max_rows)
+        return times

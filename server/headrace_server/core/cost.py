@@ -115,7 +115,7 @@ class CostModel:
         expected_s = self._curve.at(rows, length)
         error = math.log(duration_s / expected_s)
         self._margin += self.QUANTILE_STEP * (
-            self.QUANTILE if error > self._margin else self.QUANTILE - 1
+            self.QUANTILE if error > self._margin + 0.005 else self.QUANTILE - 1
         )
         self._errors.append(error)
         if len(self._errors) == self.DRIFT_WINDOW:

@@ -33,6 +33,8 @@ class Reason(Enum):
 
     QUEUE_FULL = "queue_full"
     QUEUE_TIMEOUT = "queue_timeout"
+    PREDICTED_LATE = "predicted_late"
+    OVERLOADED = "overloaded"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     STOPPING = "stopping"
     CANCELLED = "cancelled"

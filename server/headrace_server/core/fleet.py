@@ -33,6 +33,13 @@ class Worker:
     expected_end_s: float = math.inf
     stage_from_s: float = math.inf
 
+    def free_s(self, now: float) -> float:
+        """When everything it holds will probably be done; `now` when that is unknown or past."""
+        if not self.batches or self.expected_end_s == math.inf:
+            return now
+        staged_s = sum(batch.expected_s or 0.0 for batch in list(self.batches)[1:])
+        return max(now, self.expected_end_s) + staged_s
+
 
 class Fleet:
     """Live workers by id. With `in_order`, all batches in flight are on one worker.
@@ -79,12 +86,17 @@ class Fleet:
         free = [w for w in self._workers.values() if len(w.batches) < STAGES]
         return min(free, key=lambda w: (w.expected_end_s, w.batches[0].started_s), default=None)
 
+    def free_s(self, now: float) -> list[float]:
+        """When each worker could begin a batch more, ascending; see `Opening`."""
+        return sorted(worker.free_s(now) for worker in self._workers.values())
+
     def assign(self, batch: Batch, expected_s: float | None, now: float) -> None:
         """Give the batch to its worker."""
         worker = self._workers[batch.worker_id]
         if len(worker.batches) >= STAGES:
             raise ValueError(f"worker {worker.id} already holds {STAGES} batches")
         worker.batches.append(batch)
+        batch.expected_s = expected_s
         self._in_flight += 1
         if len(worker.batches) == 1:
             del self._idle[worker.id]

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
-from headrace_server.core.queue import Queue
+from headrace_server.core.errors import Reason
+from headrace_server.core.queue import Group, Queue, Urgency, by_level_and_arrival
 from headrace_server.core.request import Batch, DispatchReason, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Room for one more batch on one of the live workers.
+
+    Args:
+        now: the moment of the decision.
+        free_s: for every live worker, the moment at which it could begin a batch more, ascending;
+            `now` where a worker is idle or nothing is known of what it runs.
+    """
+
+    now: float
+    free_s: Sequence[float]
+
+    @property
+    def start_s(self) -> float:
+        """When the batch that is decided about would begin."""
+        return self.free_s[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +49,40 @@ class Hold:
     until_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """This request shall leave without an answer; then ask again."""
+
+    request: Request
+    reason: Reason
+
+
+Decision = Formation | Hold | Refusal
+
+OTHER_GROUPS = 16
+"""Groups of other keys that are examined while the anchor's is held."""
+
+
+def form_any(queue: Queue, form: Callable[[Group], Decision]) -> Decision:
+    """What the group of the most urgent request decides; while it is held, whatever a group of
+    another key is ready for: one odd shape delays nobody."""
+    anchor = queue.group(queue.most_urgent().key)
+    decision = form(anchor)
+    if isinstance(decision, Hold):
+        for group in islice(queue.groups(), OTHER_GROUPS):
+            if group is anchor:
+                continue
+            other = form(group)
+            if not isinstance(other, Hold):
+                return other
+            # The anchor is the most urgent, not always the one that may go first.
+            if other.until_s < decision.until_s:
+                decision = other
+    return decision
+
+
 class BatchPolicy(Protocol):
-    """Decides from the queue alone; the scheduler owns the workers and carries decisions out.
+    """Decides from the queue and the workers' free moments; the scheduler carries decisions out.
 
     `form` must be free of side effects: the scheduler asks again whenever something changed.
     """
@@ -40,7 +92,19 @@ class BatchPolicy(Protocol):
         """Rows of the largest batch it ever forms, unless a single request has more."""
         ...
 
-    def form(self, queue: Queue, now: float) -> Formation | Hold:
+    def urgency(self, request: Request) -> Urgency:
+        """Where the request stands in the queue; never changes while it waits."""
+        ...
+
+    def arrived(self, request: Request, now: float) -> None:
+        """A request asks to be admitted; it may still be refused."""
+        ...
+
+    def too_late(self, request: Request, start_s: float, now: float) -> bool:
+        """Whether the request would miss its deadline even if it began alone at `start_s`."""
+        ...
+
+    def form(self, queue: Queue, opening: Opening) -> Decision:
         """What should run next. The queue is not empty."""
         ...
 
@@ -86,9 +150,6 @@ class StaticPolicy:
     more would fit.
     """
 
-    OTHER_GROUPS = 16
-    """Groups of other keys that are examined while the anchor's is held."""
-
     def __init__(self, settings: StaticSettings) -> None:
         self._max_rows = settings.max_batch_size
         self._max_bytes = settings.max_batch_bytes
@@ -101,30 +162,28 @@ class StaticPolicy:
         """See `BatchPolicy.most_rows`."""
         return self._max_rows
 
-    def form(self, queue: Queue, now: float) -> Formation | Hold:
-        """See `BatchPolicy.form`.
+    def urgency(self, request: Request) -> Urgency:
+        """See `BatchPolicy.urgency`: strict levels, first come first served."""
+        return by_level_and_arrival(request)
 
-        While the anchor's group is held, a group of another key that is ready goes first: one
-        odd shape delays nobody. Looks at no more requests than `1 + OTHER_GROUPS` batches hold.
-        """
-        anchor = queue.most_urgent()
-        decision = self._form_group(queue, anchor, now)
-        if isinstance(decision, Hold):
-            for head in islice(queue.heads(), self.OTHER_GROUPS):
-                other = self._form_group(queue, head, now)
-                if isinstance(other, Formation):
-                    return other
-                # The anchor is the most urgent, not always the one that has waited longest.
-                if other.until_s < decision.until_s:
-                    decision = other
-        return decision
+    def arrived(self, request: Request, now: float) -> None:
+        """Learns nothing."""
 
-    def _form_group(self, queue: Queue, head: Request, now: float) -> Formation | Hold:
+    def too_late(self, request: Request, start_s: float, now: float) -> bool:
+        """Predicts nothing: a request is late when its deadline has passed."""
+        return False
+
+    def form(self, queue: Queue, opening: Opening) -> Decision:
+        """See `BatchPolicy.form`. Looks at no more than `1 + OTHER_GROUPS` groups, and in each at
+        no more requests than one batch holds."""
+        return form_any(queue, lambda group: self._form_group(group, opening.now))
+
+    def _form_group(self, group: Group, now: float) -> Formation | Hold:
         members: list[Request] = []
         rows = preferred_rows = preferred_count = 0
         row_nbytes = 0.0
         complete = False
-        for request in queue.group(head.key):
+        for request in group.requests:
             grown = rows + request.rows
             largest_nbytes = max(row_nbytes, request.nbytes / request.rows)
             if members and (grown > self._max_rows or grown * largest_nbytes > self._max_bytes):

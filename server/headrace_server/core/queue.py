@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import bisect_left, insort
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from headrace_server.core.request import Request
@@ -13,7 +14,17 @@ from headrace_server.core.request import Request
 DELAYED_LEVEL = 2**64
 """Behind every real priority level (they end at 2^64 - 1): where late, delayed requests wait."""
 
-_Level = OrderedDict[int, Request]
+Urgency = tuple[int, float]
+"""A level, lower ones first, and within it a moment, earlier ones first."""
+
+_Place = tuple[int, float, int]
+"""An urgency, and the id of the request that has it: unique, and arrivals of one moment keep
+their order."""
+
+
+def by_level_and_arrival(request: Request) -> Urgency:
+    """Strict priority levels, first come first served within each."""
+    return request.priority, request.arrival_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,34 +47,119 @@ class QueueLimits:
             )
 
 
-class Queue:
-    """Requests that wait, most urgent first: by priority level, then by arrival.
+class Group:
+    """The waiting requests of one batch key: those that may ride together.
 
-    Every operation is O(1) but for finding a place by length or by deadline (O(log n); moving the
-    pointers behind it is a memory move), and changes that touch a new priority level (O(number of
-    levels in use)). OrderedDict rather
-    than dict: it removes its first entry in O(1), where a dict rescans the holes left there.
+    `requests` is in order of urgency and to be read only. The order by length is kept from the
+    first request on that differs from the others in length, until the group is empty.
     """
 
-    def __init__(self, limits: QueueLimits) -> None:
+    __slots__ = ("_by_length", "_places", "requests", "rows")
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.rows = 0
+        self._places: list[_Place] = []
+        self._by_length: list[tuple[int, int, Request]] | None = None
+
+    @property
+    def head(self) -> Request:
+        """The most urgent one."""
+        return self.requests[0]
+
+    @property
+    def lengths_differ(self) -> bool:
+        """Whether the requests are of more than one length."""
+        ordered = self._by_length
+        return ordered is not None and ordered[0][0] != ordered[-1][0]
+
+    def neighbours(self, reach: int) -> tuple[list[Request], int]:
+        """The requests that are closest to the head in length. Only where lengths differ.
+
+        Returns:
+            Up to `reach` shorter or equal ones, the head, up to `reach` longer or equal ones,
+            ascending by length and then by arrival; and the position of the head.
+        """
+        assert self._by_length is not None, "all are of one length"
+        ordered = self._by_length
+        at = bisect_left(ordered, (self.head.length, self.head.id))
+        first = max(0, at - reach)
+        return [entry[2] for entry in ordered[first : at + reach + 1]], at - first
+
+    def _add(self, place: _Place, request: Request) -> None:
+        at = bisect_left(self._places, place)
+        self._places.insert(at, place)
+        self.requests.insert(at, request)
+        self.rows += request.rows
+        if self._by_length is not None:
+            insort(self._by_length, (request.length, request.id, request))
+        elif request.length != self.requests[-1 if at == 0 else 0].length:
+            self._by_length = sorted((r.length, r.id, r) for r in self.requests)
+
+    def _take(self, places: Sequence[_Place], taken: Sequence[Request]) -> None:
+        """Drop these; a run of neighbours, in either order, goes at once."""
+        count = len(taken)
+        if self._places[:count] == places:
+            del self._places[:count], self.requests[:count]
+        else:
+            for place in places:
+                at = bisect_left(self._places, place)
+                del self._places[at], self.requests[at]
+        self.rows -= sum(request.rows for request in taken)
+        ordered = self._by_length
+        if ordered is None:
+            return
+        at = bisect_left(ordered, (taken[0].length, taken[0].id))
+        if [entry[2] for entry in ordered[at : at + count]] == taken:
+            del ordered[at : at + count]
+        else:
+            for request in taken:
+                del ordered[bisect_left(ordered, (request.length, request.id))]
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the books disagree."""
+        assert self.requests, "an empty group was kept"
+        assert self._places == sorted(self._places), "the order of urgency is broken"
+        assert [place[2] for place in self._places] == [r.id for r in self.requests]
+        assert self.rows == sum(r.rows for r in self.requests), "rows are miscounted"
+        if self._by_length is not None:
+            by_length = sorted((r.length, r.id, r) for r in self.requests)
+            assert self._by_length == by_length, "the order by length is broken"
+        else:
+            assert len({r.length for r in self.requests}) == 1, "differing lengths go unnoticed"
+
+
+class Queue:
+    """Requests that wait, most urgent first, as `urgency` has it: lower ones first, equal ones by
+    id. A request's urgency never changes while it waits.
+
+    Finding a place is O(log n); moving the pointers behind it is a memory move. A batch that
+    leaves from the head of its group, or as a run of neighbours in length, leaves at once. What
+    has left stays in the heaps of places and deadlines until it surfaces or they are rebuilt.
+    """
+
+    def __init__(
+        self, limits: QueueLimits, urgency: Callable[[Request], Urgency] = by_level_and_arrival
+    ) -> None:
         self._limits = limits
-        self._levels: dict[int, _Level] = {}
-        self._groups: dict[Hashable, dict[int, _Level]] = {}
-        self._by_length: dict[Hashable, list[tuple[int, int, Request]]] = {}
-        self._level_of: dict[int, int] = {}
+        self._urgency = urgency
+        self._waiting: dict[int, tuple[_Place, Request]] = {}
+        self._groups: dict[Hashable, Group] = {}
+        self._order: list[_Place] = []
         self._deadlines: list[tuple[float, int, Request]] = []
+        self._levels: Counter[int] = Counter()
         self.rows = 0
         self.nbytes = 0
 
     def __len__(self) -> int:
-        return len(self._level_of)
+        return len(self._waiting)
 
     def __contains__(self, request_id: object) -> bool:
-        return request_id in self._level_of
+        return request_id in self._waiting
 
     def __iter__(self) -> Iterator[Request]:
-        for level in sorted(self._levels):
-            yield from self._levels[level].values()
+        for _, request in sorted(self._waiting.values(), key=lambda entry: entry[0]):
+            yield request
 
     def has_room_for(self, request: Request) -> bool:
         """Whether one more request like this stays within every bound.
@@ -74,20 +170,17 @@ class Queue:
         limits = self._limits
         if len(self) >= limits.max_requests:
             return False
-        if self._level_of and self.nbytes + request.nbytes > limits.max_bytes:
+        if self._waiting and self.nbytes + request.nbytes > limits.max_bytes:
             return False
         bound = limits.max_requests_by_level.get(
             request.priority, limits.default_max_requests_by_level
         )
-        if bound == 0:
-            return True
-        level = self._levels.get(request.priority)
-        return level is None or len(level) < bound
+        return bound == 0 or self._levels[self._urgency(request)[0]] < bound
 
-    def push(self, request: Request, *, first: bool = False) -> None:
-        """Add a request at the end of its level, or at its head (work given back by a worker)."""
-        self._insert(request, request.priority, first=first)
-        if request.deadline_s != float("inf"):
+    def push(self, request: Request) -> None:
+        """Add a request at its place."""
+        self._insert(request, *self._urgency(request))
+        if request.deadline_s != math.inf:
             heapq.heappush(self._deadlines, (request.deadline_s, request.id, request))
             # Entries of requests that left early stay in the heap until their deadline; with
             # long deadlines and high rates they would outnumber the queue a hundredfold.
@@ -97,62 +190,42 @@ class Queue:
 
     def remove(self, request: Request) -> None:
         """Take a waiting request out, wherever it stands."""
-        level = self._level_of.pop(request.id)
-        waiting = self._levels[level]
-        del waiting[request.id]
-        if not waiting:
-            del self._levels[level]
-        group = self._groups[request.key]
-        members = group[level]
-        del members[request.id]
-        if not members:
-            del group[level]
-            if not group:
-                del self._groups[request.key]
-        ordered = self._by_length[request.key]
-        del ordered[bisect_left(ordered, (request.length, request.id))]
-        if not ordered:
-            del self._by_length[request.key]
-        self.rows -= request.rows
-        self.nbytes -= request.nbytes
+        self.remove_batch([request])
+
+    def remove_batch(self, requests: Sequence[Request]) -> None:
+        """Take waiting requests of one key out; at least one."""
+        places = [self._waiting.pop(request.id)[0] for request in requests]
+        key = requests[0].key
+        group = self._groups[key]
+        group._take(places, requests)
+        if not group.requests:
+            del self._groups[key]
+        for (level, _, _), request in zip(places, requests, strict=True):
+            self._levels[level] -= 1
+            if not self._levels[level]:
+                del self._levels[level]
+            self.rows -= request.rows
+            self.nbytes -= request.nbytes
 
     def demote(self, request: Request) -> None:
         """Put a waiting request behind all others, for good."""
         self.remove(request)
-        self._insert(request, DELAYED_LEVEL)
+        self._insert(request, DELAYED_LEVEL, request.arrival_s)
 
     def most_urgent(self) -> Request:
         """The request that anchors the next batch. The queue must not be empty."""
-        waiting = self._levels[min(self._levels)]
-        return next(iter(waiting.values()))
+        order = self._order
+        while not self._waits_at(order[0]):
+            heapq.heappop(order)
+        return self._waiting[order[0][2]][1]
 
-    def group(self, key: Hashable) -> Iterator[Request]:
-        """The requests that may ride with one of this key, most urgent first."""
-        group = self._groups.get(key, {})
-        for level in sorted(group):
-            yield from group[level].values()
+    def group(self, key: Hashable) -> Group:
+        """The requests of this key; at least one must wait."""
+        return self._groups[key]
 
-    def lengths_differ(self, key: Hashable) -> bool:
-        """Whether the requests of this key are of more than one length."""
-        ordered = self._by_length[key]
-        return ordered[0][0] != ordered[-1][0]
-
-    def neighbours(self, request: Request, reach: int) -> tuple[list[Request], int]:
-        """The requests of this one's key that are closest to it in length.
-
-        Returns:
-            Up to `reach` shorter or equal ones, the request itself, up to `reach` longer or equal
-            ones, ascending by length and then by arrival; and the position of the request.
-        """
-        ordered = self._by_length[request.key]
-        at = bisect_left(ordered, (request.length, request.id))
-        first = max(0, at - reach)
-        return [entry[2] for entry in ordered[first : at + reach + 1]], at - first
-
-    def heads(self) -> Iterator[Request]:
-        """The most urgent request of every group, in no particular order."""
-        for group in self._groups.values():
-            yield next(iter(group[min(group)].values()))
+    def groups(self) -> Iterator[Group]:
+        """The requests by key, in no particular order."""
+        return iter(self._groups.values())
 
     def expire(self, now: float) -> list[Request]:
         """Requests whose deadline has come, in order of deadline; each is named once."""
@@ -173,35 +246,41 @@ class Queue:
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the books disagree."""
+        for group in self._groups.values():
+            group.check_invariants()
         waiting = list(self)
-        assert len(waiting) == len(self._level_of), "levels and index disagree"
+        grouped = {r.id for group in self._groups.values() for r in group.requests}
+        assert grouped == set(self._waiting), "groups and index disagree"
         assert self.rows == sum(r.rows for r in waiting), "rows are miscounted"
         assert self.nbytes == sum(r.nbytes for r in waiting), "bytes are miscounted"
-        grouped = [r for key in self._groups for r in self.group(key)]
-        assert {r.id for r in grouped} == set(self._level_of), "groups and index disagree"
-        ordered = [e[2] for entries in self._by_length.values() for e in entries]
-        assert {r.id for r in ordered} == set(self._level_of), "lengths and index disagree"
-        assert all(e == sorted(e, key=lambda t: t[:2]) for e in self._by_length.values())
-        assert self._by_length.keys() == self._groups.keys(), "lengths of an empty group were kept"
-        assert all(self._levels.values()), "an empty level was kept"
-        assert all(m for g in self._groups.values() for m in g.values()), "an empty group was kept"
+        places = {place for place, _ in self._waiting.values()}
+        assert self._levels == Counter(level for level, _, _ in places), "levels are miscounted"
+        assert places <= set(self._order), "a place is lost"
         watched = {entry[1] for entry in self._deadlines}
         for request in waiting:
-            timed = request.deadline_s != float("inf")
-            demoted = self._level_of[request.id] == DELAYED_LEVEL
+            timed = request.deadline_s != math.inf
+            demoted = self._waiting[request.id][0][0] == DELAYED_LEVEL
             assert not timed or demoted or request.id in watched, "a deadline is not watched"
 
-    def _insert(self, request: Request, level: int, *, first: bool = False) -> None:
-        waiting = self._levels.setdefault(level, OrderedDict())
-        members = self._groups.setdefault(request.key, {}).setdefault(level, OrderedDict())
-        for ordered in (waiting, members):
-            ordered[request.id] = request
-            if first:
-                ordered.move_to_end(request.id, last=False)
-        insort(self._by_length.setdefault(request.key, []), (request.length, request.id, request))
-        self._level_of[request.id] = level
+    def _insert(self, request: Request, level: int, moment_s: float) -> None:
+        place = (level, moment_s, request.id)
+        self._waiting[request.id] = place, request
+        group = self._groups.get(request.key)
+        if group is None:
+            group = self._groups[request.key] = Group()
+        group._add(place, request)
+        heapq.heappush(self._order, place)
+        if len(self._order) > 64 + 2 * len(self):
+            self._order = [place for place in self._order if self._waits_at(place)]
+            heapq.heapify(self._order)
+        self._levels[level] += 1
         self.rows += request.rows
         self.nbytes += request.nbytes
 
+    def _waits_at(self, place: _Place) -> bool:
+        waiting = self._waiting.get(place[2])
+        return waiting is not None and waiting[0] == place
+
     def _awaits_deadline(self, entry: tuple[float, int, Request]) -> bool:
-        return self._level_of.get(entry[1], DELAYED_LEVEL) != DELAYED_LEVEL
+        waiting = self._waiting.get(entry[1])
+        return waiting is not None and waiting[0][0] != DELAYED_LEVEL

@@ -52,6 +52,8 @@ class DispatchReason(Enum):
     DELAY_EXPIRED = "delay_expired"
     BEST_WINDOW = "best_window"
     BEST_SIZE = "best_size"
+    LAST_MOMENT = "last_moment"
+    IN_TIME = "in_time"
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +62,8 @@ class Batch:
 
     `started_s` is the moment from which the worker was free to run it: its dispatch on an idle
     worker, the completion of the batch before it on a busy one. `expected_s` is how long it was
-    expected to run when it started, in seconds, if anything was known.
+    last expected to run, in seconds, if anything was known: when it was dispatched, and again
+    when it started.
     """
 
     id: int

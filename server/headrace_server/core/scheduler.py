@@ -34,7 +34,7 @@ from headrace_server.core.events import (
     WorkerReady,
 )
 from headrace_server.core.fleet import Fleet, Worker
-from headrace_server.core.policy import BatchPolicy, Formation, Hold
+from headrace_server.core.policy import BatchPolicy, Formation, Hold, Opening, Refusal
 from headrace_server.core.queue import Queue, QueueLimits
 from headrace_server.core.request import Batch, Request
 
@@ -56,7 +56,7 @@ class Scheduler:
         preserve_ordering: bool = False,
     ) -> None:
         self._policy = policy
-        self._queue = Queue(limits or QueueLimits())
+        self._queue = Queue(limits or QueueLimits(), policy.urgency)
         self._fleet = Fleet(in_order=preserve_ordering)
         self._live: dict[int, Request] = {}
         self._batches: dict[int, Batch] = {}
@@ -120,8 +120,13 @@ class Scheduler:
         request = event.request
         if self._closed_for is not None:
             return [Reject(request, self._closed_for)]
+        self._policy.arrived(request, now)
         if request.deadline_s <= now and not request.delay_when_late:
             return [Reject(request, request.late_reason)]
+        if request.deadline_s < math.inf:
+            free_s = self._fleet.free_s(now)
+            if self._policy.too_late(request, free_s[0] if free_s else now, now):
+                return [Reject(request, Reason.PREDICTED_LATE)]
         if not self._queue.has_room_for(request):
             return [Reject(request, Reason.QUEUE_FULL)]
         self._live[request.id] = request
@@ -158,10 +163,9 @@ class Scheduler:
         lost = self._fleet.remove(event.worker_id)
         for batch in lost:
             del self._batches[batch.id]
-        # Backwards and to the head of the queue, so that the order of arrival is kept.
-        for batch in reversed(lost):
+        for batch in lost:
             was_running = batch is lost[0]
-            for request in reversed(batch.requests):
+            for request in batch.requests:
                 request.attempts += was_running
                 if request.cancelled:
                     del self._live[request.id]
@@ -170,7 +174,7 @@ class Scheduler:
                 elif was_running:
                     self._try_alone(request)
                 else:
-                    self._queue.push(request, first=True)
+                    self._queue.push(request)
         return actions + self._decide(now)
 
     def _on_batch_completed(self, event: BatchCompleted, now: float) -> list[Action]:
@@ -189,7 +193,7 @@ class Scheduler:
             return []
         self._fleet.finish(batch, now)
         actions: list[Action] = []
-        for request in reversed(batch.requests):
+        for request in batch.requests:
             if request.cancelled:
                 del self._live[request.id]
             elif len(batch.requests) > 1:
@@ -220,13 +224,13 @@ class Scheduler:
     # -- decisions --------------------------------------------------------------------------
 
     def _try_alone(self, request: Request) -> None:
-        """Put a request back at the head of the queue, to ride by itself from now on.
+        """Put a request back at its place in the queue, to ride by itself from now on.
 
         One of its batch may be the poison that killed the worker or failed the model: that one
         shall fail alone, and its neighbours get their answers.
         """
         request.key = (_ALONE, request.id)
-        self._queue.push(request, first=True)
+        self._queue.push(request)
 
     def _decide_soon(self, now: float) -> list[Action]:
         """A worker has room: decide once the events of this moment are in.
@@ -254,7 +258,11 @@ class Scheduler:
             worker = self._fleet.candidate()
             if worker is None:
                 break
-            decision = self._policy.form(self._queue, now)
+            decision = self._policy.form(self._queue, Opening(now, self._fleet.free_s(now)))
+            if isinstance(decision, Refusal):
+                self._queue.remove(decision.request)
+                actions.append(self._reject(decision.request, decision.reason))
+                continue
             if isinstance(decision, Hold):
                 self._decide_at_s = decision.until_s
                 break
@@ -269,8 +277,7 @@ class Scheduler:
         return actions
 
     def _dispatch(self, formation: Formation, worker: Worker, now: float) -> Dispatch:
-        for request in formation.requests:
-            self._queue.remove(request)
+        self._queue.remove_batch(formation.requests)
         batch = Batch(
             self._next_batch_id,
             worker.id,

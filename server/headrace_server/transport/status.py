@@ -101,6 +101,14 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
         ),
         Reason.QUEUE_FULL: _unavailable("Exceeds maximum queue size for model '{model}'", 0.1),
         Reason.QUEUE_TIMEOUT: _unavailable("Request timeout expired in the queue", None),
+        Reason.PREDICTED_LATE: _unavailable(
+            "the deadline of this request cannot be met by model '{model}' at its present load", 0.1
+        ),
+        Reason.OVERLOADED: _unavailable(
+            "model '{model}' is overloaded: this request gave way so that others meet their "
+            "deadlines",
+            0.1,
+        ),
         Reason.DEADLINE_EXCEEDED: PublicStatus(
             grpc.StatusCode.DEADLINE_EXCEEDED, 504, "the deadline passed before the request ran"
         ),

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from headrace_server.core.policy import (
+    OTHER_GROUPS,
     Formation,
     Hold,
+    Opening,
     StaticPolicy,
     StaticSettings,
 )
@@ -32,8 +34,12 @@ def rows(*sizes: int) -> Queue:
     return queue_of(*(make_request(i, rows=size) for i, size in enumerate(sizes, start=1)))
 
 
+def at(now: float) -> Opening:
+    return Opening(now, [now])
+
+
 def formed(policy: StaticPolicy, queue: Queue, now: float = 0.0) -> Formation:
-    decision = policy.form(queue, now)
+    decision = policy.form(queue, at(now))
     assert isinstance(decision, Formation)
     assert decision.rows == sum(request.rows for request in decision.requests)
     return decision
@@ -109,7 +115,7 @@ class TestPreferredSizes:
         assert formation.complete
 
     def test_a_size_reached_only_by_splitting_is_not_reached(self) -> None:
-        decision = policy(preferred_sizes=[4], max_delay_s=1.0).form(rows(3, 2), 0.5)
+        decision = policy(preferred_sizes=[4], max_delay_s=1.0).form(rows(3, 2), at(0.5))
         assert decision == Hold(1.0)
 
     def test_when_nothing_more_fits_a_smaller_size_still_wins(self) -> None:
@@ -124,7 +130,7 @@ class TestPreferredSizes:
         assert formation.reason is DispatchReason.FULL
 
     def test_max_batch_size_alone_is_preferred_by_default(self) -> None:
-        assert policy(max_delay_s=1.0).form(rows(4, 3), 0.0) == Hold(1.0)
+        assert policy(max_delay_s=1.0).form(rows(4, 3), at(0.0)) == Hold(1.0)
         assert formed(policy(max_delay_s=1.0), rows(4, 4)).reason is DispatchReason.FULL
 
     @pytest.mark.parametrize("size", [0, 9])
@@ -141,8 +147,8 @@ class TestDelay:
     def test_a_request_waits_for_company_until_the_delay_has_passed(self) -> None:
         queue = queue_of(make_request(1, at=10.0))
         held = policy(max_delay_s=0.5)
-        assert held.form(queue, 10.0) == Hold(10.5)
-        assert held.form(queue, 10.4) == Hold(10.5)
+        assert held.form(queue, at(10.0)) == Hold(10.5)
+        assert held.form(queue, at(10.4)) == Hold(10.5)
         formation = formed(held, queue, 10.5)
         assert formation.reason is DispatchReason.DELAY_EXPIRED
         assert not formation.complete
@@ -163,7 +169,7 @@ class TestDelay:
     def test_the_oldest_request_counts_not_the_most_urgent(self) -> None:
         queue = queue_of(make_request(1, at=0.0, priority=2), make_request(2, at=0.9, priority=1))
         held = policy(max_delay_s=1.0)
-        assert held.form(queue, 0.9) == Hold(1.0)
+        assert held.form(queue, at(0.9)) == Hold(1.0)
         assert ids(formed(held, queue, 1.0)) == [2, 1]
 
     def test_a_ready_group_of_another_key_goes_first(self) -> None:
@@ -178,16 +184,16 @@ class TestDelay:
             make_request(2, key="a", at=0.9, priority=1),
         )
         held = policy(max_delay_s=1.0)
-        assert held.form(queue, 0.9) == Hold(1.0)
+        assert held.form(queue, at(0.9)) == Hold(1.0)
         assert ids(formed(held, queue, 1.0)) == [1]
 
     def test_no_more_than_a_bounded_number_of_groups_is_examined(self) -> None:
         held = policy(max_delay_s=1.0)
         queue = queue_of(
-            *(make_request(i, key=i) for i in range(held.OTHER_GROUPS)),
+            *(make_request(i, key=i) for i in range(OTHER_GROUPS)),
             make_request(99, key="full", rows=8),
         )
-        assert held.form(queue, 0.0) == Hold(1.0)
+        assert held.form(queue, at(0.0)) == Hold(1.0)
 
 
 def test_fixed_rules_know_no_costs() -> None:

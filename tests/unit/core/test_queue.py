@@ -31,13 +31,24 @@ def test_a_more_urgent_level_goes_before_earlier_arrivals() -> None:
     assert queue.most_urgent().id == 2
 
 
-def test_work_given_back_goes_to_the_head_of_its_level() -> None:
+def test_work_given_back_goes_to_its_old_place() -> None:
     queue = Queue(QueueLimits())
-    queue.push(make_request(1, priority=1))
-    queue.push(make_request(2, priority=2))
-    queue.push(make_request(3, priority=2), first=True)
-    assert ids(queue) == [1, 3, 2]
-    assert [r.id for r in queue.group("a")] == [1, 3, 2]
+    queue.push(make_request(1, priority=1, at=0.0))
+    back = make_request(2, priority=2, at=1.0)
+    queue.push(back)
+    queue.push(make_request(3, priority=2, at=2.0))
+    queue.remove(back)
+    queue.push(back)
+    assert ids(queue) == [1, 2, 3]
+    assert [r.id for r in queue.group("a").requests] == [1, 2, 3]
+
+
+def test_the_order_is_the_urgency_that_the_queue_is_given() -> None:
+    queue = Queue(QueueLimits(), lambda request: (0, -request.arrival_s))
+    for request_id, at in ((1, 0.0), (2, 2.0), (3, 1.0)):
+        queue.push(make_request(request_id, at=at))
+    assert ids(queue) == [2, 3, 1]
+    assert queue.most_urgent().id == 2
 
 
 def test_rows_and_bytes_of_what_waits_are_counted() -> None:
@@ -60,10 +71,9 @@ def test_groups_hold_one_key_across_levels() -> None:
     queue.push(make_request(1, key="a", priority=2))
     queue.push(make_request(2, key="b", priority=1))
     queue.push(make_request(3, key="a", priority=1))
-    assert [r.id for r in queue.group("a")] == [3, 1]
-    assert [r.id for r in queue.group("b")] == [2]
-    assert list(queue.group("never seen")) == []
-    assert {r.id for r in queue.heads()} == {2, 3}
+    assert [r.id for r in queue.group("a").requests] == [3, 1]
+    assert [r.id for r in queue.group("b").requests] == [2]
+    assert {g.head.id for g in queue.groups()} == {2, 3}
 
 
 def test_removing_one_key_leaves_the_others() -> None:
@@ -74,7 +84,7 @@ def test_removing_one_key_leaves_the_others() -> None:
     queue.remove(only)
     queue.remove(first)
     assert ids(queue) == [3]
-    assert [r.id for r in queue.heads()] == [3]
+    assert [g.head.id for g in queue.groups()] == [3]
 
 
 class TestRoom:
@@ -144,7 +154,7 @@ class TestDeadlines:
         queue.push(earliest)
         queue.push(returned)
         queue.remove(returned)
-        queue.push(returned, first=True)
+        queue.push(returned)
         assert [r.id for r in queue.expire(2.0)] == [1, 2]
 
     def test_a_demoted_request_goes_behind_all_others_and_is_not_named_again(self) -> None:
@@ -154,7 +164,7 @@ class TestDeadlines:
         queue.push(make_request(2, priority=2**64 - 1))
         queue.demote(late)
         assert ids(queue) == [2, 1]
-        assert [r.id for r in queue.group("a")] == [2, 1]
+        assert [r.id for r in queue.group("a").requests] == [2, 1]
         assert queue.next_deadline_s() is None
         assert queue.expire(2.0) == []
 

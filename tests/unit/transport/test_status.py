@@ -54,4 +54,10 @@ def test_texts_that_stock_clients_match_on(reason: Reason, text: str) -> None:
 
 def test_only_refusals_that_pass_by_themselves_suggest_a_retry() -> None:
     retried = {reason for reason in Reason if STATUS[reason].retry_after_s is not None}
-    assert retried == {Reason.MODEL_UNAVAILABLE, Reason.QUEUE_FULL, Reason.STOPPING}
+    assert retried == {
+        Reason.MODEL_UNAVAILABLE,
+        Reason.QUEUE_FULL,
+        Reason.PREDICTED_LATE,
+        Reason.OVERLOADED,
+        Reason.STOPPING,
+    }

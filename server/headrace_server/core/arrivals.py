@@ -1,0 +1,39 @@
+"""How much work arrives: the load that the workers of a model are asked to carry."""
+
+from __future__ import annotations
+
+from collections import deque
+
+WINDOW = 1024
+"""Arrivals that the estimate looks back over. A few dozen would follow every burst: at a
+coefficient of variation of 4 their rate is off by half; a thousand are within a tenth."""
+
+STRIDE = 16
+"""Arrivals between two entries that are remembered."""
+
+
+class ArrivingWork:
+    """Seconds of work that arrive per second, over about the last `WINDOW` arrivals.
+
+    A request's work is how long it would take alone. Memory and time per arrival are constant.
+    """
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, float]] = deque(maxlen=WINDOW // STRIDE)
+        self._count = 0
+        self._work_s = 0.0
+
+    def add(self, work_s: float, now: float) -> None:
+        """A request of that much work arrived."""
+        if self._count % STRIDE == 0:
+            self._marks.append((now, self._work_s))
+        self._count += 1
+        self._work_s += work_s
+
+    def per_second(self, now: float) -> float:
+        """The estimate; 0 until `2 * STRIDE` arrivals are known."""
+        if len(self._marks) < 3:
+            return 0.0
+        since_s, before_s = self._marks[0]
+        elapsed_s = now - since_s
+        return (self._work_s - before_s) / elapsed_s if elapsed_s > 0 else 0.0

@@ -1,0 +1,55 @@
+"""What batches of one length cost, by rows: a curve written out, and the questions asked of it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate
+
+from headrace_server.core.cost import Curve
+
+WORTHWHILE = 0.97
+"""A smaller batch is taken when it does at least this share of the best one's work per second:
+where batching gains next to nothing, nobody waits for it."""
+
+
+class Timetable:
+    """Durations in seconds of batches of 0 to `most_rows` rows, all padded to one length.
+
+    Costs one evaluation of the curve per row to write out, so it is kept as long as the curve is.
+    """
+
+    __slots__ = ("_durations", "_enough", "_most_rows", "_row_s")
+
+    def __init__(self, curve: Curve, length: int, most_rows: int) -> None:
+        self._most_rows = most_rows
+        self._durations = [0.0, *(curve.at(rows, length) for rows in range(1, most_rows + 1))]
+        self._row_s = self._durations[1]
+        self._enough: list[int] = []
+
+    def duration_s(self, rows: int) -> float:
+        """How long a batch of that many rows takes; beyond `most_rows`, in proportion."""
+        if rows <= self._most_rows:
+            return self._durations[rows]
+        return self._durations[-1] * rows / self._most_rows
+
+    def rows_within(self, seconds: float) -> int:
+        """The largest batch that takes no longer, 0 to `most_rows` rows."""
+        return bisect_right(self._durations, seconds) - 1 if seconds >= 0 else 0
+
+    def rate(self, rows: int, request_rows: int) -> float:
+        """Work per second of a batch made of requests of `request_rows` rows: the seconds that
+        they would take one by one, over the seconds that they take together."""
+        alone_s = self.duration_s(request_rows) * rows / request_rows
+        return alone_s / self.duration_s(rows) if rows else 0.0
+
+    def enough(self, rows: int) -> int:
+        """The smallest batch of requests of one row that is `WORTHWHILE` next to the best of all
+        up to `rows` rows."""
+        if not self._enough:
+            best = list(accumulate((self.rate(r, 1) for r in range(self._most_rows + 1)), max))
+            enough = 0
+            for most in best:
+                while best[enough] < WORTHWHILE * most:
+                    enough += 1
+                self._enough.append(enough)
+        return max(1, self._enough[rows])

@@ -1,0 +1,80 @@
+"""The search for who rides together where lengths differ: the window with most work per second."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from headrace_server.core.cost import Curve
+from headrace_server.core.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A run of neighbours in length: `requests[first:end]` of those searched.
+
+    `rate`: the seconds that its members would take alone, over `duration_s`, its own.
+    """
+
+    first: int
+    end: int
+    rows: int
+    rate: float
+    duration_s: float
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What limits a window: rows, bytes once padded, and the end of each member's patience.
+
+    A batch begins at `start_s` and is planned to take `margin` times as long as expected; a
+    margin of 0 leaves deadlines aside.
+    """
+
+    most_rows: int
+    most_bytes: int
+    start_s: float
+    margin: float
+
+
+def best_window(near: Sequence[Request], at: int, curve: Curve, bounds: Bounds) -> Window:
+    """The window around `near[at]` that does the most work per second.
+
+    Args:
+        near: ascending by length.
+        at: the request that must ride. Alone it rides whatever the bounds say.
+
+    O(n^2) in the number of windows, each one multiplication or two; n is bounded by the batch
+    size, so the search stays a small part of the batch that it decides.
+    """
+    rows = [0, *accumulate(request.rows for request in near)]
+    work = [0.0, *accumulate(curve.at(request.rows, request.length) for request in near)]
+    most_rows, most_bytes = bounds.most_rows, bounds.most_bytes
+    start_s, margin = bounds.start_s, bounds.margin
+    base, row, element, pair = curve.base, curve.row, curve.element, curve.pair
+    best = best_s = 0.0
+    best_deadline_s = soonest_s = math.inf
+    first, end = at, at + 1
+    for last in range(at, len(near)):
+        soonest_s = deadline_s = min(soonest_s, near[last].deadline_s)
+        length = near[last].length
+        per_row = row + length * (element + length * pair)
+        to_rows, to_work = rows[last + 1], work[last + 1]
+        # Ascending by length, so the last one is what everybody is padded to.
+        row_nbytes = near[last].nbytes / near[last].rows
+        for start in range(at, -1, -1):
+            count = to_rows - rows[start]
+            if (count > most_rows or count * row_nbytes > most_bytes) and start < last:
+                break
+            duration_s = base + count * per_row
+            deadline_s = min(deadline_s, near[start].deadline_s)
+            if start_s + margin * duration_s > deadline_s and start < last:
+                break
+            rate = (to_work - work[start]) / duration_s
+            if rate > best:
+                best, first, end = rate, start, last + 1
+                best_s, best_deadline_s = duration_s, deadline_s
+    return Window(first, end, rows[end] - rows[first], best, best_s, best_deadline_s)
