@@ -20,16 +20,16 @@ No more is asked of a batch than a request with the head's time to live could ev
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from heapq import heapify, heapreplace
+from collections.abc import Hashable, Iterable
 from itertools import islice
 
 from headrace_server.core.arrivals import ArrivingWork
 from headrace_server.core.cost import CostModel, Curve, Sample
 from headrace_server.core.errors import Reason
+from headrace_server.core.outlook import Outlook
 from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal, form_any
 from headrace_server.core.queue import Group, Queue, Urgency
-from headrace_server.core.request import Batch, DispatchReason, Request
+from headrace_server.core.request import Alone, Batch, DispatchReason, Request
 from headrace_server.core.timetable import WORTHWHILE, Timetable
 from headrace_server.core.windows import Bounds, best_window
 
@@ -50,10 +50,14 @@ MAX_MARGIN = 2.0
 HOLD_BELOW = 1.1
 SHED_BELOW = 0.95
 """Shares of the need. Measured with `make bench-sim`: capacity is flat within a per cent from 1.0
-to 1.2 and from 0.9 to 1.0, and falls beyond."""
+to 1.2 and from 0.95 to 1.0, and falls beyond."""
 
-LOOKAHEAD = 32
-"""Batches that are planned ahead to see whether somebody behind the head would be late."""
+SILENCE = 5.0
+"""Mean gaps between arrivals without any after which nobody is waited for any more: the burst is
+over. In a Poisson process one gap in 150 is so long; capacity does not suffer from it."""
+
+MOST_TIMETABLES = 128
+"""Curves written out by rows that are kept."""
 
 TIMER_S = 0.0015
 """asyncio's timers are late by up to a millisecond; a hold ends so much before its last moment."""
@@ -102,8 +106,7 @@ class AdaptivePolicy:
         self._arriving = ArrivingWork()
         self._last: Batch | None = None
         self._observed_s = -math.inf
-        self._timetables: dict[int, Timetable] = {}
-        self._timetables_of: Curve | None = None
+        self._timetables: dict[tuple[Curve, int], Timetable] = {}
 
     @property
     def most_rows(self) -> int:
@@ -121,19 +124,22 @@ class AdaptivePolicy:
         if curve is not None:
             self._arriving.add(curve.at(request.rows, request.length), now)
 
-    def too_late(self, request: Request, start_s: float, now: float) -> bool:
+    def too_late(self, request: Request, opening: Opening) -> bool:
         """See `BatchPolicy.too_late`. Never before something is known of durations, and not
         where a worker is free and nothing was measured for `PROBE_S`."""
-        curve = self.cost.curve
-        if curve is None or request.deadline_s == math.inf:
+        if request.deadline_s == math.inf:
             return False
+        curve = self._curve(request, opening)
+        if curve is None:
+            return False
+        start_s, now = opening.start_s, opening.now
         if start_s <= now and now - self._observed_s > PROBE_S:
             return False
         return start_s + curve.at(request.rows, request.length) > request.deadline_s
 
     def form(self, queue: Queue, opening: Opening) -> Decision:
         """See `BatchPolicy.form`. Looks at no more requests than one batch holds, or `MAX_REACH`
-        shorter and as many longer ones where lengths differ, and plans `LOOKAHEAD` batches."""
+        shorter and as many longer ones where lengths differ, and plays a few batches forward."""
         last = self._last
         if last is not None and len(last.requests) >= COMPANY:
             due_s = last.dispatched_s + PACE_S
@@ -143,43 +149,40 @@ class AdaptivePolicy:
 
     def expected_duration_s(self, batch: Batch) -> float | None:
         """What the cost model says of its rows and padded length."""
-        curve = self.cost.curve
+        curve = self.cost.curve_for(_cost_key(batch.requests[0]), batch.running)
         return None if curve is None else curve.at(batch.rows, batch.length)
 
     def observe(self, batch: Batch, duration_s: float) -> None:
         """Take the batch into the cost model."""
         self._last = batch
         self._observed_s = batch.started_s + duration_s
-        self.cost.observe(batch.rows, batch.length, duration_s)
+        key = _cost_key(batch.requests[0])
+        self.cost.observe(batch.rows, batch.length, duration_s, key, batch.running)
 
     # -- one group ----------------------------------------------------------------------------
 
     def _form_group(self, group: Group, opening: Opening) -> Decision:
-        curve = self.cost.curve
+        curve = self._curve(group.head, opening)
         if curve is None:
             members, rows, ended = self._in_order(group, None, opening.start_s)
             reason = DispatchReason.FULL if ended else DispatchReason.IMMEDIATE
             return Formation(members, rows, reason, complete=ended)
-        if self.too_late(group.head, opening.start_s, opening.now):
+        if self.too_late(group.head, opening):
             return Refusal(group.head, Reason.PREDICTED_LATE)
         if group.lengths_differ:
             return self._by_length(group, curve, opening)
-        return self._by_urgency(group, opening)
+        return self._by_urgency(group, self._timetable(curve, group.head.length), opening)
 
-    def _by_urgency(self, group: Group, opening: Opening) -> Decision:
+    def _by_urgency(self, group: Group, times: Timetable, opening: Opening) -> Decision:
         """Nobody pads anybody: in order of urgency, as many as make the batch worth it."""
         head = group.head
-        times = self._timetable(head.length)
         members, rows, ended = self._in_order(group, times, opening.start_s)
         alone_s = sum(times.duration_s(request.rows) for request in members)
         rate = alone_s / times.duration_s(rows)
         cut_short = not ended and rows < min(group.rows, self._max_rows)
-        if cut_short and (
-            rate < self._asked(SHED_BELOW, head, opening)
-            or not self._rest_in_time(group, len(members), times.duration_s(rows), opening)
-        ):
+        if cut_short and self._better_without(group, len(members), times, rows, opening):
             return Refusal(head, Reason.OVERLOADED)
-        asked = self._asked(HOLD_BELOW, head, opening)
+        asked = self._asked(self._hold_below(opening), head, times, opening)
         if rate < asked and not ended:
             reason = DispatchReason.IN_TIME if cut_short else DispatchReason.IMMEDIATE
             formation = Formation(members, rows, reason, complete=False)
@@ -198,6 +201,7 @@ class AdaptivePolicy:
     def _by_length(self, group: Group, curve: Curve, opening: Opening) -> Decision:
         """The window of neighbours around the head with the most work per second."""
         head = group.head
+        times = self._timetable(curve, head.length)
         near, at = group.neighbours(min(self._max_rows - 1, MAX_REACH))
         margin = self._margin
         start_s = opening.start_s
@@ -207,12 +211,15 @@ class AdaptivePolicy:
             bounds = Bounds(self._max_rows, self._max_bytes, start_s, margin)
             best, window = window, best_window(near, at, curve, bounds)
             reason = DispatchReason.IN_TIME
-            if window.rate < min(WORTHWHILE * best.rate, self._asked(SHED_BELOW, head, opening)):
+            asked = self._asked(SHED_BELOW, head, times, opening)
+            if window.rate < min(WORTHWHILE * best.rate, asked):
                 return Refusal(head, Reason.OVERLOADED)
         members = near[window.first : window.end]
         complete = window.rows == self._max_rows
         formation = Formation(members, window.rows, reason, complete)
-        if not complete and window.rate < self._asked(HOLD_BELOW, head, opening):
+        if not complete and window.rate < self._asked(
+            self._hold_below(opening), head, times, opening
+        ):
             grown_s = curve.at(window.rows + head.rows, members[-1].length)
             return self._held(formation, grown_s, opening)
         return formation
@@ -266,7 +273,7 @@ class AdaptivePolicy:
         enough = min(best, max(WORTHWHILE * best, asked))
         return 1 + next(i for i, rate in enumerate(rates) if rate >= enough)
 
-    def _asked(self, share: float, head: Request, opening: Opening) -> float:
+    def _asked(self, share: float, head: Request, times: Timetable, opening: Opening) -> float:
         """The rate that is asked of a batch of this head: a share of the need, but no more than
         the batch could have that takes `m / (m + 1)` of the head's time to live.
 
@@ -277,63 +284,71 @@ class AdaptivePolicy:
         workers = len(opening.free_s)
         if budget_s == math.inf:
             return 0.0
-        need = self._arriving.per_second(opening.now) / workers
-        times = self._timetable(head.length)
+        need = self._load(opening) / workers
         rows = times.rows_within(budget_s * workers / (workers + 1))
         possible = times.rate(max(rows, head.rows), head.rows)
         # A hair less, since sums of durations differ from products in the last digit.
         return min(share * need, possible) * (1 - 1e-9)
 
+    @staticmethod
+    def _hold_below(opening: Opening) -> float:
+        """The share of the need below which a batch is held: in proportion to the workers that
+        would then run. While others are idle there is time to make good for a small batch."""
+        return HOLD_BELOW * opening.running / len(opening.free_s)
+
     def _held(self, formation: Formation, grown_s: float, opening: Opening) -> Formation | Hold:
         """Wait for company until the last moment at which a batch that takes `grown_s` is in
-        time; with one worker, never."""
-        if len(opening.free_s) == 1:
+        time, or until nobody has come for a while; with one worker, never."""
+        silent_s = self._arriving.silent_from(SILENCE)
+        if len(opening.free_s) == 1 or silent_s <= opening.now:
             return formation
         soonest_s = min(request.deadline_s for request in formation.requests)
         until_s = soonest_s - self._margin * grown_s - self._timer_s
         if until_s <= opening.start_s:
             reason = DispatchReason.LAST_MOMENT
             return Formation(formation.requests, formation.rows, reason, formation.complete)
-        return Hold(until_s)
+        return Hold(min(until_s, silent_s))
 
-    def _rest_in_time(self, group: Group, taken: int, duration_s: float, opening: Opening) -> bool:
-        """Whether everybody behind the first `taken` could still be on time if those went now.
-
-        Plays it forward: whichever worker is free first takes as many as the deadline of the
-        then first allows. Less urgent priorities than the head's do not count.
-        """
-        requests = group.requests
-        priority = group.head.priority
-        times = self._timetable(group.head.length)
-        mean_rows = group.rows / len(requests)
-        free_s = [opening.start_s + duration_s, *opening.free_s[1:]]
-        heapify(free_s)
-        at = taken
-        for _ in range(LOOKAHEAD):
-            if at >= len(requests):
-                return True
-            rows = times.rows_within((requests[at].deadline_s - free_s[0]) / self._margin)
-            if rows >= requests[at].rows:
-                heapreplace(free_s, free_s[0] + times.duration_s(rows))
-                at += max(1, int(rows / mean_rows))
-            elif requests[at].priority <= priority:
-                return False
-            else:
-                at += 1
-        return True
+    def _better_without(
+        self, group: Group, taken: int, times: Timetable, rows: int, opening: Opening
+    ) -> bool:
+        """Whether fewer are lost if the head, whose deadline cuts the batch down to the first
+        `taken` requests, is refused."""
+        head = group.head
+        mean_rows = group.rows / len(group.requests)
+        outlook = Outlook(
+            opening.now,
+            times,
+            self._margin,
+            self._load(opening) / times.duration_s(1) / mean_rows,
+            head.deadline_s - head.arrival_s,
+            self._asked(SHED_BELOW, head, times, opening),
+        )
+        busy_s = [opening.start_s + times.duration_s(rows), *opening.free_s[1:]]
+        lost = outlook.losses(group.requests, taken, busy_s, mean_rows)
+        return lost > 0 and lost > outlook.losses(group.requests, 1, opening.free_s, mean_rows)
 
     @property
     def _margin(self) -> float:
         return min(MAX_MARGIN, self.cost.margin)
 
-    def _timetable(self, length: int) -> Timetable:
-        """What the present curve says of this length."""
-        curve = self.cost.curve
-        assert curve is not None, "nothing is known yet"
-        if curve is not self._timetables_of:
-            self._timetables_of = curve
-            self._timetables.clear()
-        times = self._timetables.get(length)
+    def _load(self, opening: Opening) -> float:
+        """Seconds of work that arrive per second, as long as it takes while so many run."""
+        return self._arriving.per_second(opening.now) * self.cost.slowdown(opening.running)
+
+    def _curve(self, request: Request, opening: Opening) -> Curve | None:
+        return self.cost.curve_for(_cost_key(request), opening.running)
+
+    def _timetable(self, curve: Curve, length: int) -> Timetable:
+        """What the curve says of this length."""
+        times = self._timetables.get((curve, length))
         if times is None:
-            times = self._timetables[length] = Timetable(curve, length, self._max_rows)
+            if len(self._timetables) >= MOST_TIMETABLES:
+                self._timetables.clear()  # most of them are of curves that were refined since
+            times = self._timetables[curve, length] = Timetable(curve, length, self._max_rows)
         return times
+
+
+def _cost_key(request: Request) -> Hashable:
+    key = request.key
+    return key.key if isinstance(key, Alone) else key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 WINDOW = 1024
@@ -22,9 +23,11 @@ class ArrivingWork:
         self._marks: deque[tuple[float, float]] = deque(maxlen=WINDOW // STRIDE)
         self._count = 0
         self._work_s = 0.0
+        self._last_s = -math.inf
 
     def add(self, work_s: float, now: float) -> None:
         """A request of that much work arrived."""
+        self._last_s = now
         if self._count % STRIDE == 0:
             self._marks.append((now, self._work_s))
         self._count += 1
@@ -37,3 +40,11 @@ class ArrivingWork:
         since_s, before_s = self._marks[0]
         elapsed_s = now - since_s
         return (self._work_s - before_s) / elapsed_s if elapsed_s > 0 else 0.0
+
+    def silent_from(self, gaps: float) -> float:
+        """The moment at which, if nobody arrives, as many mean gaps between arrivals will have
+        passed since the last one."""
+        if len(self._marks) < 2:
+            return self._last_s
+        arrivals = (len(self._marks) - 1) * STRIDE
+        return self._last_s + gaps * (self._marks[-1][0] - self._marks[0][0]) / arrivals

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from headrace_server.core.factors import Factors, steps
 
 Sample = tuple[int, int, float]
 """Rows, padded length (0 when nothing is ragged), and the measured duration in seconds."""
@@ -20,22 +22,37 @@ MIN_BASE_S = 1e-6
 """No batch is free, not even one of empty rows: it keeps every ratio of durations finite."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """`base + rows * (row + length * (element + length * pair))`, in seconds.
+    """`base + rows * (row + length * (element + length * pair))`, in seconds, times `steps[rows]`.
 
     A fixed cost, one per row, one per padded element, and attention's one per pair of elements.
-    No coefficient is negative, so the curve never falls as a batch grows.
+    `steps` are factors by rows, for devices whose durations grow by the step; the last one counts
+    for all beyond it, and empty means none. No coefficient is negative and the steps never undo
+    what a row adds, so the curve never falls as a batch grows.
     """
 
     base: float
     row: float
     element: float
     pair: float
+    steps: tuple[float, ...] = ()
 
     def at(self, rows: int, length: int) -> float:
         """Seconds for one batch."""
-        return self.base + rows * (self.row + length * (self.element + length * self.pair))
+        smooth_s = self.base + rows * (self.row + length * (self.element + length * self.pair))
+        steps = self.steps
+        return smooth_s * steps[min(rows, len(steps) - 1)] if steps else smooth_s
+
+    def scaled(self, factor: float) -> Curve:
+        """Everything takes `factor` times as long."""
+        return Curve(
+            self.base * factor,
+            self.row * factor,
+            self.element * factor,
+            self.pair * factor,
+            self.steps,
+        )
 
 
 class CostModel:
@@ -46,6 +63,10 @@ class CostModel:
     chapter 23, pose the problem). Single outliers are clipped (Huber, 1964). Old measurements
     fade, the sweep stays as a prior for shapes that are never served; when durations shift as a
     whole, the prior shifts with them.
+
+    Factors on top of the curve take what it cannot say: steps by rows (only where all batches are
+    of one length), what a batch key adds to its length, and how much slower batches are while
+    other workers run, who share the cores or the device.
     """
 
     FADING = 0.98
@@ -65,7 +86,20 @@ class CostModel:
     """Median log ratio of measured to predicted durations, over the window, that counts as
     drift. The median, since a busy machine makes single batches late by any factor."""
 
+    MOST_KEYS = 64
+    MOST_STEPS = 512
+    """Bounds of what is remembered. Beyond so many rows a device's steps are small beside the
+    batch."""
+
     def __init__(self, sweep: Iterable[Sample] = ()) -> None:
+        self._by_rows = Factors(doubt=3.0, clip=self.CLIP, most_cases=self.MOST_STEPS)
+        # New cases must be absorbed within a few measurements, before they count as drift.
+        self._by_key = Factors(doubt=1.0, clip=2.0, most_cases=self.MOST_KEYS)
+        self._by_running = Factors(doubt=1.0, clip=2.0, most_cases=self.MOST_KEYS)
+        self._first_key: Hashable = None
+        self._lengths: set[int] = set()
+        self._most_rows = 1
+        self._curves: dict[tuple[Hashable, int], Curve] = {}
         self._prior = [s for s in sweep if s[2] > 0]
         self._scale = (
             float(max((rows for rows, _, _ in self._prior), default=1)),
@@ -82,24 +116,47 @@ class CostModel:
         if self._prior:
             self._sum_prior()
             self._fit()
+            self._learn_steps()
 
     @property
     def curve(self) -> Curve | None:
-        """What is believed now; None before the first measurement."""
+        """What is believed now of a worker that runs alone; None before the first measurement."""
         return self._curve
+
+    def curve_for(self, key: Hashable, running: int) -> Curve | None:
+        """What is believed now of batches of this key while so many workers run, this one
+        included. The same object until something was learned."""
+        if self._curve is None:
+            return None
+        case = key, running
+        curve = self._curves.get(case)
+        if curve is None:
+            factor = self._factor(key, running)
+            curve = self._curve if factor == 1.0 else self._curve.scaled(factor)
+            if len(self._curves) >= 4 * self.MOST_KEYS:
+                self._curves.clear()
+            self._curves[case] = curve
+        return curve
+
+    def slowdown(self, running: int) -> float:
+        """How many times as long a batch takes while so many workers run, next to one alone."""
+        return math.exp(max(map(self._by_running.log, range(2, running + 1)), default=0.0))
 
     @property
     def margin(self) -> float:
         """The factor between the expected duration and its 95th percentile, at least 1."""
         return math.exp(max(0.0, self._margin))
 
-    def observe(self, rows: int, length: int, duration_s: float) -> None:
-        """Learn from one batch that was served."""
+    def observe(
+        self, rows: int, length: int, duration_s: float, key: Hashable = None, running: int = 1
+    ) -> None:
+        """Learn from one batch that was served, while `running` workers ran, this one included."""
         if duration_s <= 0:
             return
         if self._curve is None:
             self._prior = [(rows, length, duration_s)]
             self._scale = (float(rows), float(length or 1))
+            self._first_key = key
             self._sum_prior()
             self._fit()
             return
@@ -112,8 +169,9 @@ class CostModel:
         self._unlearned_s += duration_s
         if not due:
             return
-        expected_s = self._curve.at(rows, length)
-        error = math.log(duration_s / expected_s)
+        curve = self.curve_for(key, running)
+        assert curve is not None
+        error = math.log(duration_s / curve.at(rows, length))
         self._margin += self.QUANTILE_STEP * (
             self.QUANTILE if error > self._margin + 0.005 else self.QUANTILE - 1
         )
@@ -122,16 +180,41 @@ class CostModel:
             median = sorted(self._errors)[self.DRIFT_WINDOW // 2]
             if abs(median) > self.DRIFT:
                 self._shift(math.exp(median))
-        weight = min(1.0, self.CLIP / abs(error)) if error else 1.0
-        self._fade()
-        terms = self._terms(rows, length)
-        # Relative to the larger of the two: a batch that seems to have taken no time, since its
-        # answer was read together with the one before it, would outweigh hundreds of others.
-        relative_to_s = max(duration_s, expected_s)
-        _accumulate(self._gram, self._target, terms, duration_s, relative_to_s, weight)
+        self._learn_factors(rows, length, key, running, error)
+        self._learn_curve(rows, length, duration_s / self._factor(key, running), error)
         if self._unfitted_s >= self.FIT_EVERY_S:
             self._unfitted_s = 0.0
             self._fit()
+
+    def _factor(self, key: Hashable, running: int) -> float:
+        return self.slowdown(running) * (1.0 if key == self._first_key else self._by_key.of(key))
+
+    def _learn_factors(
+        self, rows: int, length: int, key: Hashable, running: int, error: float
+    ) -> None:
+        if self._first_key is None:
+            self._first_key = key
+        if running > 1:
+            self._by_running.learn(running, error)
+        if key != self._first_key:
+            self._by_key.learn(key, error)
+        if len(self._lengths) < 2:
+            self._lengths.add(length)
+            if rows <= self.MOST_STEPS:
+                self._most_rows = max(self._most_rows, rows)
+                self._by_rows.learn(rows, error)
+
+    def _learn_curve(self, rows: int, length: int, duration_s: float, error: float) -> None:
+        weight = min(1.0, self.CLIP / abs(error)) if error else 1.0
+        for row in self._gram:
+            for j in range(TERMS):
+                row[j] *= self.FADING
+        self._target = [value * self.FADING for value in self._target]
+        # Relative to the larger of the two: a batch that seems to have taken no time, since its
+        # answer was read together with the one before it, would outweigh hundreds of others.
+        relative_to_s = duration_s * max(1.0, math.exp(-error))
+        terms = self._terms(rows, length)
+        _accumulate(self._gram, self._target, terms, duration_s, relative_to_s, weight)
 
     def _shift(self, factor: float) -> None:
         """Everything takes `factor` times as long as it used to: start again from there."""
@@ -149,12 +232,6 @@ class CostModel:
         for rows, length, duration_s in self._prior:
             terms = self._terms(rows, length)
             _accumulate(self._prior_gram, self._prior_target, terms, duration_s, duration_s, share)
-
-    def _fade(self) -> None:
-        for row in self._gram:
-            for j in range(TERMS):
-                row[j] *= self.FADING
-        self._target = [value * self.FADING for value in self._target]
 
     def _terms(self, rows: int, length: int) -> tuple[float, float, float, float]:
         r, x = rows / self._scale[0], length / self._scale[1]
@@ -175,6 +252,23 @@ class CostModel:
             element / (by_rows * by_length),
             pair / (by_rows * by_length * by_length),
         )
+        if len(self._lengths) < 2:
+            written = steps(self._by_rows, self._most_rows, self._curve.base, self._curve.row)
+            self._curve = replace(self._curve, steps=written)
+        self._curves.clear()
+
+    def _learn_steps(self) -> None:
+        """Take in how the sweep differs from the curve fitted to it, if it has but one length."""
+        self._lengths = {length for _, length, _ in self._prior}
+        if len(self._lengths) == 1 and self._curve is not None:
+            curve = self._curve
+            for rows, length, duration_s in self._prior:
+                if rows <= self.MOST_STEPS:
+                    self._most_rows = max(self._most_rows, rows)
+                    self._by_rows.learn(
+                        rows, math.log(duration_s / curve.at(rows, length)), self.PRIOR_WEIGHT
+                    )
+            self._fit()
 
 
 def _accumulate(

@@ -11,13 +11,15 @@ from headrace_server.core.request import Batch
 STAGES = 2
 """Batches that a worker may hold: one runs while the next one is staged in its other slab."""
 
-MAX_STAGE_LEAD_S = 0.002
+MAX_STAGE_LEAD_S = 0.001
 MIN_STAGE_LEAD_S = 0.0002
-STAGE_LEAD_SHARE = 0.1
-"""How long before the expected end of a running batch its successor is staged: its last tenth, at
-most long enough to copy the inputs and to absorb the 1 ms grain of asyncio's timers. Earlier
-would close the batch to requests that still arrive. Behind a batch of a few milliseconds nothing
-is staged that could still grow: closing it early costs more than the gap between two batches."""
+STAGE_LEAD_SHARE = 0.04
+"""How long before the expected end of a running batch its successor is staged: long enough to copy
+the inputs and to absorb the 1 ms grain of asyncio's timers. Earlier would close the batch to
+requests that still arrive: with a tenth of the batch, up to 2 ms, a quarter more deadlines are
+missed near capacity (`make bench-sim`; 12 ms batches, one worker). Behind a batch of less than
+5 ms nothing is staged that could still grow: closing it early costs more than the gap between two
+batches."""
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +87,11 @@ class Fleet:
             return next(iter(self._idle.values()))
         free = [w for w in self._workers.values() if len(w.batches) < STAGES]
         return min(free, key=lambda w: (w.expected_end_s, w.batches[0].started_s), default=None)
+
+    def running_with(self, worker: Worker | None = None) -> int:
+        """Workers that run a batch, or would if this one did; at least 1."""
+        idle = len(self._idle) - (worker is not None and not worker.batches)
+        return max(1, len(self._workers) - idle)
 
     def free_s(self, now: float) -> list[float]:
         """When each worker could begin a batch more, ascending; see `Opening`."""

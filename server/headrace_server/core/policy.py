@@ -20,11 +20,13 @@ class Opening:
     Args:
         now: the moment of the decision.
         free_s: for every live worker, the moment at which it could begin a batch more, ascending;
-            `now` where a worker is idle or nothing is known of what it runs.
+            `now` where a worker is idle or nothing is known of what it runs. At least one.
+        running: how many workers will run at once when this batch does, its own included.
     """
 
     now: float
     free_s: Sequence[float]
+    running: int = 1
 
     @property
     def start_s(self) -> float:
@@ -100,8 +102,8 @@ class BatchPolicy(Protocol):
         """A request asks to be admitted; it may still be refused."""
         ...
 
-    def too_late(self, request: Request, start_s: float, now: float) -> bool:
-        """Whether the request would miss its deadline even if it began alone at `start_s`."""
+    def too_late(self, request: Request, opening: Opening) -> bool:
+        """Whether the request would miss its deadline even if it rode alone in that opening."""
         ...
 
     def form(self, queue: Queue, opening: Opening) -> Decision:
@@ -169,7 +171,7 @@ class StaticPolicy:
     def arrived(self, request: Request, now: float) -> None:
         """Learns nothing."""
 
-    def too_late(self, request: Request, start_s: float, now: float) -> bool:
+    def too_late(self, request: Request, opening: Opening) -> bool:
         """Predicts nothing: a request is late when its deadline has passed."""
         return False
 

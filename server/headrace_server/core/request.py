@@ -43,6 +43,14 @@ class Request:
     length: int = field(default=0, kw_only=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """The batch key of a request that rides by itself from now on; `key` is what it was before."""
+
+    key: Hashable
+    id: int
+
+
 class DispatchReason(Enum):
     """Why a batch left the queue at that moment with that size; a metric label."""
 
@@ -63,7 +71,7 @@ class Batch:
     `started_s` is the moment from which the worker was free to run it: its dispatch on an idle
     worker, the completion of the batch before it on a busy one. `expected_s` is how long it was
     last expected to run, in seconds, if anything was known: when it was dispatched, and again
-    when it started.
+    when it started. `running`: workers that ran at that moment, its own included.
     """
 
     id: int
@@ -74,6 +82,7 @@ class Batch:
     dispatched_s: float
     started_s: float = math.nan
     expected_s: float | None = None
+    running: int = 1
     length: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -36,13 +36,10 @@ from headrace_server.core.events import (
 from headrace_server.core.fleet import Fleet, Worker
 from headrace_server.core.policy import BatchPolicy, Formation, Hold, Opening, Refusal
 from headrace_server.core.queue import Queue, QueueLimits
-from headrace_server.core.request import Batch, Request
+from headrace_server.core.request import Alone, Batch, Request
 
 MAX_ATTEMPTS = 2
 """Times that a request may be running when its worker is lost, before it is given up."""
-
-_ALONE = object()
-"""Makes a batch key that no other request has."""
 
 
 class Scheduler:
@@ -124,8 +121,8 @@ class Scheduler:
         if request.deadline_s <= now and not request.delay_when_late:
             return [Reject(request, request.late_reason)]
         if request.deadline_s < math.inf:
-            free_s = self._fleet.free_s(now)
-            if self._policy.too_late(request, free_s[0] if free_s else now, now):
+            opening = Opening(now, self._fleet.free_s(now) or [now], self._fleet.running_with())
+            if self._policy.too_late(request, opening):
                 return [Reject(request, Reason.PREDICTED_LATE)]
         if not self._queue.has_room_for(request):
             return [Reject(request, Reason.QUEUE_FULL)]
@@ -229,7 +226,7 @@ class Scheduler:
         One of its batch may be the poison that killed the worker or failed the model: that one
         shall fail alone, and its neighbours get their answers.
         """
-        request.key = (_ALONE, request.id)
+        request.key = Alone(request.key, request.id)
         self._queue.push(request)
 
     def _decide_soon(self, now: float) -> list[Action]:
@@ -258,7 +255,9 @@ class Scheduler:
             worker = self._fleet.candidate()
             if worker is None:
                 break
-            decision = self._policy.form(self._queue, Opening(now, self._fleet.free_s(now)))
+            running = self._fleet.running_with(worker)
+            opening = Opening(now, self._fleet.free_s(now), running)
+            decision = self._policy.form(self._queue, opening)
             if isinstance(decision, Refusal):
                 self._queue.remove(decision.request)
                 actions.append(self._reject(decision.request, decision.reason))
@@ -285,6 +284,7 @@ class Scheduler:
             formation.rows,
             formation.reason,
             dispatched_s=now,
+            running=self._fleet.running_with(worker),
         )
         self._next_batch_id += 1
         self._batches[batch.id] = batch
@@ -294,6 +294,7 @@ class Scheduler:
     def _begin_staged(self, worker_id: int, now: float) -> None:
         staged = self._fleet.running(worker_id)
         if staged is not None:
+            staged.running = self._fleet.running_with()
             self._fleet.begin_next(worker_id, self._policy.expected_duration_s(staged), now)
 
     def _reject(self, request: Request, reason: Reason) -> Reject:

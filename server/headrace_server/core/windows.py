@@ -52,9 +52,13 @@ def best_window(near: Sequence[Request], at: int, curve: Curve, bounds: Bounds) 
     """
     rows = [0, *accumulate(request.rows for request in near)]
     work = [0.0, *accumulate(curve.at(request.rows, request.length) for request in near)]
+    row_nbytes = [request.nbytes / request.rows for request in near]
+    widest = 0.0
     most_rows, most_bytes = bounds.most_rows, bounds.most_bytes
     start_s, margin = bounds.start_s, bounds.margin
     base, row, element, pair = curve.base, curve.row, curve.element, curve.pair
+    steps = curve.steps or (1.0,)
+    beyond = len(steps) - 1
     best = best_s = 0.0
     best_deadline_s = soonest_s = math.inf
     first, end = at, at + 1
@@ -63,13 +67,13 @@ def best_window(near: Sequence[Request], at: int, curve: Curve, bounds: Bounds) 
         length = near[last].length
         per_row = row + length * (element + length * pair)
         to_rows, to_work = rows[last + 1], work[last + 1]
-        # Ascending by length, so the last one is what everybody is padded to.
-        row_nbytes = near[last].nbytes / near[last].rows
+        largest = widest = max(widest, row_nbytes[last])
         for start in range(at, -1, -1):
             count = to_rows - rows[start]
-            if (count > most_rows or count * row_nbytes > most_bytes) and start < last:
+            largest = max(largest, row_nbytes[start])
+            if (count > most_rows or count * largest > most_bytes) and start < last:
                 break
-            duration_s = base + count * per_row
+            duration_s = (base + count * per_row) * steps[min(count, beyond)]
             deadline_s = min(deadline_s, near[start].deadline_s)
             if start_s + margin * duration_s > deadline_s and start < last:
                 break

@@ -1,0 +1,79 @@
+"""What a batch really takes in a simulated worker: durations by rows and length, with noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from random import Random
+
+from headrace_server.core.cost import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The true cost of batches on one worker.
+
+    `duration_s(rows, length)` is exact; `noise` is the standard deviation of the logarithm of the
+    factor by which single batches differ from it. `most_rows`: the largest batch.
+    """
+
+    name: str
+    most_rows: int
+    duration_s: Callable[[int, int], float]
+    noise: float = 0.0
+    source: str = ""
+
+    def sample(self, rows: int, length: int, random: Random) -> float:
+        """How long one batch takes this time, in seconds."""
+        exact_s = self.duration_s(rows, length)
+        return exact_s * math.exp(random.gauss(0.0, self.noise)) if self.noise else exact_s
+
+    def sweep(self, lengths: tuple[int, ...] = (0,)) -> tuple[Sample, ...]:
+        """What timing the model at load would have found: powers of two, and the largest."""
+        sizes = [1 << i for i in range(self.most_rows.bit_length()) if 1 << i < self.most_rows]
+        return tuple(
+            (rows, length, self.duration_s(rows, length))
+            for length in lengths
+            for rows in (*sizes, self.most_rows)
+        )
+
+    def noisy(self, noise: float) -> Profile:
+        """The same with so much noise."""
+        return replace(self, name=f"{self.name}, noise {noise:g}", noise=noise)
+
+
+def _linear(base_s: float, row_s: float) -> Callable[[int, int], float]:
+    return lambda rows, length: base_s + rows * row_s
+
+
+def _tiles(base_s: float, tile_s: float, tile: int) -> Callable[[int, int], float]:
+    return lambda rows, length: base_s + tile_s * math.ceil(rows / tile)
+
+
+def _encoder(rows: int, length: int) -> float:
+    per_row_s = 0.06e-3 + length * (0.23e-3 + length * 0.00027e-3)
+    return 4.9e-3 + rows * per_row_s
+
+
+GPU = Profile(
+    "gpu", 32, _linear(5.07e-3, 1.05e-3), source="ResNet-50 on a GTX 1080 Ti, 1.05 b + 5.07 ms"
+)
+MLP = Profile(
+    "mlp", 64, _linear(43.7e-6, 13.3e-6), source="784-512-512-10 on one core: 57 us, 14 us at 64"
+)
+ENCODER_16 = Profile(
+    "minilm-16", 16, _linear(5.97e-3, 3.33e-3), source="MiniLM, 16 tokens, one core"
+)
+RESNET_CPU = Profile(
+    "resnet18-cpu", 16, _linear(0.5e-3, 28.5e-3), source="ResNet-18 at 224, one core: no gain"
+)
+STEPS = Profile(
+    "gpu-steps",
+    32,
+    _tiles(4.0e-3, 2.4e-3, 8),
+    source="a device that computes rows by the tile of 8",
+)
+TEXT = Profile("text", 32, _encoder, source="MiniLM on one core, fitted by rows and tokens")
+
+PROFILES = {p.name: p for p in (GPU, MLP, ENCODER_16, RESNET_CPU, STEPS, TEXT)}

@@ -1,0 +1,135 @@
+"""A simulated server: the very scheduler that serves, fed with arrivals, on simulated workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from random import Random
+from time import perf_counter
+
+from bench.simulate.profiles import Profile
+from headrace_server.core.events import (
+    Action,
+    BatchCompleted,
+    Dispatch,
+    RequestSubmitted,
+    TimeAdvanced,
+    WorkerReady,
+)
+from headrace_server.core.policy import BatchPolicy
+from headrace_server.core.queue import QueueLimits
+from headrace_server.core.request import Batch, Request
+from headrace_server.core.scheduler import Scheduler
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the requests of one run. Durations in seconds.
+
+    `latencies_s` are those of the requests that were answered, late or not, in order of answer.
+    """
+
+    offered: int
+    on_time: int = 0
+    late: int = 0
+    refused: int = 0
+    span_s: float = 0.0
+    latencies_s: list[float] = field(default_factory=list)
+    batch_rows: list[int] = field(default_factory=list)
+    decisions_s: list[float] = field(default_factory=list)
+
+    @property
+    def on_time_share(self) -> float:
+        """Answered within their deadline, of all that came."""
+        return self.on_time / self.offered
+
+    @property
+    def goodput(self) -> float:
+        """Requests answered on time per second."""
+        return self.on_time / self.span_s
+
+
+def simulate(
+    policy: BatchPolicy,
+    arrivals: Sequence[float],
+    profile: Profile,
+    *,
+    workers: int,
+    objective_s: float,
+    limits: QueueLimits | None = None,
+    lengths: Sequence[int] | None = None,
+    seed: int = 0,
+    timed: bool = False,
+) -> Outcome:
+    """Run the scheduler over these arrivals; returns when everybody has left.
+
+    Args:
+        arrivals: moments in seconds, ascending.
+        objective_s: every request's deadline, from its arrival; infinite for none.
+        lengths: of each request, where they differ.
+        timed: take the real time of every decision, too.
+
+    Timers are exact, and what happens at one moment is seen together, as in the engine.
+    """
+    scheduler = Scheduler(policy, limits or QueueLimits(max_requests=1 << 30))
+    handle, wakeup = scheduler.handle, scheduler.next_wakeup
+    random = Random(seed)
+    outcome = Outcome(len(arrivals))
+    running: list[tuple[float, int, Batch]] = []
+    free_s = [0.0] * workers
+    for worker in range(workers):
+        handle(WorkerReady(worker), 0.0)
+
+    def perform(actions: list[Action], now: float) -> None:
+        for action in actions:
+            if isinstance(action, Dispatch):
+                batch = action.batch
+                start_s = max(now, free_s[batch.worker_id])
+                end_s = start_s + profile.sample(batch.rows, batch.length, random)
+                free_s[batch.worker_id] = end_s
+                heappush(running, (end_s, batch.id, batch))
+                outcome.batch_rows.append(batch.rows)
+            else:
+                outcome.refused += 1
+
+    upcoming = iter(arrivals)
+    arrival_s = next(upcoming, math.inf)
+    number = 0
+    now = 0.0
+    while True:
+        wake_s = wakeup()
+        end_s = running[0][0] if running else math.inf
+        due_s = math.inf if wake_s is None else max(now, wake_s)
+        if end_s <= arrival_s and end_s <= due_s:
+            if end_s == math.inf:
+                break
+            now, _, batch = heappop(running)
+            for request in batch.requests:
+                outcome.latencies_s.append(now - request.arrival_s)
+                if now <= request.deadline_s:
+                    outcome.on_time += 1
+                else:
+                    outcome.late += 1
+            actions = handle(BatchCompleted(batch.id), now)
+        elif arrival_s <= due_s:
+            now = arrival_s
+            length = lengths[number] if lengths is not None else 0
+            request = Request(number, None, 1, 4, now, now + objective_s, length=length)
+            number += 1
+            arrival_s = next(upcoming, math.inf)
+            actions = handle(RequestSubmitted(request), now)
+        elif timed:
+            now = due_s
+            started = perf_counter()
+            actions = handle(TimeAdvanced(), now)
+            outcome.decisions_s.append(perf_counter() - started)
+        else:
+            now = due_s
+            actions = handle(TimeAdvanced(), now)
+        if actions:
+            perform(actions, now)
+    outcome.span_s = max(now, arrivals[-1]) - arrivals[0]
+    scheduler.check_invariants()
+    return outcome
