@@ -20,12 +20,13 @@ No more is asked of a batch than a request with the head's time to live could ev
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import islice
 
 from headrace_server.core.arrivals import ArrivingWork
 from headrace_server.core.cost import CostModel, Curve, Sample
 from headrace_server.core.errors import Reason
+from headrace_server.core.explanation import Explanation, explanation_of
 from headrace_server.core.outlook import Outlook
 from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal, form_any
 from headrace_server.core.queue import Group, Queue, Urgency
@@ -158,6 +159,13 @@ class AdaptivePolicy:
         self._observed_s = batch.started_s + duration_s
         key = _cost_key(batch.requests[0])
         self.cost.observe(batch.rows, batch.length, duration_s, key, batch.running)
+
+    def explain(self, lengths: Sequence[int]) -> Explanation:
+        """See `BatchPolicy.explain`. Without lengths: for those that were timed."""
+        curve = self.cost.curve
+        chosen = () if curve is None else (lengths or self.cost.lengths)
+        timetables = {x: self._timetable(curve, x) for x in chosen if curve is not None}
+        return explanation_of(timetables, self._max_rows, self.cost.margin)
 
     # -- one group ----------------------------------------------------------------------------
 

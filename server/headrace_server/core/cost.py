@@ -143,6 +143,11 @@ class CostModel:
         return math.exp(max(map(self._by_running.log, range(2, running + 1)), default=0.0))
 
     @property
+    def lengths(self) -> Sequence[int]:
+        """Lengths that were timed before anything was served, ascending; or the first served."""
+        return sorted({length for _, length, _ in self._prior})
+
+    @property
     def margin(self) -> float:
         """The factor between the expected duration and its 95th percentile, at least 1."""
         return math.exp(max(0.0, self._margin))

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Protocol
 
 from headrace_server.core.errors import Reason
+from headrace_server.core.explanation import Explanation
 from headrace_server.core.queue import Group, Queue, Urgency, by_level_and_arrival
 from headrace_server.core.request import Batch, DispatchReason, Request
 
@@ -118,6 +119,11 @@ class BatchPolicy(Protocol):
         """Learn from a completed batch."""
         ...
 
+    def explain(self, lengths: Sequence[int]) -> Explanation | None:
+        """What it expects of batches padded to these lengths; None where it expects nothing,
+        because fixed rules decide."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class StaticSettings:
@@ -220,3 +226,6 @@ class StaticPolicy:
 
     def observe(self, batch: Batch, duration_s: float) -> None:
         """Learns nothing."""
+
+    def explain(self, lengths: Sequence[int]) -> None:
+        """Nothing: its rules are all there is to say."""

@@ -13,7 +13,7 @@ Rules of this file:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from headrace_server.core.errors import Reason
@@ -33,6 +33,7 @@ from headrace_server.core.events import (
     WorkerLost,
     WorkerReady,
 )
+from headrace_server.core.explanation import Explanation
 from headrace_server.core.fleet import Fleet, Worker
 from headrace_server.core.policy import BatchPolicy, Formation, Hold, Opening, Refusal
 from headrace_server.core.queue import Queue, QueueLimits
@@ -96,6 +97,10 @@ class Scheduler:
         deadline_s = self._queue.next_deadline_s()
         wakeup = self._decide_at_s if deadline_s is None else min(self._decide_at_s, deadline_s)
         return None if wakeup == math.inf else wakeup
+
+    def explain(self, lengths: Sequence[int]) -> Explanation | None:
+        """What its policy goes by; see `BatchPolicy.explain`."""
+        return self._policy.explain(lengths)
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the scheduler's books disagree. For tests."""

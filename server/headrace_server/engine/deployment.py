@@ -30,6 +30,7 @@ from headrace_server.core.events import (
     WorkerLost,
     WorkerReady,
 )
+from headrace_server.core.explanation import Explanation
 from headrace_server.core.request import Batch, Request
 from headrace_server.core.scheduler import Scheduler
 from headrace_server.engine.calls import Answer, AnswerTensor, Call
@@ -152,6 +153,12 @@ class Deployment:
     def devices(self) -> Sequence[str]:
         """The device of each worker."""
         return self._executor.devices()
+
+    def explain(self, lengths: Sequence[int]) -> Explanation | None:
+        """What its policy expects of batches padded to these lengths; None under fixed rules.
+        Only once loaded."""
+        assert self._scheduler is not None, "the model is not loaded"
+        return self._scheduler.explain(lengths)
 
     # -- life -------------------------------------------------------------------------------
 
