@@ -9,6 +9,7 @@ from typing import Any
 from doubles import FakeClock, PuppetExecutor, RecordingObserver
 from headrace_server.engine.calls import Answer, Call
 from headrace_server.engine.deployment import Deployment
+from headrace_server.engine.last_minute import LastMinute
 from headrace_server.engine.observer import ObserverGroup
 from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.engine.statistics import Statistics
@@ -49,6 +50,7 @@ class Stage:
     clock: FakeClock
     observer: RecordingObserver
     statistics: Statistics
+    last_minute: LastMinute
 
     def submit(self, *rows: bytes, **options: Any) -> Awaitable[Answer]:
         """Submit one call and let the scheduler decide, if it can by now."""
@@ -71,14 +73,14 @@ async def serve(
     batching = BatchingSettings(spec.max_batch_size, **{"static": True, **settings})
     executor = PuppetExecutor(spec, workers=workers, load_error=load_error)
     clock, observer = FakeClock(), RecordingObserver()
-    statistics = Statistics(lambda: 1_000.0)
+    statistics, last_minute = Statistics(lambda: 1_000.0), LastMinute()
     deployment = Deployment(
         spec.name,
         spec.version,
         executor,
         lambda _: SchedulingRules(batching, max_requests, max_bytes),
         clock,
-        ObserverGroup(observer, statistics),
+        ObserverGroup(observer, statistics, last_minute),
     )
     await deployment.load()
-    return Stage(deployment, executor, clock, observer, statistics)
+    return Stage(deployment, executor, clock, observer, statistics, last_minute)
