@@ -5,7 +5,8 @@
     ...     result = client.infer("digits", {"image": image})
 
 `headrace.aio.AsyncClient` is the same for asyncio, `headrace.errors` what can go wrong,
-`headrace.protocol` the generated messages and stubs.
+`headrace.explanations` what `explain` returns, `headrace.protocol` the generated messages and
+stubs.
 """
 
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ from headrace.errors import (
     Unavailable,
     Unimplemented,
 )
+from headrace.explanations import ModelExplanation
 from headrace.retry import RetryPolicy
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "InvalidInput",
     "InvalidRequest",
     "InvalidResponse",
+    "ModelExplanation",
     "ModelMetadata",
     "ModelStatistics",
     "NotFound",

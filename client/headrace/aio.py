@@ -25,8 +25,11 @@ from headrace.answers import (
 from headrace.attempts import Attempts, Timeout
 from headrace.channels import ChannelOptions, channel_options
 from headrace.errors import InvalidRequest, NotFound, server_error
+from headrace.explanations import ModelExplanation
 from headrace.messages import Inputs, Parameters
+from headrace.protocol import explanation_pb2
 from headrace.protocol import grpc_service_pb2 as pb
+from headrace.protocol.explanation_pb2_grpc import ExplanationServiceStub
 from headrace.protocol.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace.retry import DEFAULT_RETRY, RetryPolicy
@@ -85,6 +88,7 @@ class AsyncClient:
             else grpc.aio.secure_channel(target, credentials, chosen)
         )
         self._stub = GRPCInferenceServiceStub(self._channel)
+        self._explanation_stub = ExplanationServiceStub(self._channel)
         self._timeout_s = timeout
         self._retry = retry
         self._call_metadata = tuple((metadata or {}).items())
@@ -207,6 +211,18 @@ class AsyncClient:
         request = pb.ModelStatisticsRequest(name=model, version=version)
         response = await self._call(self._stub.ModelStatistics, request, self._attempts(timeout))
         return messages.model_statistics(response)
+
+    async def explain(
+        self, model: str, version: str = "", *, timeout: Timeout = ...
+    ) -> ModelExplanation:
+        """What batches of a model cost, which sizes are worth it, and how the last minute's went.
+
+        Only a Headrace server answers that; others end the call as `Unimplemented`.
+        """
+        request = explanation_pb2.ExplainModelRequest(name=model, version=version)
+        method = self._explanation_stub.ExplainModel
+        response = await self._call(method, request, self._attempts(timeout))
+        return messages.model_explanation(response)
 
     async def index(self, *, ready_only: bool = False, timeout: Timeout = ...) -> list[IndexEntry]:
         """What the model repository holds, and in which state."""

@@ -7,7 +7,7 @@ No input or output here. What the caller got wrong is `InvalidInput`, what the s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,15 @@ from headrace.answers import (
     TensorMetadata,
 )
 from headrace.errors import InvalidInput, InvalidResponse
+from headrace.explanations import (
+    Activity,
+    BatchSample,
+    CostCurve,
+    LearnedPlan,
+    ModelExplanation,
+    Quantiles,
+)
+from headrace.protocol import explanation_pb2
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.tensors import (
     TensorError,
@@ -41,6 +50,7 @@ __all__ = [
     "index_entries",
     "infer_request",
     "infer_result",
+    "model_explanation",
     "model_metadata",
     "model_statistics",
     "needs_metadata",
@@ -179,6 +189,21 @@ def model_statistics(response: pb.ModelStatisticsResponse) -> list[ModelStatisti
     return [_statistics(entry) for entry in response.model_stats]
 
 
+def model_explanation(response: explanation_pb2.ExplainModelResponse) -> ModelExplanation:
+    """How a model's batches are formed, and how they went.
+
+    Raises:
+        InvalidResponse: a curve does not fit the rows that it belongs to.
+    """
+    return ModelExplanation(
+        response.name,
+        response.version,
+        response.max_batch_size,
+        _plan(response.plan) if response.HasField("plan") else None,
+        _activity(response.last_minute),
+    )
+
+
 def index_entries(response: pb.RepositoryIndexResponse) -> list[IndexEntry]:
     """Each version of each model in the repository."""
     return [
@@ -246,3 +271,50 @@ def _statistics(entry: pb.ModelStatistics) -> ModelStatistics:
             for batch in entry.batch_stats
         ),
     )
+
+
+def _plan(entry: explanation_pb2.LearnedPlan) -> LearnedPlan:
+    rows = tuple(entry.rows)
+    for curve in entry.curves:
+        if len(curve.durations_s) != len(rows) or curve.enough_rows not in rows:
+            raise InvalidResponse(
+                f"expected a curve over {len(rows)} numbers of rows, got "
+                f"{len(curve.durations_s)} durations and an operating point of {curve.enough_rows}"
+            )
+    return LearnedPlan(
+        entry.margin,
+        entry.worthwhile,
+        tuple(
+            CostCurve(curve.length, rows, tuple(curve.durations_s), curve.enough_rows)
+            for curve in entry.curves
+        ),
+    )
+
+
+def _activity(entry: explanation_pb2.Activity) -> Activity:
+    def quantiles(field: Literal["queue_s", "compute_s", "prediction_ratio"]) -> Quantiles | None:
+        if not entry.HasField(field):
+            return None
+        values: explanation_pb2.Quantiles = getattr(entry, field)
+        return Quantiles(values.p5, values.p50, values.p95, values.p99)
+
+    return Activity(
+        batches=entry.batches,
+        requests=entry.requests,
+        batch_rows=dict(sorted(entry.batch_rows.items())),
+        dispatches=_most_first(entry.dispatches),
+        refusals=_most_first(entry.refusals),
+        cancelled=entry.cancelled,
+        padding_share=entry.padding_share,
+        queue_s=quantiles("queue_s"),
+        compute_s=quantiles("compute_s"),
+        prediction_ratio=quantiles("prediction_ratio"),
+        samples=tuple(
+            BatchSample(batch.rows, batch.length, batch.duration_s, batch.expected_s or None)
+            for batch in entry.samples
+        ),
+    )
+
+
+def _most_first(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

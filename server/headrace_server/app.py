@@ -17,6 +17,7 @@ from headrace_server.config import ServerConfig
 from headrace_server.engine.clock import Clock, LoopClock
 from headrace_server.engine.deployment import Deployment, DeploymentState
 from headrace_server.engine.engine import Engine
+from headrace_server.engine.last_minute import LastMinute
 from headrace_server.engine.observer import Observer, ObserverGroup, RefusalsOf
 from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.engine.statistics import Statistics
@@ -28,6 +29,7 @@ from headrace_server.models.repository import ModelEntry, ModelSource, scan
 from headrace_server.models.spec import ModelSpec, Role
 from headrace_server.telemetry.exposition import MetricsEndpoint
 from headrace_server.telemetry.metrics import PrometheusMetrics
+from headrace_server.transport.explanation_service import ExplanationService
 from headrace_server.transport.grpc_server import GrpcServer
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
@@ -65,9 +67,12 @@ class Server:
         self._configs: dict[str, ModelConfig | None] = {e.name: e.config for e in self._entries}
         self._statistics = Statistics(time.time)
         self._metrics = PrometheusMetrics(release)
+        self._last_minute = LastMinute()
         self._health = HealthReporter()
         self.engine = Engine(
-            ObserverGroup(self._statistics, self._metrics, self._health, *observers)
+            ObserverGroup(
+                self._statistics, self._metrics, self._last_minute, self._health, *observers
+            )
         )
         self._endpoint = MetricsEndpoint(self._metrics)
         self._release = release
@@ -79,8 +84,10 @@ class Server:
         Raises:
             PortUnavailableError, MetricsPortError: an address cannot be listened on.
         """
+        clock = LoopClock()
         self._grpc = GrpcServer(
             InferenceService(self.engine, self._statistics, self._config_of, self._release),
+            ExplanationService(self.engine, self._last_minute, clock.now),
             self._health,
         )
         host = self._config.host
@@ -89,7 +96,7 @@ class Server:
         grpc_port = await self._grpc.start(shown, self._config.grpc_port)
         metrics_port = self._endpoint.start(host, self._config.metrics_port)
         log.info("loading the models of %d directories", len(self._entries))
-        await self._load()
+        await self._load(clock)
         self._health.refresh()
         # What lives now lives as long as the server: collecting it over and over is waste.
         gc.collect()
@@ -128,7 +135,7 @@ class Server:
         await self.engine.stop()
         await asyncio.to_thread(self._endpoint.stop)
 
-    async def _load(self) -> None:
+    async def _load(self, clock: Clock) -> None:
         sources = [(entry, source) for entry in self._entries for source in entry.versions]
         for entry in self._entries:
             for number, problem in entry.broken_versions.items():
@@ -141,7 +148,6 @@ class Server:
                 log.warning("model '%s': %s", entry.name, note)
         budget = self._config.cores or max(1, available_cores() - 1)
         cores = max(1, budget // max(1, len(sources)))
-        clock = LoopClock()
         # Loading is CPU work in the workers: more at once than cores only delays the first.
         turns = asyncio.Semaphore(available_cores())
 

@@ -15,6 +15,7 @@ from headrace.protocol import grpc_service_pb2_grpc as rpc
 from headrace_server.engine.clock import LoopClock
 from headrace_server.engine.deployment import Deployment
 from headrace_server.engine.engine import Engine
+from headrace_server.engine.last_minute import LastMinute
 from headrace_server.engine.observer import ObserverGroup
 from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.engine.statistics import Statistics
@@ -22,6 +23,7 @@ from headrace_server.models.batching import BatchingSettings
 from headrace_server.models.completion import complete_config
 from headrace_server.models.spec import ModelSpec, TensorSpec
 from headrace_server.telemetry.metrics import PrometheusMetrics
+from headrace_server.transport.explanation_service import ExplanationService
 from headrace_server.transport.grpc_server import GrpcServer
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
@@ -75,27 +77,39 @@ class Served:
         self.channel = grpc.aio.insecure_channel(address)
         self.stub = rpc.GRPCInferenceServiceStub(self.channel)
 
+    async def also_serve(self, name: str, **settings: Any) -> None:
+        """Serve the model under one more name; the settings are those of `BatchingSettings`."""
+        deployment = deployment_of(name, 1, self.engine, **settings)
+        self.engine.add(deployment)
+        await deployment.load()
 
-@pytest.fixture
-async def served() -> AsyncIterator[Served]:
-    statistics, metrics, health = Statistics(time.time), PrometheusMetrics("test"), HealthReporter()
-    engine = Engine(ObserverGroup(statistics, metrics, health))
-    deployment = Deployment(
-        "sums",
-        3,
+
+def deployment_of(name: str, version: int, engine: Engine, **settings: Any) -> Deployment:
+    return Deployment(
+        name,
+        version,
         InlineExecutor(Sums),
         lambda spec: SchedulingRules(
-            BatchingSettings(spec.max_batch_size), max_requests=100, max_bytes=1 << 20
+            BatchingSettings(spec.max_batch_size, **settings), max_requests=100, max_bytes=1 << 20
         ),
         LoopClock(),
         engine.observer,
     )
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    statistics, metrics, health = Statistics(time.time), PrometheusMetrics("test"), HealthReporter()
+    last_minute = LastMinute()
+    engine = Engine(ObserverGroup(statistics, metrics, last_minute, health))
+    deployment = deployment_of("sums", 3, engine)
     engine.add(deployment)
     engine.add_broken("broken", "", "its file is missing")
     health.watch(engine)
     await deployment.load()
     server = GrpcServer(
         InferenceService(engine, statistics, lambda d: complete_config(d.spec, None), "test"),
+        ExplanationService(engine, last_minute, LoopClock().now),
         health,
     )
     port = await server.start("127.0.0.1", 0)

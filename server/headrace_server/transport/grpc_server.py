@@ -7,7 +7,14 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from headrace.protocol import grpc_service_pb2, grpc_service_pb2_grpc, model_config_pb2
+from headrace.protocol import (
+    explanation_pb2,
+    explanation_pb2_grpc,
+    grpc_service_pb2,
+    grpc_service_pb2_grpc,
+    model_config_pb2,
+)
+from headrace_server.transport.explanation_service import ExplanationService
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
 
@@ -28,15 +35,19 @@ class PortUnavailableError(Exception):
 
 
 class GrpcServer:
-    """Serves the inference, health and reflection services on one port."""
+    """Serves the inference, explanation, health and reflection services on one port."""
 
-    def __init__(self, inference: InferenceService, health: HealthReporter) -> None:
+    def __init__(
+        self, inference: InferenceService, explanation: ExplanationService, health: HealthReporter
+    ) -> None:
         self._server = grpc.aio.server(options=OPTIONS)
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
+        explanation_pb2_grpc.add_ExplanationServiceServicer_to_server(explanation, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, self._server)
         reflection.enable_server_reflection(
             (
                 grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+                explanation_pb2.DESCRIPTOR.services_by_name["ExplanationService"].full_name,
                 health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
                 reflection.SERVICE_NAME,
             ),
@@ -71,6 +82,9 @@ def _described() -> DescriptorPool:
     """A pool with everything that reflection may be asked about: our stubs live in a pool of
     their own, the services of grpc in the default one."""
     pool = DescriptorPool()
-    for module in (model_config_pb2, grpc_service_pb2, health_pb2, reflection_pb2):
+    for module in (
+        *(model_config_pb2, grpc_service_pb2, explanation_pb2),
+        *(health_pb2, reflection_pb2),
+    ):
         pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
     return pool
