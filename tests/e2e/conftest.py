@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from examples.build import build
 from rich.console import Console
 
 from headrace_server.testing import ServerProcess
+from written_models import write_model
 
 MODELS = {
     # Answers every row with a function of that row alone, so that a mix-up shows.
@@ -85,15 +85,6 @@ MODELS = {
                 return x
     """,
 }
-
-
-def write_model(repository: Path, name: str, source: str, config: str = "") -> None:
-    """Write `repository/name/1/model.py`, and a config.pbtxt if one is given."""
-    directory = repository / name / "1"
-    directory.mkdir(parents=True)
-    (directory / "model.py").write_text(textwrap.dedent(source))
-    if config:
-        (repository / name / "config.pbtxt").write_text(config)
 
 
 @pytest.fixture(scope="session")

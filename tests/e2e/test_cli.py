@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +16,11 @@ from typing import Any
 
 import pytest
 
+from command_line import COMMAND, TIMEOUT_S, headrace, headrace_without, refusal
 from headrace_server.testing import ServerProcess
+from written_models import write_model
 
 pytestmark = pytest.mark.e2e
-
-COMMAND = (sys.executable, "-m", "headrace_server.cli")
-TIMEOUT_S = 60.0
 
 ECHO = """
     from headrace_server import Model, TensorSpec
@@ -66,25 +64,8 @@ PATIENT = """
 
 def write_models(repository: Path, **sources: str) -> Path:
     for name, source in sources.items():
-        directory = repository / name / "1"
-        directory.mkdir(parents=True)
-        (directory / "model.py").write_text(textwrap.dedent(source))
+        write_model(repository, name, source)
     return repository
-
-
-def headrace(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S
-    )
-
-
-def refusal(status: int, *arguments: str) -> str:
-    """The one line that a refused command prints."""
-    done = headrace(*arguments)
-    assert (done.returncode, done.stdout) == (status, "")
-    assert done.stderr.startswith("headrace: ")
-    assert done.stderr.count("\n") == 1
-    return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -141,16 +122,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("missing", ["typer", "rich", "torch", "prometheus_client"])
 def test_without_the_server_extra_serve_says_in_one_line_what_to_install(missing: str) -> None:
-    program = (
-        "import sys\n"
-        f"sys.modules[{missing!r}] = None\n"
-        "sys.argv = ['headrace', 'serve', 'repository']\n"
-        "from headrace_server.cli import main\n"
-        "main()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT_S
-    )
+    done = headrace_without(missing, "serve", "repository")
     assert done.returncode == 1
     assert done.stderr == (
         f"headrace: headrace serve needs the server extra (there is no module '{missing}'): "
