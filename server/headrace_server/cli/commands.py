@@ -48,6 +48,12 @@ Repository = Annotated[
         metavar="REPOSITORY", help="Directory of models: MODEL/VERSION/FILE.", show_default=False
     ),
 ]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Name of the model.", show_default=False)
+]
+Version = Annotated[
+    str, typer.Option(help="Version of the model; by default the newest.", show_default=False)
+]
 Address = Annotated[str, typer.Option(help="The server's gRPC address, host:port.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that a call may take.", min=0.001)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -147,9 +153,7 @@ def check(repository: Repository, as_json: Json = False) -> None:
 
 @app.command()
 def infer(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Name of the model.", show_default=False)
-    ],
+    model: ModelName,
     values: Annotated[
         list[str] | None,
         typer.Argument(
@@ -185,9 +189,7 @@ def infer(
             "dynamic dimensions are 1.",
         ),
     ] = False,
-    version: Annotated[
-        str, typer.Option(help="Version of the model; by default the newest.", show_default=False)
-    ] = "",
+    version: Version = "",
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
     as_json: Json = False,
@@ -216,3 +218,25 @@ def models(
     from headrace_server.cli.models import models
 
     models(address, timeout=timeout, as_json=as_json)
+
+
+@app.command()
+def explain(
+    model: ModelName,
+    version: Version = "",
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 10.0,
+    as_json: Json = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw it too, into a file that ends in .png, .svg or .pdf (needs the plot extra).",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Say what batches of a model cost, where batching pays, and how the last minute's went."""
+    from headrace_server.cli.explain import explain
+
+    explain(model, version=version, address=address, timeout=timeout, as_json=as_json, plot=plot)

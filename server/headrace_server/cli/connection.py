@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from headrace import Client, RetryPolicy
-from headrace.errors import HeadraceError, InvalidInput, Unavailable
+from headrace.errors import HeadraceError, InvalidInput, Unavailable, Unimplemented
 from headrace_server.cli.errors import FAILED, USAGE, CommandError
 
 ONCE = RetryPolicy(max_attempts=1)
@@ -34,4 +34,6 @@ def _command_error(address: str, error: HeadraceError) -> CommandError:
     text = " ".join(str(error).split())
     if isinstance(error, Unavailable) and error.reason is None:
         text = f"no server answers at {address}: {text}"
+    if isinstance(error, Unimplemented) and error.reason is None:
+        text = f"the server at {address} does not offer this: {text}"
     return CommandError(text, FAILED)

@@ -27,9 +27,19 @@ def require_server_extra(*command: str, modules: Sequence[str] = SERVING_MODULES
         CommandError: the first one that is missing, and what to install.
     """
     named = " ".join(["headrace", *(word for word in command if not word.startswith("-"))])
+    require_extra("server", named, modules)
+
+
+def require_extra(extra: str, command: str, modules: Sequence[str]) -> None:
+    """Check, without importing them, that the modules which `command` takes from an extra are
+    installed.
+
+    Raises:
+        CommandError: the first one that is missing, and what to install.
+    """
     for module in modules:
         if find_spec(module) is None:
             raise CommandError(
-                f"{named} needs the server extra (there is no module '{module}'): "
-                "pip install 'headrace[server]'"
+                f"{command} needs the {extra} extra (there is no module '{module}'): "
+                f"pip install 'headrace[{extra}]'"
             )
