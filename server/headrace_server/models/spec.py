@@ -43,7 +43,8 @@ class TensorSpec:
     dynamic ones are limited; empty where none is. Requests beyond them are refused.
 
     Raises ValueError for an empty name, an unknown datatype, a dimension below -1, a ``pad``
-    where there is not exactly one dynamic dimension, or bounds for another number of dimensions.
+    where there is not exactly one dynamic dimension, bounds for another number of dimensions, or
+    bounds that no length is within.
     """
 
     name: str
@@ -61,6 +62,12 @@ class TensorSpec:
                 f"tensor '{self.name}': expected bounds for {len(self.shape)} dimensions, "
                 f"got {len(self.bounds)}"
             )
+        for low, high in self.bounds:
+            if low < 0 or (high != DYNAMIC and high < low):
+                raise ValueError(
+                    f"tensor '{self.name}': expected bounds (least, greatest) with 0 <= least <= "
+                    f"greatest, or greatest -1, got {(low, high)}"
+                )
         if not self.name:
             raise ValueError("expected the name of a tensor, got an empty one")
         if self.datatype not in DATATYPES:
@@ -82,6 +89,36 @@ class TensorSpec:
     def ragged_axis(self) -> int | None:
         """The dimension that is padded, the batch dimension not counted; None if none is."""
         return None if self.pad is None else self.shape.index(DYNAMIC)
+
+    def admits(self, lengths: Sequence[int]) -> bool:
+        """Whether a request may have these lengths, those of the batch dimension not included."""
+        return (
+            len(lengths) == len(self.shape)
+            and all(
+                got >= 0 and want in (DYNAMIC, got)
+                for want, got in zip(self.shape, lengths, strict=True)
+            )
+            and all(
+                low <= got and (high == DYNAMIC or got <= high)
+                for (low, high), got in zip(self.bounds, lengths, strict=False)
+            )
+        )
+
+    def nearest(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        """The lengths that it admits and that are closest to these."""
+        bounds = self.bounds or [(0, DYNAMIC)] * len(self.shape)
+        return tuple(
+            dim if dim != DYNAMIC else max(low, length if high == DYNAMIC else min(length, high))
+            for dim, length, (low, high) in zip(self.shape, lengths, bounds, strict=True)
+        )
+
+    def described(self, *, batched: bool) -> str:
+        """The shape as errors show it: -1 for any length, low..high for a limited one."""
+        dims = [str(dim) for dim in self.shape]
+        for index, (low, high) in enumerate(self.bounds):
+            if self.shape[index] == DYNAMIC and (low, high) != (0, DYNAMIC):
+                dims[index] = f"{low}..{'' if high == DYNAMIC else high}"
+        return f"[{', '.join(['-1', *dims] if batched else dims)}]"
 
     def __str__(self) -> str:
         return f"{self.name} {self.datatype} {list(self.shape)}"

@@ -198,10 +198,7 @@ def _random(tensor: TensorSpec, shape: tuple[int, ...]) -> Tensor:
 def _example_shape(
     tensor: TensorSpec, example_shapes: Mapping[str, Sequence[int]]
 ) -> tuple[int, ...]:
-    example = example_shapes.get(tensor.name, [DEFAULT_LENGTH] * len(tensor.shape))
-    return tuple(
-        length if dim == DYNAMIC else dim for dim, length in zip(tensor.shape, example, strict=True)
-    )
+    return tensor.nearest(example_shapes.get(tensor.name) or [DEFAULT_LENGTH] * len(tensor.shape))
 
 
 def _full(shape: tuple[int, ...], rows: int | None) -> tuple[int, ...]:

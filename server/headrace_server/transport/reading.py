@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from headrace.protocol import grpc_service_pb2 as pb
@@ -36,7 +36,6 @@ class _Input:
     position: int
     spec: TensorSpec
     itemsize: int
-    full_shape: tuple[int, ...]
     fixed_shape: tuple[int, ...] | None
     row_nbytes: int
     described: str
@@ -140,23 +139,12 @@ class RequestReader:
     def _check_shape(self, known: _Input, shape: tuple[int, ...], rows: int) -> int:
         """Returns the rows of the request; 0 for a model without a batch dimension."""
         trailing = shape[1:] if self._batched else shape
-        if trailing != known.fixed_shape:
-            expected = known.spec.shape
-            if (
-                len(shape) != len(known.full_shape)
-                or known.fixed_shape is not None
-                or any(
-                    got < 0 or want not in (DYNAMIC, got)
-                    for want, got in zip(expected, trailing, strict=True)
-                )
-                or not _within(known.spec.bounds, trailing)
-            ):
-                raise self._wrong_shape(known, shape)
+        # A fixed shape is compared as a whole: that is most requests of most models.
+        if trailing != known.fixed_shape and not known.spec.admits(trailing):
+            raise self._wrong_shape(known, shape)
         if not self._batched:
             return 0
-        if not shape:
-            raise self._wrong_shape(known, shape)
-        if shape[0] < 1:
+        if not shape or shape[0] < 1:
             raise self._wrong_shape(known, shape)
         if rows and shape[0] != rows:
             raise self._error(
@@ -270,27 +258,10 @@ def _compile(position: int, spec: TensorSpec, *, batched: bool) -> _Input:
         position,
         spec,
         itemsize,
-        full_shape=(DYNAMIC, *shape) if batched else shape,
         fixed_shape=fixed,
         row_nbytes=0 if fixed is None else math.prod(shape) * itemsize,
-        described=_described(spec, batched=batched),
+        described=spec.described(batched=batched),
     )
-
-
-def _within(bounds: Sequence[tuple[int, int]], lengths: Sequence[int]) -> bool:
-    return all(
-        low <= length and (high == DYNAMIC or length <= high)
-        for (low, high), length in zip(bounds, lengths, strict=False)
-    )
-
-
-def _described(spec: TensorSpec, *, batched: bool) -> str:
-    """The shape as errors show it: -1 for any length, low..high for a limited one."""
-    dims = [str(dim) for dim in spec.shape]
-    for index, (low, high) in enumerate(spec.bounds):
-        if spec.shape[index] == DYNAMIC and (low, high) != (0, DYNAMIC):
-            dims[index] = f"{low}..{'' if high == DYNAMIC else high}"
-    return f"[{', '.join(['-1', *dims] if batched else dims)}]"
 
 
 def _listed(names: Iterable[str]) -> str:

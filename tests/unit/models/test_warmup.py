@@ -40,6 +40,12 @@ def test_automatic_warm_up_takes_lengths_that_the_model_knows_to_be_good() -> No
     assert one[1]["ids"].shape == (1, 5, 2)
 
 
+def test_automatic_warm_up_keeps_to_declared_bounds() -> None:
+    x = TensorSpec("x", "INT64", [-1], pad=0, bounds=[(1, 8)])
+    one, _ = warmup_inputs(ModelSpec("m", 1, "python", 4, (x,), SPEC.outputs), None, Path())
+    assert one[1]["x"].shape == (1, 8)
+
+
 def test_model_without_batch_dimension_is_warmed_up_once() -> None:
     spec = ModelSpec("m", 1, "python", 0, (TensorSpec("x", "BF16", [3]),), SPEC.outputs)
     ((_, inputs),) = warmup_inputs(spec, None, Path())
