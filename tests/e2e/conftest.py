@@ -34,7 +34,7 @@ MODELS = {
         class Letters(Model):
             inputs = [TensorSpec("text", "BYTES", [1])]
             prepared = [
-                TensorSpec("codes", "INT64", [-1], pad=99),
+                TensorSpec("codes", "INT64", [-1], pad=99, bounds=[(0, 64)]),
                 TensorSpec("mask", "BOOL", [-1], pad=0),
             ]
             outputs = [TensorSpec("upper", "INT64", [-1]), TensorSpec("total", "INT64", [1])]
@@ -49,6 +49,14 @@ MODELS = {
                     return codes, mask[:, 1:]
                 if word == b"lie about the rows":
                     return codes.repeat(2, 1), mask.repeat(2, 1)
+                if word == b"lie about the types":
+                    return codes.float(), mask
+                if word == b"lie about the shapes":
+                    return codes[0], mask[0]
+                if word == b"lie about the count":
+                    return codes
+                if word == b"lie about everything":
+                    return "nothing of the kind"
                 return codes, mask
 
             def forward(self, codes, mask):

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from headrace.aio import AsyncClient
-from headrace.errors import ServerError
+from headrace.errors import InvalidRequest, ServerError
 from headrace_server.testing import ServerProcess
 
 pytestmark = pytest.mark.e2e
+
+LIES = ("the mask", "the rows", "the types", "the shapes", "the count", "everything")
 
 
 async def test_requests_of_all_lengths_ride_together_and_get_answers_of_their_own_length(
@@ -39,7 +41,9 @@ async def test_a_request_whose_prepare_lies_fails_alone(
     serve: Callable[..., ServerProcess],
 ) -> None:
     server = serve(letters="")
-    texts = ["fine", "lie about the mask", "good", "lie about the rows", "raise", "well"] * 5
+    lies = [f"lie about {what}" for what in LIES]
+    texts = [text for lie in lies for text in ("fine", lie, "good")] + ["raise", "well"]
+    texts *= 3
     async with AsyncClient(server.grpc_address) as client:
         results = await asyncio.gather(
             *(client.infer("letters", {"text": [[text]]}, timeout=60.0) for text in texts),
@@ -52,3 +56,22 @@ async def test_a_request_whose_prepare_lies_fails_alone(
         else:
             assert not isinstance(result, BaseException), text
             assert result["total"] == sum(text.encode())
+
+
+async def test_text_that_is_longer_than_the_prepared_tensor_may_be_is_refused_with_the_bound(
+    serve: Callable[..., ServerProcess],
+) -> None:
+    server = serve(letters="")
+    async with AsyncClient(server.grpc_address) as client:
+        longest, too_long, short = await asyncio.gather(
+            *(
+                client.infer("letters", {"text": [["x" * length]]}, timeout=60.0)
+                for length in (64, 65, 1)
+            ),
+            return_exceptions=True,
+        )
+    assert isinstance(too_long, InvalidRequest)
+    assert "input 'codes' for model 'letters'. Expected [-1, 0..64], got [1, 65]" in str(too_long)
+    for result, length in ((longest, 64), (short, 1)):
+        assert not isinstance(result, BaseException)
+        assert result["total"] == length * ord("x")

@@ -259,6 +259,16 @@ class Deployment:
         if any(output.shape[0] != rows for output in answer.outputs):
             log.warning("model '%s': prepare changed the number of rows", self.name)
             raise ServingError(Reason.MODEL_FAILED, model=self.name)
+        for tensor, output in zip(self.spec.prepared, answer.outputs, strict=True):
+            # The worker of that stage has checked everything but the length: it is the request's.
+            if not tensor.admits(output.shape[1:]):
+                raise ServingError(
+                    Reason.WRONG_SHAPE,
+                    model=self.name,
+                    input=tensor.name,
+                    expected=tensor.described(batched=True),
+                    got=list(output.shape),
+                )
         spent_s = self._clock.now() - arrived_s
         return Call(
             RequestTensors(
