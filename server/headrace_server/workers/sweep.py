@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 
 import torch
@@ -17,54 +17,109 @@ from headrace_server.core.cost import Sample
 from headrace_server.models.loading import LoadedModel
 from headrace_server.models.spec import DYNAMIC, TensorSpec
 from headrace_server.models.torch_types import TORCH_DTYPES
+from headrace_server.models.warmup import DEFAULT_LENGTH
 
 BUDGET_S = 3.0
 """Time that a sweep may take in all; large shapes are left to be extrapolated."""
 LENGTHS = (8, 32, 128)
 REPETITIONS = 3
 
+STALE_FACTOR = 1.5
+RECHECK_S = 0.1
+"""What was measured once holds as long as the largest batch that can be timed again within
+`RECHECK_S` takes neither `STALE_FACTOR` times as long nor as short. The largest, since noise is a
+small part of it."""
+
 log = logging.getLogger("headrace.worker")
 
 
-def sweep(model: LoadedModel) -> tuple[Sample, ...]:
-    """Rows, padded length and median seconds of batches of zeros, small ones first.
+def can_sweep(model: LoadedModel) -> bool:
+    """Whether zeros say anything about the cost of the model: not where its batches hold BYTES."""
+    return all(tensor.datatype != "BYTES" for tensor in model.spec.batched_inputs)
 
-    Empty for models whose cost zeros say nothing about: those that take BYTES. Lengths vary only
-    where inputs are ragged; a shape that the model refuses ends the sweep in that direction.
+
+def sweep(model: LoadedModel) -> tuple[Sample, ...]:
+    """Rows, padded length and median seconds of batches of zeros, ascending by length and rows.
+
+    Lengths vary only where inputs are ragged, and each gets an equal share of the time; a shape
+    that the model refuses ends the sweep in that direction. The model must be one that
+    `can_sweep`.
     """
-    spec = model.spec
-    if any(tensor.datatype == "BYTES" for tensor in spec.batched_inputs):
-        return ()
-    ragged = any(tensor.pad is not None for tensor in spec.batched_inputs)
     samples: list[Sample] = []
-    deadline_s = perf_counter() + BUDGET_S
-    for length in LENGTHS if ragged else (0,):
-        for rows in _sizes(spec.max_batch_size):
-            if samples and perf_counter() + _guess(samples, rows, length) > deadline_s:
-                break
-            try:
-                inputs, actual = _zeros(model, rows, length)
-                times = [_time(model, inputs) for _ in range(REPETITIONS)]
-            except Exception as error:
-                log.warning("%d rows of length %d cannot be timed: %s", rows, length, error)
-                break
-            samples.append((rows, actual, statistics.median(times)))
+    ends_s = perf_counter() + BUDGET_S
+    lengths = _lengths(model)
+    for done, length in enumerate(lengths):
+        now = perf_counter()
+        samples += _sweep_rows(model, length, now + (ends_s - now) / (len(lengths) - done))
     return tuple(samples)
 
 
-def _sizes(most: int) -> Iterator[int]:
-    """1, 2, 4, ... and the largest batch itself."""
-    rows = 1
-    while rows < most:
-        yield rows
-        rows *= 2
-    yield max(1, most)
+def still_holds(model: LoadedModel, samples: Sequence[Sample]) -> bool:
+    """Whether a batch of an earlier sweep, timed again, takes about as long as it did then."""
+    brief = [sample for sample in samples if REPETITIONS * sample[2] <= RECHECK_S]
+    rows, length, before_s = max(brief or samples[:1], key=lambda sample: sample[2])
+    try:
+        _, _, now_s = _timed(model, rows, length if _is_ragged(model) else 0)
+    except Exception as error:
+        log.warning("%d rows of length %d cannot be timed again: %s", rows, length, error)
+        return False
+    return before_s / STALE_FACTOR <= now_s <= before_s * STALE_FACTOR
 
 
-def _guess(samples: list[Sample], rows: int, length: int) -> float:
-    """Seconds that timing the next shape will take, in proportion to its elements."""
-    last_rows, last_length, seconds = samples[-1]
-    return REPETITIONS * seconds * rows * max(1, length) / (last_rows * max(1, last_length))
+def _sweep_rows(model: LoadedModel, length: int, until_s: float) -> list[Sample]:
+    """Batches of one length. Coarse steps first, so that time spent on the steps between them
+    costs no reach: devices whose cost rises in steps show them there."""
+    samples: list[Sample] = []
+    for sizes in _passes(model.spec.max_batch_size):
+        for rows in sizes:
+            if samples and perf_counter() + _guess_s(samples, rows) > until_s:
+                break
+            try:
+                samples.append(_timed(model, rows, length))
+            except Exception as error:
+                log.warning("%d rows of length %d cannot be timed: %s", rows, length, error)
+                return sorted(samples)
+    return sorted(samples)
+
+
+def _passes(most: int) -> Iterator[list[int]]:
+    """1, 2, 4, ... and the largest batch itself; then 3, 6, 12, ... between them."""
+    coarse = [1 << n for n in range(most.bit_length()) if 1 << n < most]
+    yield [*coarse, max(1, most)]
+    yield [rows * 3 // 2 for rows in coarse[1:] if rows * 3 // 2 < most]
+
+
+def _guess_s(samples: Sequence[Sample], rows: int) -> float:
+    """Seconds that timing so many rows will take: those of the next larger batch that is known,
+    or in proportion to the largest."""
+    above_s = [seconds for known, _, seconds in samples if known >= rows]
+    most, _, seconds = max(samples)
+    return REPETITIONS * (min(above_s) if above_s else seconds * rows / most)
+
+
+def _timed(model: LoadedModel, rows: int, length: int) -> Sample:
+    """One shape: the median of a few runs. Length 0 is that of the model's own example.
+
+    Raises whatever the model does.
+    """
+    inputs, seen = _zeros(model, rows, length)
+    return rows, seen, statistics.median(_time(model, inputs) for _ in range(REPETITIONS))
+
+
+def _is_ragged(model: LoadedModel) -> bool:
+    return any(tensor.pad is not None for tensor in model.spec.batched_inputs)
+
+
+def _lengths(model: LoadedModel) -> list[int]:
+    """The lengths to try, within the bounds of every ragged input; 0 alone where there is none."""
+    if not _is_ragged(model):
+        return [0]
+    low, high = 0, math.inf
+    for tensor in model.spec.batched_inputs:
+        if tensor.ragged_axis is not None and tensor.bounds:
+            least, most = tensor.bounds[tensor.ragged_axis]
+            low, high = max(low, least), min(high, math.inf if most == DYNAMIC else most)
+    return sorted({int(min(max(length, low), high)) for length in LENGTHS})
 
 
 def _zeros(model: LoadedModel, rows: int, length: int) -> tuple[dict[str, torch.Tensor], int]:
@@ -85,11 +140,8 @@ def _zeros(model: LoadedModel, rows: int, length: int) -> tuple[dict[str, torch.
 
 
 def _shape(model: LoadedModel, tensor: TensorSpec, length: int) -> tuple[int, ...]:
-    example = model.example_shapes.get(tensor.name, [16] * len(tensor.shape))
-    return tuple(
-        dim if dim != DYNAMIC else (length or taken)
-        for dim, taken in zip(tensor.shape, example, strict=True)
-    )
+    example = model.example_shapes.get(tensor.name) or [DEFAULT_LENGTH] * len(tensor.shape)
+    return tensor.nearest([length or taken for taken in example])
 
 
 def _time(model: LoadedModel, inputs: dict[str, torch.Tensor]) -> float:

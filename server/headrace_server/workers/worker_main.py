@@ -80,7 +80,7 @@ class _Session:
         from headrace_server.models.loading import load_model
         from headrace_server.models.warmup import warm_up
         from headrace_server.workers.runner import BatchRunner
-        from headrace_server.workers.sweep import sweep
+        from headrace_server.workers.sweep import can_sweep, sweep
 
         config = ModelConfig.FromString(load.config) if load.config else None
         source = ModelSource(load.model, load.version, Path(load.file), ModelKind(load.kind))
@@ -89,7 +89,8 @@ class _Session:
         self._send(frames.Progress(WorkerState.WARMING_UP.value))
         warm_up(model, config, source)
         runner = BatchRunner(model, load.device)
-        self._send(frames.Loaded(model.spec, sweep(model) if load.sweep else ()))
+        samples = sweep(model) if load.sweep and can_sweep(model) else ()
+        self._send(frames.Loaded(model.spec, samples))
         for message in messages:
             match message:
                 case frames.RunBatch():
