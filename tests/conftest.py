@@ -18,6 +18,9 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
+# Nor does it depend on, or leave, what servers keep of models from one run to the next.
+os.environ["HEADRACE_CACHE_DIR"] = "none"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

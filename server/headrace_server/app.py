@@ -193,7 +193,12 @@ def deployment_of(
     def preparation() -> Deployment:
         # One worker, on the CPU, with one thread: it works ahead of the model, not beside it.
         executor = ProcessExecutor(
-            source, written, (InstanceGroup("cpu", 1),), cores=1, role=Role.PREPARE
+            source,
+            written,
+            (InstanceGroup("cpu", 1),),
+            cores=1,
+            role=Role.PREPARE,
+            cache=config.cache_path,
         )
         return Deployment(
             source.name,
@@ -207,7 +212,7 @@ def deployment_of(
     return Deployment(
         source.name,
         source.version,
-        ProcessExecutor(source, written, groups, cores=cores),
+        ProcessExecutor(source, written, groups, cores=cores, cache=config.cache_path),
         lambda spec: _rules(_settings_of(entry, spec), config),
         clock,
         observer,

@@ -6,6 +6,7 @@ Command line over environment over file over default. An unknown key is an error
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     `max_queue_requests` and `max_queue_bytes` bound the queue of each model. `cores`: CPU cores
     that the workers of all models share; by default all but one, which the front takes.
+    `cache_dir`: what is measured of models is kept there; empty or "none" keeps nothing.
     """
 
     host: str = "127.0.0.1"
@@ -42,8 +44,16 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_queue_requests: Positive = 16_384
     max_queue_bytes: Positive = 1 << 30
     cores: Positive | None = None
+    cache_dir: str = ""
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
+
+    @property
+    def cache_path(self) -> Path | None:
+        """The directory of `cache_dir`, if there is to be one."""
+        if self.cache_dir in ("", "none"):
+            return None
+        return Path(os.path.abspath(os.path.expanduser(self.cache_dir)))
 
 
 def load_config(
@@ -53,7 +63,8 @@ def load_config(
 
     Args:
         arguments: values given on the command line, by field name; None means not given.
-        environment: the process environment; `HEADRACE_GRPC_PORT` sets `grpc_port`.
+        environment: the process environment; `HEADRACE_GRPC_PORT` sets `grpc_port`. Where nothing
+            sets `cache_dir`, `XDG_CACHE_HOME` or `HOME` do; without either nothing is kept.
         file: a TOML file with the field names as keys, if any.
 
     Raises:
@@ -76,6 +87,7 @@ def load_config(
         for key, value in values.items():
             _check(source, spelled, key, value)
             merged[key] = value
+    merged.setdefault("cache_dir", _user_cache(environment))
     return msgspec.convert(merged, ServerConfig, strict=False)
 
 
@@ -87,6 +99,15 @@ def variable_of(field: str) -> str:
 def flag_of(field: str) -> str:
     """The command-line flag that sets a field."""
     return "--" + field.removesuffix("_s").replace("_", "-")
+
+
+def _user_cache(environment: Mapping[str, str]) -> str:
+    """`headrace` in the user's cache directory, as the XDG base directory specification has it."""
+    caches = environment.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(caches):
+        return os.path.join(caches, "headrace")
+    home = environment.get("HOME", "")
+    return os.path.join(home, ".cache", "headrace") if os.path.isabs(home) else ""
 
 
 def _read(file: Path) -> dict[str, Any]:

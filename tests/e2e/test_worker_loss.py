@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 
 from headrace.aio import AsyncClient
 from headrace_server.testing import ServerProcess
+from reading_metrics import metric
 
 pytestmark = pytest.mark.e2e
 
@@ -100,15 +99,3 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def metric(server: ServerProcess, sample: str) -> float:
-    """The value of a sample, whatever the order of its labels in the exposition."""
-    name, labels = re.fullmatch(r"(\w+)\{(.*)\}", sample).groups()  # type: ignore[union-attr]
-    wanted = set(labels.split(","))
-    with urllib.request.urlopen(server.metrics_url) as page:
-        for line in page.read().decode().splitlines():
-            match = re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line)
-            if match and match[1] == name and set(match[2].split(",")) == wanted:
-                return float(match[3])
-    return 0.0

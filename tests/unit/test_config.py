@@ -54,6 +54,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
         "HEADRACE_MAX_QUEUE_REQUESTS": "3",
         "HEADRACE_MAX_QUEUE_BYTES": "4",
         "HEADRACE_CORES": "5",
+        "HEADRACE_CACHE_DIR": "/c",
         "HEADRACE_LOG_FORMAT": "json",
         "HEADRACE_LOG_LEVEL": "debug",
     }
@@ -66,6 +67,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
         max_queue_requests=3,
         max_queue_bytes=4,
         cores=5,
+        cache_dir="/c",
         log_format="json",
         log_level="debug",
     )
@@ -143,3 +145,26 @@ def test_a_file_that_is_no_text_is_refused(settings_file: Path) -> None:
 
 def test_a_file_that_is_not_there_is_refused(settings_file: Path) -> None:
     assert f"cannot read {settings_file}: No such file" in refusal(file=settings_file)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/x/headrace"),
+        ({"XDG_CACHE_HOME": "", "HOME": "/h"}, "/h/.cache/headrace"),
+        ({"XDG_CACHE_HOME": "relative", "HOME": "/h"}, "/h/.cache/headrace"),
+        ({"HEADRACE_CACHE_DIR": "/mine", "HOME": "/h"}, "/mine"),
+        ({"HEADRACE_CACHE_DIR": "", "HOME": "/h"}, None),
+        ({"HEADRACE_CACHE_DIR": "none", "HOME": "/h"}, None),
+        ({}, None),
+    ],
+)
+def test_the_cache_is_the_users_own_unless_another_or_none_is_asked_for(
+    environment: dict[str, str], expected: str | None
+) -> None:
+    assert load_config({}, environment).cache_path == (Path(expected) if expected else None)
+
+
+def test_the_cache_directory_may_be_relative_or_in_the_users_home() -> None:
+    assert load_config({"cache_dir": "here"}, {}).cache_path == Path.cwd() / "here"
+    assert load_config({"cache_dir": "~/there"}, {}).cache_path == Path.home() / "there"

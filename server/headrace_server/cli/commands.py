@@ -34,7 +34,7 @@ def _setting(name: str, text: str) -> Any:
     """The flag of one field of `ServerConfig`. Its default is None, which means "not given":
     what counts then is up to `load_config`."""
     default = _DEFAULTS[name]
-    shown = "" if default is None else f"default {default}; "
+    shown = "" if default in (None, "") else f"default {default}; "
     return typer.Option(
         flag_of(name),
         help=f"{text} ({shown}{variable_of(name)})",
@@ -113,6 +113,14 @@ def serve(
         int | None,
         _setting("cores", "CPU cores that all workers share. By default all but one."),
     ] = None,
+    cache_dir: Annotated[
+        str | None,
+        _setting(
+            "cache_dir",
+            "Directory that keeps what was measured of models; 'none' keeps nothing. "
+            "By default $XDG_CACHE_HOME/headrace or ~/.cache/headrace.",
+        ),
+    ] = None,
     log_format: Annotated[str | None, _setting("log_format", "text or json.")] = None,
     log_level: Annotated[
         str | None, _setting("log_level", "debug, info, warning or error.")
@@ -135,6 +143,7 @@ def serve(
         "max_queue_requests": max_queue_requests,
         "max_queue_bytes": max_queue_bytes,
         "cores": cores,
+        "cache_dir": cache_dir,
         "log_format": log_format,
         "log_level": log_level,
     }

@@ -30,7 +30,8 @@ class Hello(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Front to worker: load this model. `config` is a serialized ModelConfig, empty for none;
-    `role` a value of `models.spec.Role`; `sweep` asks for timed batches."""
+    `role` a value of `models.spec.Role`; `sweep` asks for timed batches, which may come from the
+    directory `cache` and are kept there unless it is empty."""
 
     model: str
     version: int
@@ -41,6 +42,7 @@ class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     device: str
     threads: int
     sweep: bool
+    cache: str
 
 
 class Progress(msgspec.Struct, tag=True, array_like=True, frozen=True):

@@ -110,7 +110,14 @@ class WorkerProcess:
         return await self._unless_dead(self._hello)
 
     async def load(
-        self, source: ModelSource, config: bytes, role: Role, placement: Placement, *, sweep: bool
+        self,
+        source: ModelSource,
+        config: bytes,
+        role: Role,
+        placement: Placement,
+        *,
+        sweep: bool,
+        cache: str,
     ) -> frames.Loaded:
         """Load and warm up the model; returns its signature and the batches timed meanwhile.
 
@@ -130,6 +137,7 @@ class WorkerProcess:
                 placement.device,
                 placement.threads,
                 sweep,
+                cache,
             )
         )
         loaded = await self._unless_dead(self._loaded)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from headrace_server.models.repository import ModelSource
 from headrace_server.models.spec import ModelSpec, Role
@@ -31,7 +32,8 @@ class ProcessExecutor:
     """One operating-system process per worker, restarted with back-off when it is lost.
 
     Worker ids are seats: a restarted process takes the id of the lost one. The first worker tells
-    which GPUs torch sees, so that the front never has to import torch.
+    which GPUs torch sees, so that the front never has to import torch. `cache` is a directory in
+    which timed batches are kept from one load to the next.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class ProcessExecutor:
         *,
         cores: int,
         role: Role = Role.SERVE,
+        cache: Path | None = None,
         backoff: Backoff | None = None,
     ) -> None:
         self._source = source
@@ -49,6 +52,7 @@ class ProcessExecutor:
         self._role = role
         self._groups = groups
         self._cores = cores
+        self._cache = "" if cache is None else str(cache)
         self._backoff = backoff or Backoff()
         self._listener: ExecutorListener | None = None
         self._spec: ModelSpec | None = None
@@ -185,7 +189,9 @@ class ProcessExecutor:
 
     async def _load(self, process: WorkerProcess, seat: int, *, sweep: bool) -> Loaded:
         placement = self._placements[seat]
-        return await process.load(self._source, self._config, self._role, placement, sweep=sweep)
+        return await process.load(
+            self._source, self._config, self._role, placement, sweep=sweep, cache=self._cache
+        )
 
     def _new_process(self, seat: int) -> WorkerProcess:
         listener = self._listener

@@ -80,16 +80,17 @@ class _Session:
         from headrace_server.models.loading import load_model
         from headrace_server.models.warmup import warm_up
         from headrace_server.workers.runner import BatchRunner
-        from headrace_server.workers.sweep import can_sweep, sweep
+        from headrace_server.workers.sweep_cache import known_sweep
 
         config = ModelConfig.FromString(load.config) if load.config else None
         source = ModelSource(load.model, load.version, Path(load.file), ModelKind(load.kind))
         self._send(frames.Progress(WorkerState.LOADING.value))
-        model = load_model(source, config, load.device, Role(load.role))
+        role, cache = Role(load.role), Path(load.cache) if load.cache else None
+        model = load_model(source, config, load.device, role)
         self._send(frames.Progress(WorkerState.WARMING_UP.value))
         warm_up(model, config, source)
         runner = BatchRunner(model, load.device)
-        samples = sweep(model) if load.sweep and can_sweep(model) else ()
+        samples = known_sweep(model, source, config, role, cache) if load.sweep else ()
         self._send(frames.Loaded(model.spec, samples))
         for message in messages:
             match message:
