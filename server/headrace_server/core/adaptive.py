@@ -64,9 +64,12 @@ TIMER_S = 0.0015
 """asyncio's timers are late by up to a millisecond; a hold ends so much before its last moment."""
 
 PROBE_S = 1.0
-"""Without a completed batch for so long, what is known of durations is not trusted to refuse
-anybody: a request that seems hopeless is tried all the same. Else one bad estimate could refuse
-every request there is, and nothing would ever correct it."""
+DOUBT = 1.5
+"""Without a batch for so long that took what was expected of it, or more, what is known of
+durations is not trusted to refuse anybody: a request that seems hopeless is tried all the same.
+Else one bad estimate could refuse every request there is, and nothing would ever correct it. A
+batch that is done `DOUBT` times as fast confirms nothing: the next one is tried at once, not a
+`PROBE_S` later, until the cost model has learned better."""
 
 PATIENCE_S = 10.0
 AGEING_S = 1.0
@@ -106,7 +109,7 @@ class AdaptivePolicy:
         self.cost = CostModel(sweep)
         self._arriving = ArrivingWork()
         self._last: Batch | None = None
-        self._observed_s = -math.inf
+        self._confirmed_s = -math.inf
         self._timetables: dict[tuple[Curve, int], Timetable] = {}
 
     @property
@@ -127,14 +130,14 @@ class AdaptivePolicy:
 
     def too_late(self, request: Request, opening: Opening) -> bool:
         """See `BatchPolicy.too_late`. Never before something is known of durations, and not
-        where a worker is free and nothing was measured for `PROBE_S`."""
+        where a worker is free and nothing confirmed it for `PROBE_S`."""
         if request.deadline_s == math.inf:
             return False
         curve = self._curve(request, opening)
         if curve is None:
             return False
         start_s, now = opening.start_s, opening.now
-        if start_s <= now and now - self._observed_s > PROBE_S:
+        if start_s <= now and now - self._confirmed_s > PROBE_S:
             return False
         return start_s + curve.at(request.rows, request.length) > request.deadline_s
 
@@ -156,7 +159,8 @@ class AdaptivePolicy:
     def observe(self, batch: Batch, duration_s: float) -> None:
         """Take the batch into the cost model."""
         self._last = batch
-        self._observed_s = batch.started_s + duration_s
+        if batch.expected_s is None or duration_s * DOUBT > batch.expected_s:
+            self._confirmed_s = batch.started_s + duration_s
         key = _cost_key(batch.requests[0])
         self.cost.observe(batch.rows, batch.length, duration_s, key, batch.running)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace_server.core.adaptive import AdaptivePolicy
+from headrace_server.core.adaptive import PROBE_S, AdaptivePolicy
 from headrace_server.core.cost import Curve
 from headrace_server.core.policy import Formation, Opening
 from headrace_server.core.queue import Queue, QueueLimits
@@ -250,3 +250,41 @@ def test_after_a_long_batch_nobody_waits() -> None:
     driver.advance_to(0.002)
     driver.submit(10)
     assert dispatches(driver.complete(0)) == [[10]]
+
+
+class TestDoubt:
+    """A device that has become ten times as fast as what is known of it, and deadlines that would
+    only be met at its new speed."""
+
+    KNOWN_S, NOW_S, DEADLINE_S = 0.1, 0.01, 0.05
+
+    def driver(self) -> SchedulerDriver:
+        sweep = [(rows, 0, self.KNOWN_S) for rows in (1, 8)]
+        return SchedulerDriver(policy=AdaptivePolicy(8, sweep))
+
+    def try_one(self, driver: SchedulerDriver, duration_s: float) -> bool:
+        """Send one request to the idle worker; returns whether it was let in."""
+        driver.submit(deadline_s=driver.now + self.DEADLINE_S)
+        if driver.waiting == []:
+            return False
+        driver.settle()
+        driver.advance_to(driver.now + duration_s)
+        driver.complete(driver.dispatched[-1].id)
+        return True
+
+    def test_what_is_confirmed_is_trusted_for_a_while(self) -> None:
+        driver = self.driver()
+        assert self.try_one(driver, self.KNOWN_S)
+        assert not self.try_one(driver, self.KNOWN_S)
+        driver.advance_to(driver.now + PROBE_S + 0.01)
+        assert self.try_one(driver, self.KNOWN_S)
+        assert not self.try_one(driver, self.KNOWN_S)
+
+    def test_what_a_batch_contradicts_is_tried_again_at_once_until_it_is_learned(self) -> None:
+        driver = self.driver()
+        policy = driver.scheduler._policy
+        assert isinstance(policy, AdaptivePolicy)
+        for _ in range(40):
+            assert self.try_one(driver, self.NOW_S)
+        assert policy.cost.curve is not None
+        assert policy.cost.curve.at(1, 0) == pytest.approx(self.NOW_S, rel=0.2)
