@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class Stage:
     statistics: Statistics
     last_minute: LastMinute
 
-    def submit(self, *rows: bytes, **options: Any) -> Awaitable[Answer]:
+    def submit(self, *rows: bytes, **options: Any) -> asyncio.Future[Answer]:
         """Submit one call and let the scheduler decide, if it can by now."""
         _, future = self.deployment.submit(call_of(*rows, **options))
         self.clock.advance()

@@ -8,7 +8,7 @@ import logging
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -190,7 +190,7 @@ def deployment_of(
     written = b"" if entry.config is None else entry.config.SerializeToString()
     groups = instance_groups(entry.config)
 
-    def preparation() -> Deployment:
+    def preparation(rules: SchedulingRules) -> Deployment:
         # One worker, on the CPU, with one thread: it works ahead of the model, not beside it.
         executor = ProcessExecutor(
             source,
@@ -204,7 +204,10 @@ def deployment_of(
             source.name,
             source.version,
             executor,
-            lambda spec: _rules(BatchingSettings(max_batch_size=0), config),
+            lambda spec: replace(
+                rules,
+                settings=BatchingSettings(max_batch_size=0, objective_s=rules.settings.objective_s),
+            ),
             clock,
             RefusalsOf(observer),
         )
@@ -229,6 +232,8 @@ def _settings_of(entry: ModelEntry, spec: ModelSpec) -> BatchingSettings:
 
 
 def _rules(settings: BatchingSettings, config: ServerConfig) -> SchedulingRules:
+    if config.objective_ms is not None and settings.objective_s is None and not settings.static:
+        settings = replace(settings, objective_s=config.objective_ms / 1_000)
     return SchedulingRules(
         settings, max_requests=config.max_queue_requests, max_bytes=config.max_queue_bytes
     )

@@ -18,6 +18,7 @@ ENVIRONMENT_PREFIX = "HEADRACE_"
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Milliseconds = Annotated[float, msgspec.Meta(gt=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -34,6 +35,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     `max_queue_requests` and `max_queue_bytes` bound the queue of each model. `cores`: CPU cores
     that the workers of all models share; by default all but one, which the front takes.
+    `objective_ms`: milliseconds that a request may take which brings no deadline of its own, where
+    neither the model's configuration says otherwise nor fixed rules are asked for.
     `cache_dir`: what is measured of models is kept there; empty or "none" keeps nothing.
     """
 
@@ -43,6 +46,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     drain_timeout_s: Seconds = 30.0
     max_queue_requests: Positive = 16_384
     max_queue_bytes: Positive = 1 << 30
+    objective_ms: Milliseconds | None = None
     cores: Positive | None = None
     cache_dir: str = ""
     log_format: LogFormat = "text"

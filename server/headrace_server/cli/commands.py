@@ -109,6 +109,14 @@ def serve(
         int | None,
         _setting("max_queue_bytes", "Bytes of inputs that may wait, for each model."),
     ] = None,
+    objective_ms: Annotated[
+        float | None,
+        _setting(
+            "objective_ms",
+            "Milliseconds that requests may take which bring no deadline of their own. "
+            "By default as long as it takes.",
+        ),
+    ] = None,
     cores: Annotated[
         int | None,
         _setting("cores", "CPU cores that all workers share. By default all but one."),
@@ -142,6 +150,7 @@ def serve(
         "drain_timeout_s": drain_timeout,
         "max_queue_requests": max_queue_requests,
         "max_queue_bytes": max_queue_bytes,
+        "objective_ms": objective_ms,
         "cores": cores,
         "cache_dir": cache_dir,
         "log_format": log_format,

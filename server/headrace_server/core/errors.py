@@ -35,6 +35,7 @@ class Reason(Enum):
     QUEUE_TIMEOUT = "queue_timeout"
     PREDICTED_LATE = "predicted_late"
     OVERLOADED = "overloaded"
+    OBJECTIVE_MISSED = "objective_missed"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     STOPPING = "stopping"
     CANCELLED = "cancelled"

@@ -86,7 +86,7 @@ class Deployment:
         rules: Callable[[ModelSpec], SchedulingRules],
         clock: Clock,
         observer: Observer,
-        preparation: Callable[[], Deployment] | None = None,
+        preparation: Callable[[SchedulingRules], Deployment] | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -183,7 +183,7 @@ class Deployment:
     async def _load_preparation(self) -> None:
         if not self.spec.prepared or self._make_preparation is None:
             return
-        self._preparation = self._make_preparation()
+        self._preparation = self._make_preparation(self.rules)
         await self._preparation.load()
         if self._preparation.state is not DeploymentState.READY:
             await self._executor.stop()

@@ -57,21 +57,24 @@ class SchedulingRules:
     def request(
         self, request_id: int, key: Hashable, length: int, call: Call, now: float
     ) -> Request:
-        """The scheduler's view of a call: its level, and the earlier of its two deadlines.
+        """The scheduler's view of a call: its level, and the earliest of its deadlines.
 
         The `timeout` parameter counts unless a queue policy does not allow it (Triton ignores it
         also where the policy has no default timeout).
         """
         settings = self.settings
+        arrival_s = now if call.arrived_s is None else call.arrived_s
         level = call.priority
         if not 1 <= level <= settings.priority_levels:
-            level = settings.default_priority_level
+            level = max(1, settings.default_priority_level)
         policy = settings.queue_policies.get(level, settings.default_queue_policy)
         timeout_s = policy.default_timeout_s
         if call.timeout_s is not None and (policy.allow_timeout_override or not settings.static):
             timeout_s = call.timeout_s
         deadline_s, late_reason, delay = math.inf, Reason.DEADLINE_EXCEEDED, False
-        if timeout_s is not None:
+        if settings.objective_s is not None:
+            deadline_s, late_reason = arrival_s + settings.objective_s, Reason.OBJECTIVE_MISSED
+        if timeout_s is not None and now + timeout_s < deadline_s:
             deadline_s, late_reason = now + timeout_s, Reason.QUEUE_TIMEOUT
             delay = policy.timeout_action == "delay"
         if call.remaining_s is not None and now + call.remaining_s < deadline_s:
@@ -82,10 +85,10 @@ class SchedulingRules:
             key,
             call.tensors.rows,
             call.nbytes,
-            now if call.arrived_s is None else call.arrived_s,
+            arrival_s,
             deadline_s,
             late_reason,
             delay,
-            max(1, level),
+            level,
             length=length,
         )

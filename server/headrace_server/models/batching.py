@@ -5,6 +5,7 @@ Front-safe: standard library and protobuf only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -13,6 +14,9 @@ from typing import Literal, NoReturn
 from headrace.protocol.model_config_pb2 import ModelConfig, ModelQueuePolicy
 from headrace_server.models.config_text import Locate, locate_nowhere
 from headrace_server.models.errors import ConfigError
+
+OBJECTIVE = "objective_ms"
+"""The parameter of a config.pbtxt that sets a model's latency objective."""
 
 _MICROSECONDS = 1e-6
 
@@ -42,6 +46,9 @@ class BatchingSettings:
 
     Priority level 1 is the most urgent; ``priority_levels`` 0 means that there are no levels.
     ``queue_policies`` holds the levels that have a policy of their own.
+
+    ``objective_s`` is how long a request may take that brings no deadline of its own; None: as
+    long as it takes. Fixed rules know no objective.
     """
 
     max_batch_size: int
@@ -53,6 +60,7 @@ class BatchingSettings:
     default_priority_level: int = 0
     default_queue_policy: QueuePolicy = QueuePolicy()
     queue_policies: Mapping[int, QueuePolicy] = field(default_factory=lambda: MappingProxyType({}))
+    objective_s: float | None = None
 
 
 def batching_settings(
@@ -62,10 +70,14 @@ def batching_settings(
 
     Raises:
         ConfigError: a preferred size that no batch can have; priority levels that contradict
-            each other or ``preserve_ordering``.
+            each other or ``preserve_ordering``; an objective that is none, or one beside fixed
+            rules.
     """
-    if config is None or not config.HasField("dynamic_batching"):
+    if config is None:
         return BatchingSettings(max_batch_size)
+    objective = objective_s(config, locate)
+    if not config.HasField("dynamic_batching"):
+        return BatchingSettings(max_batch_size, objective_s=objective)
     block = config.dynamic_batching
 
     def refuse(name: str, message: str) -> NoReturn:
@@ -101,6 +113,30 @@ def batching_settings(
             {level: _queue_policy(policy) for level, policy in block.priority_queue_policy.items()}
         ),
     )
+
+
+def objective_s(config: ModelConfig, locate: Locate = locate_nowhere) -> float | None:
+    """The latency objective that the parameter ``objective_ms`` gives; None without it.
+
+    Raises:
+        ConfigError: it is no positive number, or stands beside ``dynamic_batching``.
+    """
+    if OBJECTIVE not in config.parameters:
+        return None
+    where = locate(f'parameters["{OBJECTIVE}"]')
+    if config.HasField("dynamic_batching"):
+        raise ConfigError(
+            f"{where} is for models that batch by what batches cost, but dynamic_batching follows "
+            "fixed rules; drop one"
+        )
+    text = config.parameters[OBJECTIVE].string_value
+    try:
+        milliseconds = float(text)
+    except ValueError:
+        milliseconds = math.nan
+    if not 0 < milliseconds < math.inf:
+        raise ConfigError(f"{where} must be a positive number of milliseconds, got '{text}'")
+    return milliseconds / 1_000
 
 
 def _queue_policy(policy: ModelQueuePolicy) -> QueuePolicy:

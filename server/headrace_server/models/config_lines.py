@@ -23,7 +23,8 @@ def field_lines(text: str) -> dict[str, int]:
     """Map each field that ``text`` sets to its line, counted from 1.
 
     A field is called by its path with every index given: ``input[1].dims[0]`` is the first
-    ``dims`` of the second ``input``. Expects text that protobuf could parse; any other text gives
+    ``dims`` of the second ``input``. Entries of a map with text keys are called by their key too:
+    ``parameters["device"]``. Expects text that protobuf could parse; any other text gives
     an incomplete map, never an error.
     """
     scan = _Scan(_tokens(text))
@@ -63,7 +64,14 @@ class _Scan:
                 continue
             else:
                 self.seen[path] += 1
+                if kind == "string" and path == f"{prefix}key":
+                    self._name_entry(prefix, token)
             path = ""
+
+    def _name_entry(self, prefix: str, key: str) -> None:
+        entry = prefix.removesuffix(".")
+        if entry in self.lines:
+            self.lines[f'{entry[: entry.rindex("[")]}["{key[1:-1]}"]'] = self.lines[entry]
 
     def _elements(self, path: str) -> None:
         for _, token, line in self.tokens:

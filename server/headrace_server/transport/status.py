@@ -109,6 +109,9 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
             "deadlines",
             0.1,
         ),
+        Reason.OBJECTIVE_MISSED: _unavailable(
+            "model '{model}' could not begin this request within its latency objective", 0.1
+        ),
         Reason.DEADLINE_EXCEEDED: PublicStatus(
             grpc.StatusCode.DEADLINE_EXCEEDED, 504, "the deadline passed before the request ran"
         ),

@@ -150,6 +150,18 @@ class TestRefusal:
         stage.workers.complete(0)
         assert (await patient).outputs[0].data == b"bb"
 
+    async def test_a_call_that_outlives_the_objective_is_refused(self) -> None:
+        stage = await serve(static=False, objective_s=0.5)
+        stage.workers.lose(0)
+        late = stage.submit(b"aa")
+        in_time = stage.submit(b"bb", remaining_s=0.2)
+        stage.clock.advance(0.2)
+        assert await reason_of(in_time) is Reason.DEADLINE_EXCEEDED
+        stage.clock.advance(0.299)
+        assert not late.done()
+        stage.clock.advance(0.001)
+        assert await reason_of(late) is Reason.OBJECTIVE_MISSED
+
     async def test_refusals_are_told_to_observers(self) -> None:
         stage = await serve()
         await reason_of(stage.submit(b"aa", remaining_s=0.0))

@@ -48,6 +48,28 @@ class TestLevel:
         assert {request(rules(), priority=p).priority for p in (0, 1, 5)} == {1}
 
 
+class TestObjective:
+    @pytest.mark.parametrize(
+        ("call", "deadline_s", "reason"),
+        [
+            ({}, 12.0, Reason.OBJECTIVE_MISSED),
+            ({"arrived_s": 9.5}, 11.5, Reason.OBJECTIVE_MISSED),
+            ({"timeout_s": 1.0}, 11.0, Reason.QUEUE_TIMEOUT),
+            ({"timeout_s": 3.0}, 12.0, Reason.OBJECTIVE_MISSED),
+            ({"remaining_s": 1.0}, 11.0, Reason.DEADLINE_EXCEEDED),
+            ({"remaining_s": 3.0}, 12.0, Reason.OBJECTIVE_MISSED),
+            ({"remaining_s": 1.0, "timeout_s": 0.5}, 10.5, Reason.QUEUE_TIMEOUT),
+            ({"remaining_s": 1.0, "timeout_s": 1.5}, 11.0, Reason.DEADLINE_EXCEEDED),
+        ],
+    )
+    def test_the_earliest_deadline_counts(
+        self, call: dict[str, float], deadline_s: float, reason: Reason
+    ) -> None:
+        got = request(rules(static=False, objective_s=2.0), **call)
+        assert (got.deadline_s, got.late_reason) == (deadline_s, reason)
+        assert not got.delay_when_late
+
+
 class TestDeadline:
     def test_there_is_none_by_default(self) -> None:
         assert request(rules()).deadline_s == math.inf

@@ -18,6 +18,27 @@ def test_without_the_block_batching_is_adaptive() -> None:
     assert not settings("").static
 
 
+def objective(value: str) -> str:
+    return f'parameters {{ key: "objective_ms" value {{ string_value: "{value}" }} }}'
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("50", 0.05), ("0.5", 0.0005), ("1e3", 1.0)])
+def test_an_objective_is_given_in_milliseconds(value: str, seconds: float) -> None:
+    assert settings(objective(value)).objective_s == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1", "soon", "nan", "inf", "50 ms"])
+def test_an_objective_that_is_no_positive_number_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match="must be a positive number of milliseconds") as refused:
+        settings(objective(value))
+    assert str(refused.value).endswith(f"got '{value}'")
+
+
+def test_an_objective_beside_fixed_rules_is_refused() -> None:
+    with pytest.raises(ConfigError, match="dynamic_batching follows fixed rules; drop one"):
+        settings(objective("50") + "dynamic_batching { }")
+
+
 def test_empty_block_is_static_with_defaults() -> None:
     assert settings("dynamic_batching { }") == BatchingSettings(8, static=True)
 

@@ -59,6 +59,18 @@ def test_lines_of_fields_are_found() -> None:
     assert lines["version_policy[0].latest[0].num_versions[0]"] == 22
 
 
+def test_entries_of_maps_are_found_by_their_keys() -> None:
+    lines = field_lines(
+        'parameters { key: "a" value { string_value: "key" } }\n'
+        "parameters [\n"
+        "  { key: 'b' value { string_value: 'x' } },\n"
+        "  { value { string_value: 'x' } key: 'c' } ]\n"
+        'key: "d"'
+    )
+    assert [lines[f'parameters["{key}"]'] for key in "abc"] == [1, 2, 4]
+    assert not [path for path in lines if '"d"' in path]
+
+
 @pytest.mark.parametrize("text", ["{{{{", "a: [", 'a: "', "}", "a { b: [ {", ": : ["])
 def test_lines_of_any_text_are_looked_for_without_an_error(text: str) -> None:
     assert isinstance(field_lines(text), dict)
@@ -95,6 +107,15 @@ FAULTS = [
     (
         "max_batch_size: 4\ndynamic_batching {\n preferred_batch_size: [ 8 ] }",
         "line 3: dynamic_batching.preferred_batch_size must be within 1 and max_batch_size 4",
+    ),
+    (
+        'parameters { key: "a" value { string_value: "b" } }\n'
+        'parameters { key: "objective_ms" value { string_value: "soon" } }',
+        'line 2: parameters["objective_ms"] must be a positive number of milliseconds, got',
+    ),
+    (
+        'dynamic_batching { }\nparameters { key: "objective_ms" value { string_value: "5" } }',
+        'line 2: parameters["objective_ms"] is for models that batch by what batches cost',
     ),
     (
         'max_batch_size: 4\nmodel_warmup { name: "w" batch_size: 8 }',

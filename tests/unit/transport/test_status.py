@@ -59,5 +59,6 @@ def test_only_refusals_that_pass_by_themselves_suggest_a_retry() -> None:
         Reason.QUEUE_FULL,
         Reason.PREDICTED_LATE,
         Reason.OVERLOADED,
+        Reason.OBJECTIVE_MISSED,
         Reason.STOPPING,
     }
