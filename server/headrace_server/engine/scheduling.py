@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from headrace_server.core.adaptive import AdaptivePolicy
+from headrace_server.core.adaptive import DEFAULT_PRIORITY, LEAST_PRIORITY, AdaptivePolicy
 from headrace_server.core.cost import Sample
 from headrace_server.core.errors import Reason
 from headrace_server.core.policy import BatchPolicy, StaticPolicy, StaticSettings
@@ -60,13 +60,17 @@ class SchedulingRules:
         """The scheduler's view of a call: its level, and the earliest of its deadlines.
 
         The `timeout` parameter counts unless a queue policy does not allow it (Triton ignores it
-        also where the policy has no default timeout).
+        also where the policy has no default timeout). Without fixed rules there are the levels
+        that the learned policy ages by.
         """
         settings = self.settings
         arrival_s = now if call.arrived_s is None else call.arrived_s
         level = call.priority
-        if not 1 <= level <= settings.priority_levels:
-            level = max(1, settings.default_priority_level)
+        if settings.static:
+            if not 1 <= level <= settings.priority_levels:
+                level = max(1, settings.default_priority_level)
+        elif not 1 <= level <= LEAST_PRIORITY:
+            level = DEFAULT_PRIORITY
         policy = settings.queue_policies.get(level, settings.default_queue_policy)
         timeout_s = policy.default_timeout_s
         if call.timeout_s is not None and (policy.allow_timeout_override or not settings.static):

@@ -10,6 +10,7 @@ import pytest
 
 from doubles import TIMING
 from engine_stage import call_of, serve, spec_of
+from headrace_server.core.adaptive import AGEING_S
 from headrace_server.core.errors import Reason, ServingError
 from headrace_server.engine.calls import Answer
 from headrace_server.engine.deployment import DeploymentState
@@ -166,6 +167,36 @@ class TestRefusal:
         stage = await serve()
         await reason_of(stage.submit(b"aa", remaining_s=0.0))
         assert stage.observer.told[-1] == "refused 0 deadline_exceeded"
+
+
+class TestPriority:
+    """Without fixed rules, on a worker that runs one row at a time and holds another one staged."""
+
+    async def test_the_urgent_go_first_and_the_others_in_order(self) -> None:
+        stage = await serve(spec=spec_of(max_batch_size=1), static=False)
+        stage.submit(b"__"), stage.submit(b"__")
+        waiting = {level: stage.submit(b"aa", priority=level) for level in (10, 5, 99, 0, 6, 4, 1)}
+        order: list[int] = []
+        for batch in range(2 + len(waiting)):
+            stage.workers.complete(batch)
+            stage.clock.advance()
+            order += [p for p, answer in waiting.items() if answer.done() and p not in order]
+        assert order == [1, 4, 5, 99, 0, 6, 10]
+
+    async def test_a_low_priority_is_overtaken_for_a_while_but_not_for_ever(self) -> None:
+        stage = await serve(spec=spec_of(max_batch_size=1), static=False)
+        stage.submit(b"__"), stage.submit(b"__")
+        patient = stage.submit(b"zz", priority=7)
+        overtaken = 0
+        # One arrives and one is answered every tenth of a second: there is always somebody else.
+        while not patient.done():
+            stage.submit(b"aa")
+            stage.clock.advance(0.1)
+            stage.workers.complete(overtaken)
+            stage.clock.advance()
+            overtaken += 1
+        levels = 7 - 5
+        assert 0 <= overtaken - levels * AGEING_S / 0.1 < 6
 
 
 class TestCancellation:

@@ -47,6 +47,12 @@ class TestLevel:
     def test_without_levels_everyone_is_equal(self) -> None:
         assert {request(rules(), priority=p).priority for p in (0, 1, 5)} == {1}
 
+    @pytest.mark.parametrize(
+        ("asked", "given"), [(0, 5), (1, 1), (5, 5), (10, 10), (11, 5), (2**64 - 1, 5)]
+    )
+    def test_the_learned_policy_has_levels_of_its_own(self, asked: int, given: int) -> None:
+        assert request(rules(static=False), priority=asked).priority == given
+
 
 class TestObjective:
     @pytest.mark.parametrize(
