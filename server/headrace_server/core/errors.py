@@ -29,6 +29,7 @@ class Reason(Enum):
     UNEQUAL_ROWS = "unequal_rows"
     UNEQUAL_LENGTHS = "unequal_lengths"
     BATCH_TOO_LARGE = "batch_too_large"
+    REQUEST_TOO_LARGE = "request_too_large"
     INVALID_PARAMETER = "invalid_parameter"
 
     QUEUE_FULL = "queue_full"

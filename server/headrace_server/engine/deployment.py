@@ -285,9 +285,19 @@ class Deployment:
         )
 
     def submit(self, call: Call) -> tuple[Request, asyncio.Future[Answer]]:
-        """Admit or refuse one call at once; the future brings the answer or a `ServingError`."""
+        """Admit or refuse one call at once; the future brings the answer or a `ServingError`.
+
+        Raises:
+            ServingError: UNEQUAL_LENGTHS, REQUEST_TOO_LARGE.
+        """
         assert self._riding is not None, "the model is not loaded"
         now = self._clock.now()
+        most_bytes = self.rules.settings.max_batch_bytes
+        # Its rows are of one length, so alone it needs no padding: these are all its bytes.
+        if most_bytes is not None and call.nbytes > most_bytes:
+            raise ServingError(
+                Reason.REQUEST_TOO_LARGE, model=self.name, limit=most_bytes, got=call.nbytes
+            )
         key, length = self._riding.of(call.tensors)
         request = self.rules.request(self._next_id, key, length, call, now)
         self._next_id += 1

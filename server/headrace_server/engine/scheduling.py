@@ -16,6 +16,10 @@ from headrace_server.core.scheduler import Scheduler
 from headrace_server.engine.calls import Call
 from headrace_server.models.batching import BatchingSettings
 
+MAX_BATCH_BYTES = 1 << 28
+"""Bound of a batch of several requests where the model declares none. A larger request is served
+all the same, alone: nobody has said that it must not be."""
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulingRules:
@@ -33,6 +37,7 @@ class SchedulingRules:
         settings = self.settings
         # A model without a batch dimension runs each request alone.
         most_rows = max(1, settings.max_batch_size)
+        most_bytes = settings.max_batch_bytes or MAX_BATCH_BYTES
         policy: BatchPolicy
         if settings.static:
             policy = StaticPolicy(
@@ -40,10 +45,11 @@ class SchedulingRules:
                     max_batch_size=most_rows,
                     preferred_sizes=settings.preferred_batch_sizes,
                     max_delay_s=settings.max_queue_delay_s,
+                    max_batch_bytes=most_bytes,
                 )
             )
         else:
-            policy = AdaptivePolicy(most_rows, sweep)
+            policy = AdaptivePolicy(most_rows, sweep, most_bytes)
         limits = QueueLimits(
             max_requests=self.max_requests,
             max_bytes=self.max_bytes,

@@ -6,17 +6,20 @@ Front-safe: standard library and protobuf only.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, TypeVar
 
 from headrace.protocol.model_config_pb2 import ModelConfig, ModelQueuePolicy
 from headrace_server.models.config_text import Locate, locate_nowhere
 from headrace_server.models.errors import ConfigError
 
 OBJECTIVE = "objective_ms"
-"""The parameter of a config.pbtxt that sets a model's latency objective."""
+MAX_BATCH_BYTES = "max_batch_bytes"
+"""Parameters of a config.pbtxt that set what Triton's batching block has no field for."""
+
+Number = TypeVar("Number", int, float)
 
 _MICROSECONDS = 1e-6
 
@@ -49,6 +52,9 @@ class BatchingSettings:
 
     ``objective_s`` is how long a request may take that brings no deadline of its own; None: as
     long as it takes. Fixed rules know no objective.
+
+    ``max_batch_bytes`` bounds the inputs of a batch once they are padded, and so those of a single
+    request; None: no request is too large, and batches stay within what the policy thinks fit.
     """
 
     max_batch_size: int
@@ -61,6 +67,7 @@ class BatchingSettings:
     default_queue_policy: QueuePolicy = QueuePolicy()
     queue_policies: Mapping[int, QueuePolicy] = field(default_factory=lambda: MappingProxyType({}))
     objective_s: float | None = None
+    max_batch_bytes: int | None = None
 
 
 def batching_settings(
@@ -70,14 +77,14 @@ def batching_settings(
 
     Raises:
         ConfigError: a preferred size that no batch can have; priority levels that contradict
-            each other or ``preserve_ordering``; an objective that is none, or one beside fixed
-            rules.
+            each other or ``preserve_ordering``; an objective or a bound that is none, or an
+            objective beside fixed rules.
     """
     if config is None:
         return BatchingSettings(max_batch_size)
-    objective = objective_s(config, locate)
+    objective, most_bytes = batching_parameters(config, locate)
     if not config.HasField("dynamic_batching"):
-        return BatchingSettings(max_batch_size, objective_s=objective)
+        return BatchingSettings(max_batch_size, objective_s=objective, max_batch_bytes=most_bytes)
     block = config.dynamic_batching
 
     def refuse(name: str, message: str) -> NoReturn:
@@ -112,31 +119,50 @@ def batching_settings(
         queue_policies=MappingProxyType(
             {level: _queue_policy(policy) for level, policy in block.priority_queue_policy.items()}
         ),
+        max_batch_bytes=most_bytes,
     )
 
 
-def objective_s(config: ModelConfig, locate: Locate = locate_nowhere) -> float | None:
-    """The latency objective that the parameter ``objective_ms`` gives; None without it.
+def batching_parameters(
+    config: ModelConfig, locate: Locate = locate_nowhere
+) -> tuple[float | None, int | None]:
+    """What the parameters ``objective_ms`` and ``max_batch_bytes`` say: the latency objective in
+    seconds, and the most bytes of a batch; None where they are not given.
 
     Raises:
-        ConfigError: it is no positive number, or stands beside ``dynamic_batching``.
+        ConfigError: one is no positive number, or the objective stands beside ``dynamic_batching``.
     """
-    if OBJECTIVE not in config.parameters:
-        return None
-    where = locate(f'parameters["{OBJECTIVE}"]')
-    if config.HasField("dynamic_batching"):
-        raise ConfigError(
-            f"{where} is for models that batch by what batches cost, but dynamic_batching follows "
-            "fixed rules; drop one"
-        )
-    text = config.parameters[OBJECTIVE].string_value
+
+    def refuse(name: str, message: str) -> NoReturn:
+        where = locate(f'parameters["{name}"]')
+        raise ConfigError(f"{where} {message}")
+
+    objective_s = most_bytes = None
+    if OBJECTIVE in config.parameters:
+        if config.HasField("dynamic_batching"):
+            refuse(
+                OBJECTIVE,
+                "is for models that batch by what batches cost, but dynamic_batching follows "
+                "fixed rules; drop one",
+            )
+        text = config.parameters[OBJECTIVE].string_value
+        milliseconds = _number(float, text)
+        if milliseconds is None or not 0 < milliseconds < math.inf:
+            refuse(OBJECTIVE, f"must be a positive number of milliseconds, got '{text}'")
+        objective_s = milliseconds / 1_000
+    if MAX_BATCH_BYTES in config.parameters:
+        text = config.parameters[MAX_BATCH_BYTES].string_value
+        most_bytes = _number(int, text)
+        if most_bytes is None or most_bytes < 1:
+            refuse(MAX_BATCH_BYTES, f"must be a positive whole number of bytes, got '{text}'")
+    return objective_s, most_bytes
+
+
+def _number(kind: Callable[[str], Number], text: str) -> Number | None:
     try:
-        milliseconds = float(text)
+        return kind(text)
     except ValueError:
-        milliseconds = math.nan
-    if not 0 < milliseconds < math.inf:
-        raise ConfigError(f"{where} must be a positive number of milliseconds, got '{text}'")
-    return milliseconds / 1_000
+        return None
 
 
 def _queue_policy(policy: ModelQueuePolicy) -> QueuePolicy:

@@ -17,7 +17,7 @@ from headrace.protocol.model_config_pb2 import (
     ModelInstanceGroup,
     ModelOutput,
 )
-from headrace_server.models.batching import batching_settings, objective_s
+from headrace_server.models.batching import batching_parameters, batching_settings
 from headrace_server.models.config_text import Locate, locate_nowhere
 from headrace_server.models.errors import ConfigError
 from headrace_server.models.spec import DYNAMIC
@@ -59,7 +59,7 @@ def check_config(config: ModelConfig, name: str, locate: Locate = locate_nowhere
     for index, group in enumerate(config.instance_group):
         if group.count < 0:
             refuse(f"instance_group[{index}].count", f"must be 0 or more, got {group.count}")
-    objective_s(config, locate)
+    batching_parameters(config, locate)
     if config.max_batch_size:
         batching_settings(config, config.max_batch_size, locate)
     for path, message in _warmup_faults(config):

@@ -96,6 +96,10 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
         Reason.BATCH_TOO_LARGE: _invalid(
             "inference request batch-size must be <= {limit} for '{model}'; got {got}"
         ),
+        Reason.REQUEST_TOO_LARGE: _invalid(
+            "the inputs of this request for model '{model}' are too large for any batch. "
+            "Expected at most {limit} bytes, got {got}"
+        ),
         Reason.INVALID_PARAMETER: _invalid(
             "parameter '{parameter}' for model '{model}': {problem}"
         ),

@@ -163,6 +163,31 @@ class TestRefusal:
         stage.clock.advance(0.001)
         assert await reason_of(late) is Reason.OBJECTIVE_MISSED
 
+    @pytest.mark.parametrize("static", [False, True])
+    async def test_a_call_that_no_batch_may_hold_is_refused_before_the_queue(
+        self, static: bool
+    ) -> None:
+        stage = await serve(static=static, max_batch_bytes=4)
+        fits = stage.submit(b"aa", b"bb")
+        with pytest.raises(ServingError) as refused:
+            stage.submit(b"aa", b"bb", b"cc")
+        assert refused.value.reason is Reason.REQUEST_TOO_LARGE
+        assert refused.value.details == {"model": "model", "limit": 4, "got": 6}
+        stage.workers.complete(0)
+        assert (await fits).outputs[0].data == b"aabb"
+
+    @pytest.mark.parametrize("static", [False, True])
+    async def test_no_batch_is_larger_than_the_declared_bound(self, static: bool) -> None:
+        stage = await serve(static=static, max_batch_bytes=4)
+        calls = [call_of(b"aa") for _ in range(3)]
+        futures = [stage.deployment.submit(call)[1] for call in calls]
+        stage.clock.advance()
+        assert len(stage.workers.batches[0]) == 2
+        stage.workers.complete(0)
+        stage.clock.advance()
+        stage.workers.complete(1)
+        assert all(future.done() for future in futures)
+
     async def test_refusals_are_told_to_observers(self) -> None:
         stage = await serve()
         await reason_of(stage.submit(b"aa", remaining_s=0.0))

@@ -34,6 +34,23 @@ def test_an_objective_that_is_no_positive_number_is_refused(value: str) -> None:
     assert str(refused.value).endswith(f"got '{value}'")
 
 
+def most_bytes(value: str) -> str:
+    return f'parameters {{ key: "max_batch_bytes" value {{ string_value: "{value}" }} }}'
+
+
+@pytest.mark.parametrize("block", ["", "dynamic_batching { }"])
+def test_a_bound_on_bytes_is_read_under_either_policy(block: str) -> None:
+    assert settings(most_bytes("4096") + block).max_batch_bytes == 4096
+    assert settings(block).max_batch_bytes is None
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1", "1.5", "1 GiB"])
+def test_a_bound_on_bytes_that_is_no_positive_whole_number_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match="must be a positive whole number of bytes") as refused:
+        settings(most_bytes(value))
+    assert str(refused.value).endswith(f"got '{value}'")
+
+
 def test_an_objective_beside_fixed_rules_is_refused() -> None:
     with pytest.raises(ConfigError, match="dynamic_batching follows fixed rules; drop one"):
         settings(objective("50") + "dynamic_batching { }")
