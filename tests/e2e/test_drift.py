@@ -13,8 +13,8 @@ from headrace.aio import AsyncClient
 from headrace.errors import Unavailable
 from headrace.retry import RetryPolicy
 from headrace_server.testing import ServerProcess
-from model_files import write_model
 from reading_metrics import metric
+from written_models import write_model
 
 pytestmark = pytest.mark.e2e
 
