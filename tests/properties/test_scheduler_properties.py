@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from headrace_server.core.adaptive import AdaptivePolicy
+from headrace_server.core.cost import Sample
 from headrace_server.core.errors import Reason
 from headrace_server.core.events import Action, BatchCompleted, BatchFailed, Dispatch
 from headrace_server.core.queue import QueueLimits
@@ -21,6 +22,9 @@ from scheduler_driver import SchedulerDriver, rejections
 MAX_BATCH_SIZE = 8
 MAX_BATCH_BYTES = 300
 WORKERS = range(3)
+SWEEP = tuple(
+    (rows, length, 0.002 + rows * (0.001 + length * 1e-5)) for rows in (1, 8) for length in (0, 90)
+)
 
 REQUESTS = st.fixed_dictionaries(
     {
@@ -49,6 +53,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         adaptive=st.booleans(),
+        sweep=st.sampled_from([(), SWEEP]),
         preferred=st.lists(st.integers(1, MAX_BATCH_SIZE), max_size=3),
         max_delay_s=st.sampled_from([0.0, 0.01, 1.0]),
         preserve_ordering=st.booleans(),
@@ -58,6 +63,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def begin(
         self,
         adaptive: bool,
+        sweep: Sequence[Sample],
         preferred: Sequence[int],
         max_delay_s: float,
         preserve_ordering: bool,
@@ -68,7 +74,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.in_order_of_arrival = not adaptive
         self.driver = SchedulerDriver(
             workers=workers,
-            policy=AdaptivePolicy(MAX_BATCH_SIZE, (), MAX_BATCH_BYTES) if adaptive else None,
+            policy=AdaptivePolicy(MAX_BATCH_SIZE, sweep, MAX_BATCH_BYTES) if adaptive else None,
             max_batch_size=MAX_BATCH_SIZE,
             preferred_sizes=preferred,
             max_delay_s=max_delay_s,

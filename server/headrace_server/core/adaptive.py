@@ -189,8 +189,7 @@ class AdaptivePolicy:
         """Nobody pads anybody: in order of urgency, as many as make the batch worth it."""
         head = group.head
         members, rows, ended = self._in_order(group, times, opening.start_s)
-        alone_s = sum(times.duration_s(request.rows) for request in members)
-        rate = alone_s / times.duration_s(rows)
+        rate = times.work_s(members, rows) / times.duration_s(rows)
         cut_short = not ended and rows < min(group.rows, self._max_rows)
         if cut_short and self._better_without(group, len(members), times, rows, opening):
             return Refusal(head, Reason.OVERLOADED)
@@ -244,15 +243,17 @@ class AdaptivePolicy:
         """As many as fit and are in time, in order of urgency; their rows; whether there is no
         room for the next one."""
         members: list[Request] = []
+        most_rows, most_bytes = self._max_rows, self._max_bytes
+        rows_in_time = most_rows
         rows = 0
-        rows_in_time = self._max_rows
         row_nbytes = 0.0
         soonest_s = math.inf
         # Twice a batch: those whose own deadline forbids it are passed over, but not for ever.
-        for request in islice(group.requests, 2 * self._max_rows):
+        for request in islice(group.requests, 2 * most_rows):
             grown = rows + request.rows
-            row_nbytes = max(row_nbytes, request.nbytes / request.rows)
-            if members and (grown > self._max_rows or grown * row_nbytes > self._max_bytes):
+            if request.nbytes > row_nbytes * request.rows:
+                row_nbytes = request.nbytes / request.rows
+            if members and (grown > most_rows or grown * row_nbytes > most_bytes):
                 return members, rows, True
             if request.deadline_s < soonest_s and times is not None:
                 within = times.rows_within((request.deadline_s - start_s) / self._margin)
@@ -260,11 +261,11 @@ class AdaptivePolicy:
                     continue  # its own deadline is too soon for this batch; others may fit
                 soonest_s = request.deadline_s
                 rows_in_time = min(rows_in_time, within)
-            if members and grown > rows_in_time:
+            if grown > rows_in_time and members:
                 break
             members.append(request)
             rows = grown
-            if rows >= self._max_rows:
+            if rows >= most_rows:
                 return members, rows, True
         return members, rows, False
 

@@ -140,7 +140,7 @@ class CostModel:
 
     def slowdown(self, running: int) -> float:
         """How many times as long a batch takes while so many workers run, next to one alone."""
-        return math.exp(max(map(self._by_running.log, range(2, running + 1)), default=0.0))
+        return math.exp(max(0.0, *map(self._by_running.log, range(2, running + 1)), 0.0))
 
     @property
     def lengths(self) -> Sequence[int]:

@@ -9,13 +9,17 @@ from heapq import heapify, heapreplace
 from headrace_server.core.request import Request
 from headrace_server.core.timetable import Timetable
 
-LOOKAHEAD = 16
+LOOKAHEAD = 8
 """Batches that are played at most: what lies further ahead depends on arrivals more than on this
 decision, and a decision must stay short with thousands queued."""
 
-TAIL = 3
+MAX_TURNS = 64
+"""Batches and losses that are played at most: among thousands who are all too late, a few dozen
+tell the two first steps apart."""
+
+TAIL = 2
 """Batches that are played beyond those who wait now: what this decision leaves behind delays
-those who are yet to come. Without them misses rise by a tenth, with five they stay the same."""
+those who are yet to come. Without them misses rise by a tenth; with more they stay the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +57,10 @@ class Outlook:
         heapify(free)
         count = len(waiting)
         priority = waiting[0].priority
-        lost = steps = 0
+        lost = batches = 0
         tail = TAIL
         at = first
-        while steps < LOOKAHEAD:
+        for _ in range(MAX_TURNS):
             start_s = free[0]
             come = count + int((start_s - now) * arriving)
             if at >= count:
@@ -75,7 +79,9 @@ class Outlook:
                 rows = int(min(rows, ready))
                 heapreplace(free, start_s + times.duration_s(rows))
                 at += max(1, int(rows / mean_rows))
-                steps += 1
+                batches += 1
+                if batches >= LOOKAHEAD:
+                    break
             else:
                 lost += at >= count or waiting[at].priority <= priority
                 at += 1

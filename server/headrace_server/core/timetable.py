@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import accumulate
 
 from headrace_server.core.cost import Curve
+from headrace_server.core.request import Request
 
 WORTHWHILE = 0.97
 """A smaller batch is taken when it does at least this share of the best one's work per second:
@@ -31,6 +33,12 @@ class Timetable:
         if rows <= self._most_rows:
             return self._durations[rows]
         return self._durations[-1] * rows / self._most_rows
+
+    def work_s(self, requests: Sequence[Request], rows: int) -> float:
+        """Seconds that these requests, of so many rows in all, would take one by one."""
+        if rows == len(requests):
+            return rows * self._row_s
+        return sum(self.duration_s(request.rows) for request in requests)
 
     def rows_within(self, seconds: float) -> int:
         """The largest batch that takes no longer, 0 to `most_rows` rows."""

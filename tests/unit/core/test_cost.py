@@ -147,3 +147,111 @@ def test_whatever_is_measured_a_larger_batch_never_seems_cheaper(
     assert 0.0 < curve.at(1, 0) <= curve.at(2, 0) <= curve.at(2, 64) <= curve.at(64, 512)
     assert math.isfinite(curve.at(64, 512))
     assert model.margin >= 1.0
+
+
+def batches(model: CostModel, count: int, duration_s: float, **how: object) -> None:
+    """Let the model see batches of four rows; those that are taken in teach it."""
+    for _ in range(count):
+        model.observe(4, 0, duration_s, **how)  # type: ignore[arg-type]
+
+
+class TestSteps:
+    TILE = 8
+
+    def stepped(self, rows: int) -> float:
+        """A device that computes rows by the tile."""
+        return 0.02 + 0.02 * math.ceil(rows / self.TILE)
+
+    def test_steps_are_learned_without_being_told_of(self) -> None:
+        model = CostModel([(rows, 0, self.stepped(rows)) for rows in (1, 2, 4, 8, 16, 32)])
+        for turn in range(32 * 60):
+            rows = 1 + turn % 32
+            model.observe(rows, 0, self.stepped(rows))
+        assert model.curve is not None
+        for rows in range(1, 33):
+            assert model.curve.at(rows, 0) == pytest.approx(self.stepped(rows), rel=0.06)
+
+    def test_a_linear_device_has_none(self) -> None:
+        model = CostModel([(rows, 0, LINEAR.at(rows, 0)) for rows in (1, 2, 4, 8, 16, 32)])
+        assert model.curve is not None
+        assert model.curve.steps == pytest.approx([1.0] * 33, rel=1e-6)
+
+    def test_where_lengths_differ_the_curve_stays_smooth(self) -> None:
+        model = CostModel(sweep_of(LINEAR))
+        assert model.curve is not None
+        assert model.curve.steps == ()
+
+    def test_beyond_the_rows_seen_the_last_step_goes_on(self) -> None:
+        curve = Curve(base=0.0, row=1.0, element=0.0, pair=0.0, steps=(1.0, 2.0))
+        assert curve.at(5, 0) == 10.0
+
+    def test_rows_without_bound_are_not_remembered(self) -> None:
+        model = CostModel([(1, 0, 0.1), (10 * CostModel.MOST_STEPS, 0, 1.0)])
+        assert model.curve is not None
+        assert len(model.curve.steps) <= CostModel.MOST_STEPS + 1
+        model.observe(20 * CostModel.MOST_STEPS, 0, 2.0)
+        model.observe(20 * CostModel.MOST_STEPS, 0, 2.0)
+        assert len(model.curve.steps) <= CostModel.MOST_STEPS + 1
+
+
+SWEEP = tuple((rows, 0, LINEAR.at(rows, 0)) for rows in (1, 2, 4, 8))
+
+
+class TestCompany:
+    def test_workers_that_slow_each_other_down_are_expected_to(self) -> None:
+        model = CostModel(SWEEP)
+        alone_s = LINEAR.at(4, 0)
+        for _ in range(20):
+            batches(model, 10, alone_s, running=1)
+            batches(model, 10, 1.8 * alone_s, running=2)
+        alone, both = model.curve_for(None, 1), model.curve_for(None, 2)
+        assert alone is not None
+        assert both is not None
+        assert alone.at(4, 0) == pytest.approx(alone_s, rel=0.1)
+        assert both.at(4, 0) == pytest.approx(1.8 * alone_s, rel=0.1)
+        assert model.slowdown(3) == model.slowdown(2), "no fewer than with two"
+
+    def test_a_second_worker_is_no_drift(self) -> None:
+        model = CostModel(SWEEP)
+        alone_s = LINEAR.at(4, 0)
+        batches(model, 200, 3.0 * alone_s, running=2)
+        assert model.curve is not None
+        assert model.curve.at(4, 0) == pytest.approx(alone_s, rel=0.35)
+        both = model.curve_for(None, 2)
+        assert both is not None
+        assert both.at(4, 0) == pytest.approx(3.0 * alone_s, rel=0.1)
+
+    def test_workers_never_speed_each_other_up(self) -> None:
+        model = CostModel(SWEEP)
+        batches(model, 100, 0.7 * LINEAR.at(4, 0), running=2)
+        assert model.slowdown(2) == 1.0
+
+
+class TestKeys:
+    def test_keys_of_one_length_may_cost_differently(self) -> None:
+        model = CostModel(SWEEP)
+        for _ in range(20):
+            batches(model, 10, LINEAR.at(4, 0), key="plain")
+            batches(model, 10, 2 * LINEAR.at(4, 0), key="with an option")
+        plain, dear = model.curve_for("plain", 1), model.curve_for("with an option", 1)
+        assert plain is not None
+        assert dear is not None
+        assert dear.at(4, 0) == pytest.approx(2 * plain.at(4, 0), rel=0.15)
+        assert model.curve_for("never seen", 1) is model.curve
+
+    def test_a_curve_stays_the_same_object_until_something_is_learned(self) -> None:
+        model = CostModel([(1, 0, 0.1)])
+        assert model.curve_for("a", 1) is model.curve_for("a", 1)
+        before = model.curve_for("a", 1)
+        batches(model, 20, 0.1, key="a")
+        assert model.curve_for("a", 1) is not before
+
+    def test_keys_without_number_do_not_fill_memory(self) -> None:
+        model = CostModel([(1, 0, 0.1)])
+        for key in range(1_000):
+            model.curve_for(key, 1)
+            model.observe(1, 0, 0.1, key)
+        assert len(model._curves) <= 4 * CostModel.MOST_KEYS
+
+    def test_nothing_is_known_of_any_key_before_the_first_measurement(self) -> None:
+        assert CostModel().curve_for("a", 1) is None

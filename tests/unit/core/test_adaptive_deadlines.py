@@ -1,0 +1,226 @@
+"""The learned policy under deadlines: when it waits, whom it refuses, and that nobody starves."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from headrace_server.core.adaptive import (
+    AGEING_S,
+    DEFAULT_PRIORITY,
+    LEAST_PRIORITY,
+    PATIENCE_S,
+    AdaptivePolicy,
+)
+from headrace_server.core.cost import Curve
+from headrace_server.core.errors import Reason
+from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal
+from headrace_server.core.queue import Queue, QueueLimits
+from headrace_server.core.request import DispatchReason, Request
+from scheduler_driver import SchedulerDriver, make_request, rejections
+
+CURVE = Curve(base=0.010, row=0.001, element=1e-6, pair=0.0)
+"""11 ms for one row, 26 ms for sixteen."""
+MOST_ROWS = 16
+
+
+def policy_under(rate: float, *, until_s: float = 0.0, sweep_length: int = 0) -> AdaptivePolicy:
+    """A policy that knows the curve, and has seen `rate` single rows a second until then."""
+    lengths = (sweep_length, 10 * sweep_length) if sweep_length else (0,)
+    sweep = [(rows, x, CURVE.at(rows, x)) for rows in (1, 4, 16) for x in lengths]
+    policy = AdaptivePolicy(MOST_ROWS, sweep, timer_s=0.0)
+    for number in range(200):
+        moment_s = until_s - (199 - number) / rate
+        policy.arrived(make_request(-number, length=sweep_length), moment_s)
+    return policy
+
+
+def decided(policy: AdaptivePolicy, requests: list[Request], opening: Opening) -> Decision:
+    queue = Queue(QueueLimits(), policy.urgency)
+    for request in requests:
+        queue.push(request)
+    return policy.form(queue, opening)
+
+
+def dated(count: int, *, at: float = 0.0, budget_s: float = 0.040, **more: int) -> list[Request]:
+    return [
+        make_request(i, at=at, deadline_s=at + budget_s, **more)  # type: ignore[arg-type]
+        for i in range(1, count + 1)
+    ]
+
+
+def two_workers(now: float, *, other_s: float | None = None) -> Opening:
+    """One worker is idle, the other one too or free at `other_s`."""
+    return Opening(now, [now, now if other_s is None else other_s], 1 if other_s is None else 2)
+
+
+class TestHolding:
+    def test_with_two_workers_a_small_batch_waits_for_company(self) -> None:
+        # 350 a second on two workers: each must do 175 * 11 ms = 1.9 s of work a second.
+        decision = decided(policy_under(350), dated(1), two_workers(0.0, other_s=0.012))
+        assert isinstance(decision, Hold)
+        assert decision.until_s <= 0.040 - CURVE.at(2, 0)
+
+    def test_it_goes_once_it_keeps_up(self) -> None:
+        decision = decided(policy_under(350), dated(6), two_workers(0.0, other_s=0.012))
+        assert isinstance(decision, Formation)
+        assert decision.rows <= 6
+
+    def test_one_worker_never_waits(self) -> None:
+        decision = decided(policy_under(350), dated(1), Opening(0.0, [0.0]))
+        assert isinstance(decision, Formation)
+
+    def test_without_a_deadline_nobody_waits(self) -> None:
+        decision = decided(policy_under(350), [make_request(1)], two_workers(0.0, other_s=0.012))
+        assert isinstance(decision, Formation)
+
+    def test_an_almost_idle_server_makes_nobody_wait(self) -> None:
+        decision = decided(policy_under(20), dated(1), two_workers(0.0))
+        assert isinstance(decision, Formation)
+        assert decision.reason is DispatchReason.IMMEDIATE
+
+    def test_the_last_moment_ends_the_wait(self) -> None:
+        last_s = 0.040 - CURVE.at(2, 0)
+        policy = policy_under(350, until_s=last_s)
+        decision = decided(policy, dated(1), two_workers(last_s + 1e-6, other_s=last_s + 0.02))
+        assert isinstance(decision, Formation)
+        assert decision.reason is DispatchReason.LAST_MOMENT
+
+    def test_silence_ends_the_wait(self) -> None:
+        requests = dated(1, budget_s=5.0)
+        held = decided(policy_under(350), requests, two_workers(0.0, other_s=0.012))
+        assert isinstance(held, Hold)
+        assert held.until_s < 0.1, "nobody waits for a burst that is over"
+        after_s = held.until_s
+        decision = decided(policy_under(350), requests, two_workers(after_s, other_s=1.0))
+        assert isinstance(decision, Formation)
+
+    def test_windows_are_held_too(self) -> None:
+        policy = policy_under(350, sweep_length=10)
+        requests = [
+            make_request(i, deadline_s=0.040, length=length) for i, length in ((1, 10), (2, 11))
+        ]
+        assert isinstance(decided(policy, requests, two_workers(0.0, other_s=0.012)), Hold)
+
+    def test_a_burst_that_is_over_leaves_nobody_behind(self) -> None:
+        driver = SchedulerDriver(workers=2, policy=policy_under(2_000))
+        for _ in range(40):
+            driver.submit(deadline_s=5.0)
+        driver.settle()
+        for _ in range(40):
+            for batch_id in list(driver.in_flight):
+                driver.complete(batch_id)
+            driver.advance_to(driver.now + 0.02)
+        assert set(driver.outcomes.values()) == {"completed"}
+
+
+class TestRefusing:
+    def test_a_head_that_is_too_late_leaves_before_it_costs_anything(self) -> None:
+        late = make_request(1, deadline_s=0.005)
+        policy = policy_under(10)
+        policy._confirmed_s = 0.0
+        decision = decided(policy, [late, *dated(2)[1:]], Opening(0.0, [0.0]))
+        assert decision == Refusal(late, Reason.PREDICTED_LATE)
+
+    def test_a_head_that_would_cost_others_more_gives_way(self) -> None:
+        # Alone in time with one row; thirty wait who are due soon after it and need large batches.
+        head = make_request(1, at=-0.028, deadline_s=0.0125)
+        others = [
+            make_request(i, at=-0.001 * (28 - i), deadline_s=0.040 - 0.001 * (28 - i))
+            for i in range(2, 28)
+        ]
+        decision = decided(policy_under(900), [head, *others], Opening(0.0, [0.0]))
+        assert decision == Refusal(head, Reason.OVERLOADED)
+
+    def test_a_head_that_costs_nobody_anything_rides(self) -> None:
+        head = make_request(1, at=-0.028, deadline_s=0.0115)
+        decision = decided(
+            policy_under(10), [head, make_request(2, deadline_s=0.5)], Opening(0.0, [0.0])
+        )
+        assert isinstance(decision, Formation)
+        assert [request.id for request in decision.requests] == [1]
+        assert decision.reason is DispatchReason.IN_TIME
+
+    def test_a_window_cut_short_below_the_need_gives_way(self) -> None:
+        policy = policy_under(900, sweep_length=10)
+        head = make_request(1, at=-0.028, deadline_s=0.0125, length=10)
+        others = [make_request(i, deadline_s=0.04, length=11) for i in range(2, 14)]
+        decision = decided(policy, [head, *others], Opening(0.0, [0.0]))
+        assert decision == Refusal(head, Reason.OVERLOADED)
+
+    def test_somebody_whose_deadline_forbids_the_batch_is_passed_over(self) -> None:
+        tight = make_request(2, deadline_s=0.0115, priority=2)
+        requests = [make_request(1, deadline_s=0.5), tight, make_request(3, deadline_s=0.5)]
+        decision = decided(policy_under(10), requests, Opening(0.0, [0.0]))
+        assert isinstance(decision, Formation)
+        assert 2 not in [request.id for request in decision.requests] or decision.rows == 1
+
+    def test_an_arrival_that_could_not_even_ride_alone_is_refused_at_once(self) -> None:
+        policy = policy_under(10)
+        driver = SchedulerDriver(policy=policy)
+        driver.submit(1)
+        driver.settle()
+        assert rejections(driver.submit(2, deadline_s=0.015)) == [(2, Reason.PREDICTED_LATE)]
+        assert driver.submit(3, deadline_s=0.050) == []
+
+    def test_without_workers_nobody_is_predicted_late(self) -> None:
+        driver = SchedulerDriver(workers=0, policy=policy_under(10))
+        assert driver.submit(1, deadline_s=0.050) == []
+
+
+class TestUrgency:
+    def test_the_earliest_deadline_goes_first(self) -> None:
+        policy = policy_under(10)
+        early, late = make_request(1, deadline_s=2.0), make_request(2, deadline_s=1.0)
+        assert policy.urgency(late) < policy.urgency(early)
+
+    def test_a_priority_is_worth_a_second_a_level(self) -> None:
+        policy = policy_under(10)
+        low = make_request(1, at=0.0, priority=LEAST_PRIORITY)
+        levels = LEAST_PRIORITY - DEFAULT_PRIORITY
+        before = make_request(2, at=levels * AGEING_S - 0.01, priority=DEFAULT_PRIORITY)
+        after = make_request(3, at=levels * AGEING_S + 0.01, priority=DEFAULT_PRIORITY)
+        assert policy.urgency(before) < policy.urgency(low) < policy.urgency(after)
+
+    @pytest.mark.parametrize("patience_s", [math.inf, 0.2])
+    def test_the_least_urgent_is_overtaken_for_a_bounded_time_only(self, patience_s: float) -> None:
+        driver = SchedulerDriver(policy=policy_under(10))
+        driver.submit(1, priority=LEAST_PRIORITY)
+        bound_s = PATIENCE_S + AGEING_S * (LEAST_PRIORITY - 1)
+        # More urgent ones than could be served keep coming, for longer than the bound.
+        while 1 not in driver.outcomes:
+            assert driver.now < 10 * bound_s, "it starves"
+            for _ in range(3 * MOST_ROWS if driver.now < bound_s + 10.0 else 0):
+                driver.submit(priority=1, deadline_s=driver.now + patience_s)
+            driver.settle()
+            for batch_id in list(driver.in_flight):
+                driver.complete(batch_id)
+            driver.advance_to(driver.now + 0.5)
+        before = [r.arrival_s for batch in driver.dispatched for r in batch.requests]
+        assert max(before) > 1.0, "it was overtaken"
+        assert max(before) <= bound_s + 0.5
+
+
+class TestCompany:
+    def test_batches_beside_others_are_expected_to_take_longer(self) -> None:
+        policy = policy_under(10)
+        for _ in range(40):
+            policy.cost.observe(4, 0, 2 * CURVE.at(4, 0), None, 2)
+        driver = SchedulerDriver(workers=2, policy=policy)
+        driver.submit(rows=4)
+        driver.settle()
+        driver.submit(rows=4)
+        driver.settle()
+        first, second = driver.dispatched
+        assert first.running == 1
+        assert second.running == 2
+        assert first.expected_s is not None
+        assert second.expected_s is not None
+        assert second.expected_s > 1.5 * first.expected_s
+
+    def test_timetables_of_curves_that_were_refined_are_dropped(self) -> None:
+        policy = policy_under(10)
+        for length in range(300):
+            decided(policy, [make_request(1, length=length)], Opening(0.0, [0.0]))
+        assert len(policy._timetables) <= 128

@@ -1,0 +1,48 @@
+"""A curve written out by rows, and the questions that decisions ask of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from headrace_server.core.cost import Curve
+from headrace_server.core.timetable import Timetable
+from scheduler_driver import make_request
+
+PAYS = Timetable(Curve(base=0.010, row=0.001, element=0.0, pair=0.0), 0, 8)
+PAYS_NOTHING = Timetable(Curve(base=1e-6, row=0.010, element=0.0, pair=0.0), 0, 8)
+
+
+def test_durations_follow_the_curve_and_go_on_in_proportion() -> None:
+    assert PAYS.duration_s(3) == pytest.approx(0.013)
+    assert PAYS.duration_s(16) == pytest.approx(2 * 0.018)
+
+
+def test_rows_within_a_time() -> None:
+    assert PAYS.rows_within(0.0135) == 3
+    assert PAYS.rows_within(0.0109) == 0
+    assert PAYS.rows_within(-1.0) == 0
+    assert PAYS.rows_within(9.0) == 8
+
+
+def test_the_work_of_requests_is_what_they_would_take_one_by_one() -> None:
+    assert PAYS.work_s([make_request(1), make_request(2)], 2) == pytest.approx(0.022)
+    assert PAYS.work_s([make_request(1, rows=3)], 3) == pytest.approx(0.013)
+
+
+def test_the_rate_is_work_over_time() -> None:
+    assert PAYS.rate(1, 1) == pytest.approx(1.0)
+    assert PAYS.rate(8, 1) == pytest.approx(8 * 0.011 / 0.018)
+    assert PAYS.rate(8, 4) == pytest.approx(2 * 0.014 / 0.018)
+    assert PAYS.rate(0, 1) == 0.0
+
+
+def test_enough_is_the_smallest_batch_next_to_the_best() -> None:
+    assert [PAYS.enough(rows) for rows in (1, 4, 8)] == [1, 4, 8]
+    assert [PAYS_NOTHING.enough(rows) for rows in (1, 4, 8)] == [1, 1, 1]
+
+
+def test_enough_ends_at_a_step() -> None:
+    by_fours = (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0)
+    stepped = Timetable(Curve(base=0.01, row=0.0, element=0.0, pair=0.0, steps=by_fours), 0, 8)
+    assert stepped.enough(7) == 4, "five to seven rows take twice as long as four"
+    assert stepped.enough(8) == 4
