@@ -1,0 +1,226 @@
+"""A network where batching gains nothing, with batching on and off: nobody may be made to wait.
+
+    python -m bench.resnet [--loads 0.3 0.6 0.8] [--rounds 3] [--seconds 15] [--json FILE]
+
+ResNet-18 (He et al., 2015; random weights) on images of 224 x 224, one worker, one torch thread:
+29 ms for one image, and as much for each in a batch. It is served twice, under the learned policy
+and one row at a time, and gets the same arrivals, in turn, round after round: open loop, Poisson,
+at shares of what one at a time can carry, and closed loop with 16 in flight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from torch import nn
+
+from headrace.aio import AsyncClient
+from headrace_server.testing import ServerProcess
+
+MODEL = "resnet18"
+SIZE = 224
+POLICIES = {"learned": "", "no batching": "max_batch_size: 1"}
+CLOSED = 16
+"""Callers of the closed loop."""
+
+
+class Block(nn.Module):
+    """Two convolutions beside a shortcut."""
+
+    def __init__(self, channels: int, wider: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, wider, 3, stride, 1, bias=False)
+        self.norm = nn.BatchNorm2d(wider)
+        self.second = nn.Conv2d(wider, wider, 3, 1, 1, bias=False)
+        self.norm_again = nn.BatchNorm2d(wider)
+        plain = channels == wider and stride == 1
+        self.shortcut: nn.Module = nn.Identity()
+        if not plain:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, wider, 1, stride, bias=False), nn.BatchNorm2d(wider)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = torch.relu(self.norm(self.first(x)))
+        return torch.relu(self.norm_again(self.second(inner)) + self.shortcut(x))
+
+
+def resnet18() -> nn.Module:
+    torch.manual_seed(0)
+    widths = (64, 64, 64, 128, 128, 256, 256, 512, 512)
+    blocks = [
+        Block(channels, wider, 1 if channels == wider else 2)
+        for channels, wider in pairwise(widths)
+    ]
+    stem = (nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
+    return nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1), *blocks, *head).eval()
+
+
+def build_repository(repository: Path, config: str) -> None:
+    """Write `resnet18/1/model.pt2`, batch dimension dynamic up to 16."""
+    directory = repository / MODEL / "1"
+    directory.mkdir(parents=True)
+    example = torch.zeros(2, 3, SIZE, SIZE)
+    batch = torch.export.Dim("batch", max=16)
+    program = torch.export.export(resnet18(), (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, directory / "model.pt2")
+    if config:
+        (repository / MODEL / "config.pbtxt").write_text(config + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One policy at one load (0: closed loop) for one round."""
+
+    policy: str
+    load: float
+    round: int
+    images_per_s: float
+    mean_ms: float
+    p99_ms: float
+
+
+async def drive_open(
+    client: AsyncClient, inputs: dict[str, np.ndarray], rate: float, seconds: float, seed: int
+) -> list[float]:
+    """Latencies in seconds, counted from the moments at which the requests were due."""
+    random = Random(seed)
+    latencies: list[float] = []
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    async def one(due_s: float) -> None:
+        await client.infer(MODEL, inputs, timeout=60.0)
+        latencies.append(loop.time() - began - due_s)
+
+    async with asyncio.TaskGroup() as calls:
+        due_s = 0.0
+        while (due_s := due_s + random.expovariate(rate)) < seconds:
+            await asyncio.sleep(began + due_s - loop.time())
+            calls.create_task(one(due_s))
+    return latencies
+
+
+async def drive_closed(
+    client: AsyncClient, inputs: dict[str, np.ndarray], seconds: float
+) -> list[float]:
+    """Latencies in seconds of the requests answered within the time."""
+    latencies: list[float] = []
+    end = time.perf_counter() + seconds
+
+    async def caller() -> None:
+        while (started := time.perf_counter()) < end:
+            await client.infer(MODEL, inputs, timeout=60.0)
+            if (now := time.perf_counter()) <= end:
+                latencies.append(now - started)
+
+    await asyncio.gather(*(caller() for _ in range(CLOSED)))
+    return latencies
+
+
+async def measure(
+    address: str, policy: str, load: float, rate: float, number: int, seconds: float
+) -> Run:
+    async with AsyncClient(address) as client:
+        name = (await client.model_metadata(MODEL)).inputs[0].name
+        image = np.random.default_rng(0).random((1, 3, SIZE, SIZE), dtype=np.float32)
+        inputs = {name: image}
+        if load:
+            latencies = await drive_open(client, inputs, load * rate, seconds, number)
+        else:
+            latencies = await drive_closed(client, inputs, seconds)
+    return Run(
+        policy,
+        load,
+        number,
+        len(latencies) / seconds,
+        statistics.mean(latencies) * 1e3,
+        float(np.percentile(latencies, 99)) * 1e3,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.6, 0.8])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=15.0, help="per run")
+    parser.add_argument("--json", type=Path, help="write every run to this file")
+    options = parser.parse_args()
+    runs: list[Run] = []
+    with tempfile.TemporaryDirectory() as directory:
+        servers: dict[str, ServerProcess] = {}
+        try:
+            for policy, config in POLICIES.items():
+                repository = Path(directory) / policy.replace(" ", "-")
+                build_repository(repository, config)
+                servers[policy] = ServerProcess(repository, "--cores", "1").start()
+            alone = asyncio.run(
+                measure(servers["no batching"].grpc_address, "no batching", 0.0, 0.0, 0, 5.0)
+            )
+            for number in range(options.rounds):
+                for load in (*options.loads, 0.0):
+                    for policy, server in servers.items():
+                        run = asyncio.run(
+                            measure(
+                                server.grpc_address,
+                                policy,
+                                load,
+                                alone.images_per_s,
+                                number,
+                                options.seconds,
+                            )
+                        )
+                        print(f"round {number + 1}, {shown(run)}", flush=True)
+                        runs.append(run)
+        finally:
+            for server in servers.values():
+                server.stop()
+    report(runs)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
+    return 0
+
+
+def shown(run: Run) -> str:
+    load = f"load {run.load:g}" if run.load else f"{CLOSED} in flight"
+    return (
+        f"{load:>12}  {run.policy:<12} {run.images_per_s:6.1f}/s  "
+        f"mean {run.mean_ms:7.1f} ms  p99 {run.p99_ms:7.1f} ms"
+    )
+
+
+def report(runs: list[Run]) -> None:
+    """Medians over the rounds of what learned does to latency and throughput, pair by pair."""
+    print("\n        load  mean latency, learned over no batching    throughput")
+    for load in sorted({run.load for run in runs}):
+        pairs = list(
+            zip(
+                (r for r in runs if (r.policy, r.load) == ("learned", load)),
+                (r for r in runs if (r.policy, r.load) == ("no batching", load)),
+                strict=True,
+            )
+        )
+        slower = sorted(ours.mean_ms / alone.mean_ms for ours, alone in pairs)
+        faster = sorted(ours.images_per_s / alone.images_per_s for ours, alone in pairs)
+        label = f"{load:g}" if load else f"{CLOSED} in flight"
+        print(
+            f"{label:>12}  {statistics.median(slower):.3f} ({slower[0]:.3f} to {slower[-1]:.3f})"
+            f"{'':>22}{statistics.median(faster):.3f} ({faster[0]:.3f} to {faster[-1]:.3f})"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
