@@ -54,6 +54,13 @@ SHED_BELOW = 0.95
 """Shares of the need. Measured with `make bench-sim`: capacity is flat within a per cent from 1.0
 to 1.2 and from 0.95 to 1.0, and falls beyond."""
 
+AT_LEISURE = 4.0
+"""Durations of the largest batch that a request has time for who need not be held: until it is
+due, several batches have grown behind one another."""
+
+LONGER = 1.5
+"""How much longer a batch may get for the last few per cent of work per second."""
+
 SILENCE = 5.0
 """Mean gaps between arrivals without any after which nobody is waited for any more: the burst is
 over. In a Poisson process one gap in 150 is so long; capacity does not suffer from it."""
@@ -194,21 +201,17 @@ class AdaptivePolicy:
         cut_short = not ended and rows < min(group.rows, self._max_rows)
         if cut_short and self._better_without(group, len(members), times, rows, opening):
             return Refusal(head, Reason.OVERLOADED)
-        asked = self._asked(self._hold_below(opening), head, times, opening)
-        if rate < asked and not ended:
-            reason = DispatchReason.IN_TIME if cut_short else DispatchReason.IMMEDIATE
-            formation = Formation(members, rows, reason, complete=False)
-            grown_s = times.duration_s(min(rows + head.rows, self._max_rows))
-            return self._held(formation, grown_s, opening)
-        count = self._enough(members, rows, times, asked)
-        if count < len(members):
-            members = members[:count]
-            rows = sum(request.rows for request in members)
-            return Formation(members, rows, DispatchReason.BEST_SIZE, complete=False)
-        if ended:
+        count = self._enough(members, rows, times, opening)
+        if ended and count == len(members):
             return Formation(members, rows, DispatchReason.FULL, complete=True)
         reason = DispatchReason.IN_TIME if cut_short else DispatchReason.IMMEDIATE
-        return Formation(members, rows, reason, complete=False)
+        grown_s = times.duration_s(min(rows + head.rows, self._max_rows))
+        if count < len(members):
+            reason = DispatchReason.BEST_SIZE
+            members = members[:count]
+            rows = sum(request.rows for request in members)
+        formation = Formation(members, rows, reason, complete=False)
+        return formation if ended else self._held(formation, rate, grown_s, times, opening)
 
     def _by_length(self, group: Group, curve: Curve, opening: Opening) -> Decision:
         """The head's group, when its neighbours are divided into the cheapest batches; where its
@@ -223,18 +226,16 @@ class AdaptivePolicy:
         if start_s + margin * window.duration_s > window.deadline_s:
             best, window = window, best_window(near, at, curve, bounds)
             reason = DispatchReason.IN_TIME
-            asked = self._asked(SHED_BELOW, head, times, opening)
-            if window.rate < min(WORTHWHILE * best.rate, asked):
+            least = min(WORTHWHILE * best.rate, self._shed_below(head, times, opening))
+            if window.rate < least:
                 return Refusal(head, Reason.OVERLOADED)
         members = near[window.first : window.end]
         complete = window.rows == self._max_rows
         formation = Formation(members, window.rows, reason, complete)
-        if not complete and window.rate < self._asked(
-            self._hold_below(opening), head, times, opening
-        ):
-            grown_s = curve.at(window.rows + head.rows, members[-1].length)
-            return self._held(formation, grown_s, opening)
-        return formation
+        if complete:
+            return formation
+        grown_s = curve.at(window.rows + head.rows, members[-1].length)
+        return self._held(formation, window.rate, grown_s, times, opening)
 
     # -- parts of a decision --------------------------------------------------------------------
 
@@ -270,12 +271,15 @@ class AdaptivePolicy:
                 return members, rows, True
         return members, rows, False
 
-    def _enough(self, members: list[Request], rows: int, times: Timetable, asked: float) -> int:
-        """How many of the members, from the first on, make the batch worth it: the fewest that do
-        at least the rate that is asked, and `WORTHWHILE` next to the best."""
+    def _enough(self, members: list[Request], rows: int, times: Timetable, opening: Opening) -> int:
+        """How many of the members, from the first on, make the batch worth it: the fewest whose
+        work per second is `WORTHWHILE` next to the best; all of them where that falls short of
+        the need and they do not take much `LONGER`."""
         if rows == len(members):
             count = times.enough(rows)
-            return count if times.rate(count, 1) >= asked else rows
+            short = times.rate(count, 1) < HOLD_BELOW * self._need(opening)
+            much_longer = times.duration_s(rows) > LONGER * times.duration_s(count)
+            return rows if short and not much_longer else count
         rates: list[float] = []
         alone_s = 0.0
         rows = 0
@@ -283,38 +287,55 @@ class AdaptivePolicy:
             rows += request.rows
             alone_s += times.duration_s(request.rows)
             rates.append(alone_s / times.duration_s(rows))
-        best = max(rates)
-        enough = min(best, max(WORTHWHILE * best, asked))
+        enough = WORTHWHILE * max(rates)
         return 1 + next(i for i, rate in enumerate(rates) if rate >= enough)
 
-    def _asked(self, share: float, head: Request, times: Timetable, opening: Opening) -> float:
-        """The rate that is asked of a batch of this head: a share of the need, but no more than
-        the batch could have that takes `m / (m + 1)` of the head's time to live.
+    def _need(self, opening: Opening) -> float:
+        """The work per second that every worker must do for all of them to keep up."""
+        return self._load(opening) / len(opening.free_s)
+
+    @staticmethod
+    def _rows_possible(head: Request, times: Timetable, workers: int) -> int:
+        """The largest batch that a request with the head's time to live can ride in.
 
         With m workers one becomes free every `1 / m` of a batch's duration: a request that just
         missed one waits for that long, and then for its own batch.
         """
         budget_s = head.deadline_s - head.arrival_s
+        return max(head.rows, times.rows_within(budget_s * workers / (workers + 1)))
+
+    def _held(
+        self,
+        formation: Formation,
+        rate: float,
+        grown_s: float,
+        times: Timetable,
+        opening: Opening,
+    ) -> Formation | Hold:
+        """The formation, or a hold while it falls short of the need.
+
+        Nobody waits with one worker, nor where deadlines leave all the time: there batches grow
+        by themselves while the workers are busy, and soon enough. While other
+        workers are idle there is time to make good for a small batch, so less is asked. The wait
+        ends at the last moment at which a batch that takes `grown_s` is in time, or when nobody
+        has come for a while.
+        """
+        head = formation.requests[0]
         workers = len(opening.free_s)
-        if budget_s == math.inf:
-            return 0.0
-        need = self._load(opening) / workers
-        rows = times.rows_within(budget_s * workers / (workers + 1))
-        possible = times.rate(max(rows, head.rows), head.rows)
-        # A hair less, since sums of durations differ from products in the last digit.
-        return min(share * need, possible) * (1 - 1e-9)
-
-    @staticmethod
-    def _hold_below(opening: Opening) -> float:
-        """The share of the need below which a batch is held: in proportion to the workers that
-        would then run. While others are idle there is time to make good for a small batch."""
-        return HOLD_BELOW * opening.running / len(opening.free_s)
-
-    def _held(self, formation: Formation, grown_s: float, opening: Opening) -> Formation | Hold:
-        """Wait for company until the last moment at which a batch that takes `grown_s` is in
-        time, or until nobody has come for a while; with one worker, never."""
+        if workers == 1 or head.deadline_s == math.inf:
+            return formation
+        budget_s = head.deadline_s - head.arrival_s
+        if budget_s >= AT_LEISURE * times.duration_s(self._max_rows):
+            return formation
+        possible = self._rows_possible(head, times, workers)
+        if times.enough(min(possible, self._max_rows)) <= head.rows:
+            return formation  # batching gains nothing here
+        asked = min(
+            HOLD_BELOW * self._need(opening) * opening.running / workers,
+            self._most(head, times, possible),
+        )
         silent_s = self._arriving.silent_from(SILENCE)
-        if len(opening.free_s) == 1 or silent_s <= opening.now:
+        if rate >= asked or silent_s <= opening.now:
             return formation
         soonest_s = min(request.deadline_s for request in formation.requests)
         until_s = soonest_s - self._margin * grown_s - self._timer_s
@@ -322,6 +343,20 @@ class AdaptivePolicy:
             reason = DispatchReason.LAST_MOMENT
             return Formation(formation.requests, formation.rows, reason, formation.complete)
         return Hold(min(until_s, silent_s))
+
+    def _shed_below(self, head: Request, times: Timetable, opening: Opening) -> float:
+        """The work per second below which a batch that is cut short loses its head; no more than
+        the largest batch that is possible does. None is asked of those who have all the time."""
+        if head.deadline_s == math.inf:
+            return 0.0
+        possible = self._rows_possible(head, times, len(opening.free_s))
+        return min(SHED_BELOW * self._need(opening), self._most(head, times, possible))
+
+    @staticmethod
+    def _most(head: Request, times: Timetable, possible: int) -> float:
+        """The work per second of the largest batch that is possible for a request."""
+        # A hair less, since sums of durations differ from products in the last digit.
+        return times.rate(possible, head.rows) * (1 - 1e-9)
 
     def _better_without(
         self, group: Group, taken: int, times: Timetable, rows: int, opening: Opening
@@ -336,7 +371,7 @@ class AdaptivePolicy:
             self._margin,
             self._load(opening) / times.duration_s(1) / mean_rows,
             head.deadline_s - head.arrival_s,
-            self._asked(SHED_BELOW, head, times, opening),
+            self._shed_below(head, times, opening),
         )
         busy_s = [opening.start_s + times.duration_s(rows), *opening.free_s[1:]]
         lost = outlook.losses(group.requests, taken, busy_s, mean_rows)

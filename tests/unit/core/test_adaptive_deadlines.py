@@ -13,7 +13,7 @@ from headrace_server.core.adaptive import (
     PATIENCE_S,
     AdaptivePolicy,
 )
-from headrace_server.core.cost import Curve
+from headrace_server.core.cost import CostModel, Curve
 from headrace_server.core.errors import Reason
 from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal
 from headrace_server.core.queue import Queue, QueueLimits
@@ -75,6 +75,17 @@ class TestHolding:
         decision = decided(policy_under(350), [make_request(1)], two_workers(0.0, other_s=0.012))
         assert isinstance(decision, Formation)
 
+    def test_who_has_all_the_time_is_not_held(self) -> None:
+        requests = dated(1, budget_s=5.0)
+        decision = decided(policy_under(350), requests, two_workers(0.0, other_s=0.012))
+        assert isinstance(decision, Formation)
+
+    def test_where_batching_gains_nothing_nobody_is_held(self) -> None:
+        policy = policy_under(350)
+        policy.cost = CostModel([(rows, 0, 0.011 * rows) for rows in (1, 4, 16)])
+        decision = decided(policy, dated(1), two_workers(0.0, other_s=0.012))
+        assert isinstance(decision, Formation)
+
     def test_an_almost_idle_server_makes_nobody_wait(self) -> None:
         decision = decided(policy_under(20), dated(1), two_workers(0.0))
         assert isinstance(decision, Formation)
@@ -88,7 +99,7 @@ class TestHolding:
         assert decision.reason is DispatchReason.LAST_MOMENT
 
     def test_silence_ends_the_wait(self) -> None:
-        requests = dated(1, budget_s=5.0)
+        requests = dated(1, budget_s=0.1)
         held = decided(policy_under(350), requests, two_workers(0.0, other_s=0.012))
         assert isinstance(held, Hold)
         assert held.until_s < 0.1, "nobody waits for a burst that is over"
@@ -113,6 +124,31 @@ class TestHolding:
                 driver.complete(batch_id)
             driver.advance_to(driver.now + 0.02)
         assert set(driver.outcomes.values()) == {"completed"}
+
+
+class TestEnough:
+    """From 29 rows on, a batch of this model does 97 % of the work per second that 32 do."""
+
+    NEARLY = Curve(base=0.005, row=0.001, element=0.0, pair=0.0)
+
+    def formed(self, rate: float, curve: Curve) -> Formation:
+        policy = AdaptivePolicy(32, [(rows, 0, curve.at(rows, 0)) for rows in (1, 8, 32)])
+        for number in range(200):
+            policy.arrived(make_request(-number), number / rate)
+        opening = Opening(199 / rate, [199 / rate])
+        decision = decided(policy, [make_request(i) for i in range(40)], opening)
+        assert isinstance(decision, Formation)
+        return decision
+
+    def test_the_last_per_cents_are_left_where_they_are_not_needed(self) -> None:
+        assert self.formed(100, self.NEARLY).rows < 32
+
+    def test_the_last_per_cents_are_taken_where_they_are_needed(self) -> None:
+        assert self.formed(850, self.NEARLY).rows == 32
+
+    def test_not_at_the_price_of_a_much_longer_batch(self) -> None:
+        next_to_nothing = Curve(base=0.0002, row=0.010, element=0.0, pair=0.0)
+        assert self.formed(99, next_to_nothing).rows == 1
 
 
 class TestRefusing:
