@@ -5,8 +5,10 @@ No torch, numpy or grpc here: the front process reads these, and it never import
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 DYNAMIC = -1
@@ -36,15 +38,28 @@ class TensorSpec:
 
     ``pad`` makes an input *ragged*: requests of different lengths ride in one batch, and the
     shorter ones are filled up with this value along the one dynamic dimension. The model has to
-    tell padding from data by itself, usually with a mask: another ragged input with ``pad=0``.
-    Outputs of the model with a dynamic dimension are cut back to each request's own length.
+    tell padding from data by a mask: another ragged input with ``pad=0`` that clients send, or
+    one with ``mask_of`` that they do not. All ragged inputs of a request have the same length.
+    Dynamic dimensions of outputs that are as long as the padded batch are cut back to it.
+
+    ``mask_of`` names a ragged input: this input is then no client's business but made by the
+    server for each batch, 1 along its dynamic dimension where a request has data, 0 where it was
+    padded. That input needs no ``pad`` of its own, it is padded with 0.
+
+    ``default`` makes an input optional without keeping requests apart: where it was left out, it
+    is filled with this value. Its dimensions are fixed, or one is dynamic and padded.
+
+    ``flat`` inputs and outputs that are ``shaped_like`` an input are Triton's ragged batch
+    (``allow_ragged_batch``, ``batch_output``): the elements of all requests one after the other
+    in one dimension, not padded; an answer takes as many of them as it has in the shape of that
+    input.
 
     ``bounds`` holds the least and the greatest length of each dimension (-1: none), where the
     dynamic ones are limited; empty where none is. Requests beyond them are refused.
 
-    Raises ValueError for an empty name, an unknown datatype, a dimension below -1, a ``pad``
-    where there is not exactly one dynamic dimension, bounds for another number of dimensions, or
-    bounds that no length is within.
+    Raises ValueError for what makes no sense: an empty name, an unknown datatype, a dimension
+    below -1, a ``pad`` where there is not exactly one dynamic dimension, a value that the
+    datatype cannot hold, bounds for another number of dimensions, or that no length is within.
     """
 
     name: str
@@ -53,6 +68,10 @@ class TensorSpec:
     optional: bool = False
     pad: float | None = None
     bounds: Sequence[tuple[int, int]] = ()
+    mask_of: str = ""
+    default: float | None = None
+    flat: bool = False
+    shaped_like: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(dim) for dim in self.shape))
@@ -77,12 +96,29 @@ class TensorSpec:
             )
         if any(dim < DYNAMIC for dim in self.shape):
             raise ValueError(f"tensor '{self.name}': dimensions are >= 0 or -1, got {self.shape}")
-        if self.pad is not None and (
-            self.shape.count(DYNAMIC) != 1 or self.datatype in ("BYTES", "BF16")
-        ):
+        one_dynamic = self.shape.count(DYNAMIC) == 1
+        if self.pad is not None:
+            self._check_filling("pad", self.pad, "exactly one dynamic dimension", one_dynamic)
+        if self.mask_of:
+            self._check_filling("mask_of", 0, "exactly one dynamic dimension", one_dynamic)
+        if self.default is not None:
+            fits = self.fixed or self.pad is not None
+            self._check_filling("default", self.default, "fixed dimensions, or a pad,", fits)
+        if self.default is not None:
+            object.__setattr__(self, "optional", True)
+
+    def _check_filling(self, what: str, value: float, needs: str, fits: bool) -> None:
+        if not fits or self.flat or self.datatype in ("BYTES", "BF16"):
+            flat = ", flat" if self.flat else ""
             raise ValueError(
-                f"tensor '{self.name}': pad needs exactly one dynamic dimension and a datatype "
-                f"other than BYTES and BF16, got {self.datatype} {list(self.shape)}"
+                f"tensor '{self.name}': {what} needs {needs} and a datatype "
+                f"other than BYTES and BF16, got {self.datatype} {list(self.shape)}{flat}"
+            )
+        if self.mask_of and what != "mask_of":
+            raise ValueError(f"tensor '{self.name}': a mask is made whole, {what} has no meaning")
+        if not _holds(self.datatype, value):
+            raise ValueError(
+                f"tensor '{self.name}': expected a {what} that {self.datatype} holds, got {value}"
             )
 
     @property
@@ -120,8 +156,62 @@ class TensorSpec:
                 dims[index] = f"{low}..{'' if high == DYNAMIC else high}"
         return f"[{', '.join(['-1', *dims] if batched else dims)}]"
 
+    @property
+    def fixed(self) -> bool:
+        """Whether no dimension is left to the requests."""
+        return DYNAMIC not in self.shape
+
     def __str__(self) -> str:
         return f"{self.name} {self.datatype} {list(self.shape)}"
+
+
+_GREATEST = {"FP16": 65_504.0, "FP32": 3.4028234e38, "FP64": math.inf}
+_WHOLE = re.compile(r"(U?)INT(\d+)")
+_EXACT = 2**53
+"""Up to here every whole number comes through a frame, as a float, unchanged."""
+
+
+def _holds(datatype: str, value: float) -> bool:
+    """Whether an element of this type can have the value; infinity, but not NaN, where it floats.
+
+    NaN differs from itself, and so would every spec that contains one.
+    """
+    if datatype == "BOOL":
+        return value in (0, 1)
+    whole = _WHOLE.fullmatch(datatype)
+    if whole is None:
+        return value in (math.inf, -math.inf) or abs(value) <= _GREATEST[datatype]
+    greatest = 2 ** (int(whole[2]) - (0 if whole[1] else 1)) - 1
+    least = 0 if whole[1] else -greatest - 1
+    return max(least, -_EXACT) <= value <= min(greatest, _EXACT) and value == int(value)
+
+
+class Making(Enum):
+    """How the server makes an input for a batch. All but MASK are kinds of Triton's batch input.
+
+    Counts are those of the elements of one request, all its rows together; shapes are those of
+    one row.
+    """
+
+    MASK = "MASK"
+    ELEMENT_COUNT = "BATCH_ELEMENT_COUNT"
+    ACCUMULATED_ELEMENT_COUNT = "BATCH_ACCUMULATED_ELEMENT_COUNT"
+    ACCUMULATED_ELEMENT_COUNT_WITH_ZERO = "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO"
+    MAX_ELEMENT_COUNT_AS_SHAPE = "BATCH_MAX_ELEMENT_COUNT_AS_SHAPE"
+    ITEM_SHAPE = "BATCH_ITEM_SHAPE"
+    ITEM_SHAPE_FLATTEN = "BATCH_ITEM_SHAPE_FLATTEN"
+
+
+@dataclass(frozen=True, slots=True)
+class MadeInput:
+    """An input that no client sends: the server makes it from another one, for each batch.
+
+    The shape of a mask leaves out the batch dimension; that of the others is complete.
+    """
+
+    tensor: TensorSpec
+    making: Making
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +224,8 @@ class ModelSpec:
 
     ``prepared`` is what the model's own ``prepare`` makes of the inputs of each request, before
     they queue; empty for models without that stage.
+
+    ``made`` are the inputs that the server makes, from the prepared ones where there are any.
     """
 
     name: str
@@ -143,8 +235,20 @@ class ModelSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     prepared: tuple[TensorSpec, ...] = ()
+    made: tuple[MadeInput, ...] = ()
 
     @property
     def batched_inputs(self) -> tuple[TensorSpec, ...]:
         """What a batch consists of: the prepared inputs where there are any."""
         return self.prepared or self.inputs
+
+    def with_batched_inputs(self, inputs: Sequence[TensorSpec]) -> ModelSpec:
+        """Return the same signature with other `batched_inputs`."""
+        if self.prepared:
+            return replace(self, prepared=tuple(inputs))
+        return replace(self, inputs=tuple(inputs))
+
+    @property
+    def model_inputs(self) -> tuple[TensorSpec, ...]:
+        """What the model takes: `batched_inputs` and behind them what the server makes."""
+        return (*self.batched_inputs, *(made.tensor for made in self.made))
