@@ -20,7 +20,8 @@ def spec_of(*inputs: TensorSpec, max_batch_size: int = 16) -> ModelSpec:
 
 class PacedProgram:
     """Takes `seconds(rows, length)` for a batch, length being that of the first input's rows;
-    raises what that raises. `shapes` lists what it was run with."""
+    raises what that raises. `shapes` lists what the first input was in each run, `last` holds all
+    inputs of the last one."""
 
     example_shapes: Mapping[str, Sequence[int]] = {}
 
@@ -28,14 +29,18 @@ class PacedProgram:
         self.spec = spec
         self.seconds = seconds
         self.shapes: list[tuple[int, ...]] = []
+        self.last: Inputs = {}
         self.now_s = 0.0
 
     def call(self, inputs: Inputs, parameters: Parameters | None) -> object:
         shape = tuple(next(iter(inputs.values())).shape)
         self.shapes.append(shape)
-        rows = shape[0] if self.spec.max_batch_size else 1
+        self.last = inputs
+        rows = 1
+        if self.spec.max_batch_size:
+            rows = shape[0] if parameters is None else len(parameters)
         self.now_s += self.seconds(rows, shape[1] if len(shape) > 1 else 0)
-        return torch.zeros(shape[0], 1) if self.spec.max_batch_size else torch.zeros(1)
+        return torch.zeros(rows, 1) if self.spec.max_batch_size else torch.zeros(1)
 
     def close(self) -> None:
         pass

@@ -103,7 +103,7 @@ class Deployment:
         self._rules: SchedulingRules | None = None
         self._scheduler: Scheduler | None = None
         self._riding: RidingRules | None = None
-        self._cut_axes: Sequence[int | None] = ()
+        self._cut_axes: Sequence[Sequence[int]] = ()
         self._tickets: dict[int, _Ticket] = {}
         self._in_flight: dict[int, Batch] = {}
         self._next_id = 0
@@ -382,8 +382,8 @@ class Deployment:
             parts = [
                 AnswerTensor(output.shape, bytes(output.data))
                 if alone
-                else rows_of(output, first, row, axis, request.length, batch.length)
-                for output, axis in zip(outputs, self._cut_axes, strict=True)
+                else rows_of(output, first, row, axes, request.length, batch.length)
+                for output, axes in zip(outputs, self._cut_axes, strict=True)
             ]
             queue_s = batch.started_s - request.arrival_s
             answers.append(Answer(parts, batch.rows, queue_s, timing))

@@ -9,14 +9,19 @@ from headrace_server.core.errors import Reason, ServingError
 from headrace_server.models.spec import DYNAMIC, ModelSpec
 from headrace_server.workers.executor import RequestTensors
 
+_GIVEN = ()
+"""In a batch key: the input is there, and its shape keeps nobody apart."""
+
 
 class RidingRules:
     """Batch keys and lengths of one model's requests, compiled once from its spec.
 
-    Two requests ride together when they have the same inputs with the same trailing dimensions;
-    dimensions that the server pads may differ. The length is what padding and cost depend on:
-    that of the ragged inputs, which is one for all of a request (a mask of another length than
-    its data would fail the whole batch), or the dynamic elements of a row where nothing is ragged.
+    Two requests ride together when they have the same inputs with the same trailing dimensions.
+    Dimensions that the server pads may differ, and inputs that it concatenates or has a default
+    for do not count. The length is what padding and cost depend on: that of the ragged inputs,
+    which is one for all of a request (a mask of another length than its data would fail the whole
+    batch), or the dynamic elements of a row where nothing is ragged. Concatenated inputs have
+    none: there nobody pads anybody.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -30,13 +35,16 @@ class RidingRules:
             for position, tensor in enumerate(inputs)
             if (axis := tensor.ragged_axis) is not None
         }
-        self._dynamic = [
-            (position, [axis + self._skip for axis, dim in enumerate(t.shape) if dim == DYNAMIC])
-            for position, t in enumerate(inputs)
-            if DYNAMIC in t.shape and not self._ragged
-        ]
-        fixed = all(DYNAMIC not in tensor.shape for tensor in inputs)
-        self._trivial = fixed and not any(tensor.optional for tensor in inputs)
+        self._dynamic = {
+            position: [axis + self._skip for axis, dim in enumerate(tensor.shape) if dim == DYNAMIC]
+            for position, tensor in enumerate(inputs)
+            if not (tensor.fixed or tensor.flat or position in self._ragged)
+        }
+        # Left out, an input with a default counts like one that was given.
+        self._absent = [None if tensor.default is None else _GIVEN for tensor in inputs]
+        self._trivial = not (self._ragged or self._dynamic) and all(
+            not tensor.optional or tensor.default is not None for tensor in inputs
+        )
 
     def of(self, tensors: RequestTensors) -> tuple[Hashable, int]:
         """The batch key and the length of a request.
@@ -47,28 +55,28 @@ class RidingRules:
         if self._trivial:
             return None, 0
         length: int | None = None
+        elements = 0
         key: list[tuple[int, ...] | None] = []
         for position, shape in enumerate(tensors.shapes):
             if shape is None:
-                key.append(None)
+                key.append(self._absent[position])
                 continue
-            trailing = shape[self._skip :]
+            axes = self._dynamic.get(position)
+            if axes is not None:
+                key.append(shape[self._skip :])
+                elements = max(elements, math.prod(shape[axis] for axis in axes))
+                continue
+            key.append(_GIVEN)
             axis = self._ragged.get(position)
-            if axis is not None:
-                if length not in (None, shape[axis]):
-                    raise ServingError(
-                        Reason.UNEQUAL_LENGTHS,
-                        model=self._model,
-                        input=self._names[position],
-                        expected=length,
-                        got=shape[axis],
-                    )
-                length = shape[axis]
-                at = axis - self._skip
-                trailing = (*trailing[:at], DYNAMIC, *trailing[at + 1 :])
-            key.append(trailing)
-        for position, axes in self._dynamic:
-            given = tensors.shapes[position]
-            if given is not None:
-                length = max(length or 0, math.prod(given[axis] for axis in axes))
-        return tuple(key), length or 0
+            if axis is None:
+                continue
+            if length not in (None, shape[axis]):
+                raise ServingError(
+                    Reason.UNEQUAL_LENGTHS,
+                    model=self._model,
+                    input=self._names[position],
+                    expected=length,
+                    got=shape[axis],
+                )
+            length = shape[axis]
+        return tuple(key), elements if length is None else length

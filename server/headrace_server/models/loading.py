@@ -13,6 +13,7 @@ from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.models.answers import checked_outputs
 from headrace_server.models.errors import ModelError
 from headrace_server.models.exported import load_exported
+from headrace_server.models.making import make
 from headrace_server.models.program import Inputs, Parameters, Program, Tensor
 from headrace_server.models.python_model import load_python
 from headrace_server.models.repository import ModelKind, ModelSource
@@ -41,8 +42,10 @@ class LoadedModel:
         """Run one batch, without gradients.
 
         Args:
-            inputs: by name, on the model's device; with a batch dimension all of equal length.
-            parameters: custom parameters of each row, for models that want them.
+            inputs: by name, on the model's device; with a batch dimension all of equal length,
+                but for those of Triton's ragged batches.
+            parameters: custom parameters of each row, for models that want them; necessary where
+                the inputs do not show how many rows there are.
 
         Returns:
             Every output of the spec: a torch tensor, or for BYTES a numpy object array of `bytes`.
@@ -54,8 +57,32 @@ class LoadedModel:
         with torch.inference_mode():
             answer = self._program.call(inputs, parameters)
         spec = self._program.spec
-        rows = next(iter(inputs.values())).shape[0] if spec.max_batch_size else None
+        rows = None
+        if spec.max_batch_size:
+            first = next(iter(inputs.values()))
+            rows = first.shape[0] if parameters is None else len(parameters)
         return checked_outputs(spec, answer, rows)
+
+    def run_rows(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Like `run` for a batch in which every row is a request of its own.
+
+        The inputs are those of `ModelSpec.batched_inputs`, all with a batch dimension if the model
+        has one; what is to be concatenated and what the server makes is done here.
+        """
+        spec = self._program.spec
+        known = {tensor.name: tensor for tensor in spec.batched_inputs}
+        complete: dict[str, Tensor] = {}
+        parameters: Parameters | None = None
+        for name, value in inputs.items():
+            complete[name] = value
+            if known[name].flat:
+                complete[name] = value.reshape(-1)
+                parameters = [{}] * value.shape[0]
+        for made in spec.made:
+            shape = tuple(inputs[made.source].shape)
+            array = make(made, known[made.source], [(1, *shape[1:])] * shape[0])
+            complete[made.tensor.name] = torch.from_numpy(array).to(self.device)
+        return self.run(complete, parameters)
 
     def close(self) -> None:
         """Release the model; it is not run again."""

@@ -63,7 +63,7 @@ def warm_up(model: LoadedModel, config: ModelConfig | None, source: ModelSource)
             for key, value in inputs.items()
         }
         try:
-            model.run(on_device)
+            model.run_rows(on_device)
         except (ModelError, torch.OutOfMemoryError) as error:
             raise ModelError(f"{name} warm-up with {_shapes(inputs)}: {error}") from error
         except Exception as error:
@@ -113,7 +113,11 @@ def _configured(
 ) -> tuple[str, dict[str, Tensor]]:
     name = warmup.name or "unnamed"
     known = {tensor.name: tensor for tensor in spec.batched_inputs}
-    required = {tensor.name for tensor in spec.batched_inputs if not tensor.optional}
+    required = {
+        tensor.name
+        for tensor in spec.batched_inputs
+        if not tensor.optional or tensor.default is not None
+    }
     if not required <= warmup.inputs.keys() <= known.keys():
         raise ConfigError(f"'{name}' has the inputs {sorted(warmup.inputs)}, expected {[*known]}")
     if warmup.batch_size > max(1, spec.max_batch_size):

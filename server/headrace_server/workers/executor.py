@@ -33,12 +33,14 @@ class BatchOutput:
     """One output of a whole batch. `data` is valid only until the listener's call returns.
 
     `shape` includes the batch dimension. `row_offsets` (BYTES only): where each row begins in
-    `data`, and the end of the last one.
+    `data`, and the end of the last one. `row_shapes`: the shape of each row, where they differ;
+    `data` then holds their elements one after the other.
     """
 
     shape: tuple[int, ...]
     data: memoryview
     row_offsets: Sequence[int] | None = None
+    row_shapes: Sequence[tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,13 +86,18 @@ class Slab(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 
 class TensorPlace(msgspec.Struct, array_like=True):
-    """Where one tensor lies in a slab. `position` is its place in the spec's inputs or outputs."""
+    """Where one tensor lies in a slab. `position` is its place in the model's inputs or outputs.
+
+    Tensors whose rows differ in shape are concatenated in one dimension; `row_shapes` then has
+    the shape of each row.
+    """
 
     position: int
     offset: int
     nbytes: int
     shape: tuple[int, ...]
     row_offsets: tuple[int, ...] | None = None
+    row_shapes: tuple[tuple[int, ...], ...] | None = None
 
 
 class RunBatch(msgspec.Struct, tag=True, array_like=True, frozen=True):

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from headrace.tensors import DATATYPES
-from headrace_server.models.spec import TensorSpec
+from headrace_server.models.making import Array, make
+from headrace_server.models.spec import DYNAMIC, MadeInput, TensorSpec
 from headrace_server.workers.executor import Parameter, RequestTensors
 from headrace_server.workers.frames import TensorPlace
 from headrace_server.workers.slab import aligned
@@ -18,28 +19,41 @@ def gather(
     inputs: Sequence[TensorSpec],
     requests: Sequence[RequestTensors],
     reserve: Callable[[int], memoryview],
+    made: Sequence[MadeInput] = (),
 ) -> tuple[tuple[TensorPlace, ...], tuple[dict[str, Parameter], ...] | None]:
     """Copy the inputs of `requests` side by side into the memory that `reserve` gives.
 
     Every input becomes one contiguous region at an aligned offset. Raw contents are row-major (or
     elements in sequence, for BYTES), so the bytes of requests with equal trailing shape
-    concatenate into the bytes of the batch. Ragged inputs are padded to the longest on the way.
+    concatenate into the bytes of the batch. Ragged inputs are padded to the longest on the way,
+    flat ones concatenated whatever their shapes, and those with a default filled in where a
+    request left them out. Behind them come the inputs that the server makes.
 
     Args:
-        inputs: the inputs of the model.
-        requests: at least one; all have the same inputs with the same trailing shapes, up to the
-            dimension that is padded.
+        inputs: the inputs of the model that come with requests.
+        requests: at least one; all have the same inputs, but for those with a default, with the
+            same trailing shapes, up to the dimension that is padded, but for those that are flat.
         reserve: called once with the number of bytes needed.
+        made: the other inputs of the model.
 
     Returns:
         Where each input lies, and one mapping of custom parameters per row (None when no request
-        has any).
+        has any and the inputs show how many rows there are).
     """
-    first = requests[0]
+    if any(spec.default is not None for spec in inputs):
+        requests = [_completed(inputs, request) for request in requests]
     places = [
         _place(position, inputs[position], requests)
-        for position, data in enumerate(first.data)
+        for position, data in enumerate(requests[0].data)
         if data is not None
+    ]
+    for place in places:
+        if inputs[place.position].flat:
+            place.row_shapes = _row_shapes(place.position, requests)
+    arrays = _made_arrays(inputs, requests, made) if made else []
+    places += [
+        TensorPlace(len(inputs) + index, 0, array.nbytes, array.shape)
+        for index, array in enumerate(arrays)
     ]
     offset = 0
     for place in places:
@@ -49,24 +63,32 @@ def gather(
     for place in places:
         if place.nbytes == 0:
             continue
+        start = place.offset
+        if place.position >= len(inputs):
+            array = arrays[place.position - len(inputs)]
+            memory[start : start + array.nbytes] = array.tobytes()
+            continue
         spec = inputs[place.position]
         if spec.ragged_axis is not None and len(requests) > 1:
             _copy_padded(spec, spec.ragged_axis + 1, place, requests, memory)
             continue
-        start = place.offset
         for request in requests:
             data = request.data[place.position] or b""
             end = start + len(data)
             memory[start:end] = data
             start = end
     parameters = None
-    if any(request.parameters for request in requests):
+    if any(request.parameters for request in requests) or any(spec.flat for spec in inputs):
         parameters = tuple(dict(r.parameters) for r in requests for _ in range(r.rows))
     return tuple(places), parameters
 
 
 def _place(position: int, spec: TensorSpec, requests: Sequence[RequestTensors]) -> TensorPlace:
     shape = requests[0].shapes[position] or ()
+    if spec.flat:
+        nbytes = sum(len(request.data[position] or b"") for request in requests)
+        elements = sum(math.prod(request.shapes[position] or ()) for request in requests)
+        return TensorPlace(position, 0, nbytes, (elements,))
     data = requests[0].data[position] or b""
     if len(requests) == 1:
         return TensorPlace(position, 0, len(data), shape)
@@ -78,6 +100,51 @@ def _place(position: int, spec: TensorSpec, requests: Sequence[RequestTensors]) 
         return TensorPlace(position, 0, math.prod(shape) * DATATYPES[spec.datatype].itemsize, shape)
     nbytes = sum(len(request.data[position] or b"") for request in requests)
     return TensorPlace(position, 0, nbytes, (rows, *shape[1:]))
+
+
+def _row_shapes(position: int, requests: Sequence[RequestTensors]) -> tuple[tuple[int, ...], ...]:
+    """The shape of each row as its request sent it."""
+    return tuple(
+        (request.shapes[position] or ())[1:] for request in requests for _ in range(request.rows)
+    )
+
+
+def _made_arrays(
+    inputs: Sequence[TensorSpec], requests: Sequence[RequestTensors], made: Sequence[MadeInput]
+) -> list[Array]:
+    positions = {spec.name: position for position, spec in enumerate(inputs)}
+    arrays = []
+    for entry in made:
+        source = positions[entry.source]
+        shapes = [request.shapes[source] or () for request in requests]
+        arrays.append(make(entry, inputs[source], shapes))
+    return arrays
+
+
+def _completed(inputs: Sequence[TensorSpec], request: RequestTensors) -> RequestTensors:
+    """Fill in what the request left out and has a default, as long as its other inputs."""
+    missing = [
+        position
+        for position, data in enumerate(request.data)
+        if data is None and inputs[position].default is not None
+    ]
+    if not missing:
+        return request
+    data, shapes = list(request.data), list(request.shapes)
+    length = next(
+        (
+            shape[axis + 1]
+            for spec, shape in zip(inputs, request.shapes, strict=True)
+            if shape is not None and (axis := spec.ragged_axis) is not None
+        ),
+        0,
+    )
+    for position in missing:
+        spec = inputs[position]
+        shape = (request.rows, *(length if dim == DYNAMIC else dim for dim in spec.shape))
+        shapes[position] = shape
+        data[position] = np.full(shape, spec.default, DATATYPES[spec.datatype].numpy).tobytes()
+    return RequestTensors(request.rows, data, shapes, request.parameters)
 
 
 def _copy_padded(

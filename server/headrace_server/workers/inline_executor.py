@@ -60,15 +60,21 @@ class InlineExecutor:
         if self._model is None or self._runner is None or self._listener is None:
             return  # stopped meanwhile
         inputs, outputs = _Memory(), _Memory()
-        places, parameters = gather(self._model.spec.batched_inputs, requests, inputs.reserve)
+        spec = self._model.spec
+        places, parameters = gather(spec.batched_inputs, requests, inputs.reserve, spec.made)
         try:
             written, times = self._runner.run(inputs.view, places, parameters, outputs.reserve)
         except Exception as error:
             self._listener.batch_failed(batch_id, f"{type(error).__name__}: {error}")
             return
         answers = [
-            BatchOutput(p.shape, outputs.view[p.offset : p.offset + p.nbytes], p.row_offsets)
-            for p in written
+            BatchOutput(
+                place.shape,
+                outputs.view[place.offset : place.offset + place.nbytes],
+                place.row_offsets,
+                place.row_shapes,
+            )
+            for place in written
         ]
         timing = BatchTiming(times.input_ns, times.infer_ns, times.output_ns)
         self._listener.batch_completed(batch_id, answers, timing)

@@ -160,7 +160,7 @@ class WorkerProcess:
             return slab.view
 
         try:
-            places, parameters = gather(spec.batched_inputs, requests, reserve)
+            places, parameters = gather(spec.batched_inputs, requests, reserve, spec.made)
             message = frames.encode(frames.RunBatch(batch_id, index, places, parameters))
         except Exception as error:
             # No memory or no descriptors for the slab, say: this batch's failure, not the seat's.
@@ -226,6 +226,7 @@ class WorkerProcess:
                 place.shape,
                 memory[place.offset : place.offset + place.nbytes],
                 place.row_offsets,
+                place.row_shapes,
             )
             for place in message.tensors
         ]

@@ -5,6 +5,7 @@ Imported by workers (and by `InlineExecutor`) only: it needs torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 
 from headrace.tensors import encode_tensor, split_byte_elements
+from headrace_server.models.errors import ModelError
 from headrace_server.models.loading import LoadedModel
+from headrace_server.models.spec import DYNAMIC, TensorSpec
 from headrace_server.models.torch_types import TORCH_DTYPES
 from headrace_server.workers.executor import Parameter
 from headrace_server.workers.frames import TensorPlace
@@ -43,7 +46,7 @@ class BatchRunner:
         self._model = model
         self._device = torch.device(device)
         self._on_cpu = self._device.type == "cpu"
-        self._inputs = model.spec.batched_inputs
+        self._inputs = model.spec.model_inputs
         self._outputs = model.spec.outputs
         self._batched = model.spec.max_batch_size > 0
 
@@ -58,7 +61,8 @@ class BatchRunner:
 
         Args:
             memory: where the inputs lie.
-            places: position in the spec, offset, length and batched shape of each input.
+            places: position in `ModelSpec.model_inputs`, offset, length and batched shape of
+                each input.
             parameters: custom parameters per row, or None.
             reserve: called once with the bytes that all outputs need; returns where they go.
 
@@ -76,7 +80,7 @@ class BatchRunner:
         if not self._on_cpu:
             torch.cuda.synchronize(self._device)
         inferred = perf_counter_ns()
-        written = self._write(outputs, reserve)
+        written = self._write(outputs, places, reserve)
         return written, RunTimes(read - started, inferred - read, perf_counter_ns() - inferred)
 
     def _read(self, memory: memoryview, place: TensorPlace) -> Tensor:
@@ -102,7 +106,10 @@ class BatchRunner:
         return tensor if self._on_cpu else tensor.to(self._device, non_blocking=True)
 
     def _write(
-        self, outputs: Mapping[str, Tensor], reserve: Callable[[int], memoryview]
+        self,
+        outputs: Mapping[str, Tensor],
+        inputs: Sequence[TensorPlace],
+        reserve: Callable[[int], memoryview],
     ) -> tuple[TensorPlace, ...]:
         prepared = [_prepare(outputs[spec.name], self._batched) for spec in self._outputs]
         places = []
@@ -112,11 +119,35 @@ class BatchRunner:
                 TensorPlace(position, offset, output.nbytes, output.shape, output.row_offsets)
             )
             offset = aligned(offset + output.nbytes)
+        for place, spec in zip(places, self._outputs, strict=True):
+            if spec.shaped_like:
+                self._deal_out(place, spec, inputs)
         memory = reserve(offset)
         for place, output in zip(places, prepared, strict=True):
             if place.nbytes:
                 output.copy_to(memory, place.offset)
         return tuple(places)
+
+    def _deal_out(
+        self, output: TensorPlace, spec: TensorSpec, inputs: Sequence[TensorPlace]
+    ) -> None:
+        """Give each row its share of an output: its own dimensions where they are dynamic."""
+        source = next(p for p in inputs if self._inputs[p.position].name == spec.shaped_like)
+        rows = source.row_shapes or (source.shape[1:],) * source.shape[0]
+        shapes = tuple(
+            tuple(row[axis] if dim == DYNAMIC else dim for axis, dim in enumerate(spec.shape))
+            for row in rows
+        )
+        expected, got = sum(map(math.prod, shapes)), math.prod(output.shape)
+        if got != expected:
+            raise ModelError(
+                f"output '{spec.name}': expected {expected} elements in all, as "
+                f"'{spec.shaped_like}' has it, got the shape {list(output.shape)}"
+            )
+        if len(set(shapes)) == 1:
+            output.shape = (len(shapes), *shapes[0])
+        else:
+            output.row_shapes = shapes
 
 
 @dataclass(frozen=True, slots=True)

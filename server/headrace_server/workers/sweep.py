@@ -129,7 +129,7 @@ def _zeros(model: LoadedModel, rows: int, length: int) -> tuple[dict[str, torch.
     inputs = {}
     for tensor in model.spec.batched_inputs:
         shape = _shape(model, tensor, length)
-        if not length:
+        if not length and not tensor.flat:  # what is concatenated pads nothing
             dynamic = [s for s, dim in zip(shape, tensor.shape, strict=True) if dim == DYNAMIC]
             seen = max(seen, math.prod(dynamic) if dynamic else 0)
         full = (rows, *shape) if model.spec.max_batch_size else shape
@@ -146,7 +146,7 @@ def _shape(model: LoadedModel, tensor: TensorSpec, length: int) -> tuple[int, ..
 
 def _time(model: LoadedModel, inputs: dict[str, torch.Tensor]) -> float:
     started = perf_counter()
-    model.run(inputs)
+    model.run_rows(inputs)
     if torch.device(model.device).type == "cuda":
         torch.cuda.synchronize(model.device)
     return perf_counter() - started

@@ -192,7 +192,7 @@ def _key(model: LoadedModel, source: ModelSource, config: ModelConfig | None, ro
             torch.get_num_threads(),
             str(torch.__version__),
             spec.max_batch_size,
-            [str(spec.platform), *map(repr, spec.batched_inputs)],
+            [str(spec.platform), *map(repr, spec.batched_inputs), *map(repr, spec.made)],
             sorted((name, value.string_value) for name, value in parameters.items()),
             list(_contents(source)),
         ]

@@ -44,6 +44,25 @@ def test_left_out_inputs_keep_requests_apart() -> None:
     assert riding.of(request((1, 4), None))[0] != riding.of(request((1, 4), (1, 4)))[0]
 
 
+def test_an_input_with_a_default_keeps_nobody_apart() -> None:
+    riding = rules(
+        TensorSpec("ids", "INT64", [-1], pad=0),
+        TensorSpec("types", "INT64", [-1], pad=0, default=0),
+    )
+    assert riding.of(request((1, 5), None)) == riding.of(request((1, 5), (1, 5)))
+    fixed = rules(TensorSpec("a", "FP32", [4]), TensorSpec("b", "FP32", [4], default=1))
+    assert fixed.of(request((1, 4), None)) == fixed.of(request((1, 4), (1, 4))) == (None, 0)
+
+
+def test_concatenated_inputs_keep_nobody_apart_and_pad_nobody() -> None:
+    flat = TensorSpec("x", "FP32", [-1, -1], flat=True)
+    riding = rules(flat)
+    assert riding.of(request((1, 5, 2))) == riding.of(request((2, 9, 1))) == (None, 0)
+    mixed = rules(flat, TensorSpec("y", "FP32", [-1]))
+    assert mixed.of(request((1, 5, 2), (1, 3))) == mixed.of(request((1, 1, 1), (1, 3)))
+    assert mixed.of(request((1, 5, 2), (1, 3)))[1] == 3
+
+
 def test_a_mask_of_another_length_than_its_data_is_refused() -> None:
     riding = rules(TensorSpec("ids", "INT64", [-1], pad=0), TensorSpec("mask", "BOOL", [-1], pad=0))
     with pytest.raises(ServingError) as caught:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace_server.models.spec import TensorSpec
+from headrace_server.models.spec import MadeInput, Making, TensorSpec
 from headrace_server.workers.executor import Parameter, RequestTensors
 from headrace_server.workers.frames import TensorPlace
 from headrace_server.workers.gathering import gather
@@ -143,6 +143,39 @@ def test_any_dimension_may_be_the_ragged_one(shape: list[int]) -> None:
     assert inner.ravel().tolist() == short.ravel().tolist()
     assert batch[0].sum() == short.sum()
     assert batch[1].tolist() == long[0].tolist()
+
+
+def test_what_is_flat_is_concatenated_whatever_its_shape() -> None:
+    memory = Memory()
+    spec = TensorSpec("x", "INT32", [-1, -1], flat=True)
+    requests = [
+        request(np.arange(6, dtype="<i4").reshape(1, 3, 2)),
+        request(ints([7], [8])[..., None]),
+    ]
+    (place,), parameters = gather([spec], requests, memory.reserve)
+    assert (place.shape, place.row_shapes) == ((8,), ((3, 2), (1, 1), (1, 1)))
+    assert memory.array(place, "<i4").tolist() == [0, 1, 2, 3, 4, 5, 7, 8]
+    assert parameters == ({}, {}, {}), "they say how many rows there are"
+
+
+def test_what_was_left_out_is_filled_with_its_default() -> None:
+    memory = Memory()
+    inputs = (RAGGED[0], TensorSpec("types", "INT32", [-1], pad=0, default=5))
+    requests = [request(ints([1, 2], [3, 4]), None), request(ints([5, 6, 7]), ints([8, 8, 8]))]
+    places, _ = gather(inputs, requests, memory.reserve)
+    assert memory.array(places[1], "<i4").tolist() == [[5, 5, 0], [5, 5, 0], [8, 8, 8]]
+    (_, alone), _ = gather(inputs, requests[:1], memory.reserve)
+    assert memory.array(alone, "<i4").tolist() == [[5, 5], [5, 5]]
+
+
+def test_made_inputs_lie_behind_the_others() -> None:
+    memory = Memory()
+    mask = MadeInput(TensorSpec("mask", "BOOL", [-1]), Making.MASK, "ids")
+    requests = [request(ints([1]), None), request(ints([2, 3], [4, 5]), None)]
+    inputs = (RAGGED[0], TensorSpec("extra", "INT32", [1], optional=True))
+    places, _ = gather(inputs, requests, memory.reserve, (mask,))
+    assert [(place.position, place.shape) for place in places] == [(0, (3, 2)), (2, (3, 2))]
+    assert memory.array(places[1], "?").tolist() == [[True, False], [True, True], [True, True]]
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 9)), min_size=1, max_size=8))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from headrace_server.core.cost import Sample
-from headrace_server.models.spec import ModelSpec, TensorSpec
+from headrace_server.models.spec import MadeInput, Making, ModelSpec, TensorSpec
+from headrace_server.models.warmup import DEFAULT_LENGTH
 from headrace_server.workers import sweep as module
 from headrace_server.workers.sweep import BUDGET_S, can_sweep, still_holds, sweep
 from paced_program import PacedProgram, spec_of
@@ -74,6 +76,22 @@ def test_lengths_stay_within_the_bounds_of_every_ragged_input(paced: Paced) -> N
     )
     samples = sweep(paced(spec, lambda rows, length: 1e-4).loaded())
     assert sorted({length for _, length, _ in samples}) == [10, 32, 64]
+
+
+def test_what_is_concatenated_is_timed_as_requests_without_a_length(paced: Paced) -> None:
+    program = paced(spec_of(TensorSpec("x", "FP32", [-1], flat=True)), lambda rows, _: 1e-4 * rows)
+    samples = sweep(program.loaded())
+    assert rows_of(samples) == [1, 2, 3, 4, 6, 8, 12, 16]
+    assert program.shapes[-1] == (12 * DEFAULT_LENGTH,)
+
+
+def test_masks_are_made_for_the_batches_that_are_timed(paced: Paced) -> None:
+    mask = MadeInput(TensorSpec("mask", "BOOL", [-1]), Making.MASK, "ids")
+    spec = replace(spec_of(TensorSpec("ids", "INT64", [-1], pad=0)), made=(mask,))
+    program = paced(spec, lambda rows, length: 1e-4)
+    assert {length for _, length, _ in sweep(program.loaded())} == {8, 32, 128}
+    assert program.last["mask"].shape == program.last["ids"].shape
+    assert program.last["mask"].all(), "rows of one length need no padding"
 
 
 def test_a_shape_that_the_model_refuses_ends_that_direction_only(paced: Paced) -> None:

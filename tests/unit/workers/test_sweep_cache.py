@@ -14,7 +14,7 @@ from google.protobuf import text_format
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.core.cost import Sample
 from headrace_server.models.repository import ModelKind, ModelSource
-from headrace_server.models.spec import Role, TensorSpec
+from headrace_server.models.spec import MadeInput, Making, Role, TensorSpec
 from headrace_server.workers import sweep as sweep_module
 from headrace_server.workers import sweep_cache
 from headrace_server.workers.sweep_cache import known_sweep
@@ -100,8 +100,17 @@ def change_role(bench: Bench) -> None:
     bench.role = Role.PREPARE
 
 
+def make_an_input(bench: Bench) -> None:
+    counts = MadeInput(TensorSpec("counts", "FP32", [-1]), Making.ELEMENT_COUNT, "x")
+    bench.spec = replace(SPEC, made=(counts,))
+
+
 @pytest.mark.parametrize(
-    "change", [write_weights, change_model, change_parameters, lower_batch_size, change_role]
+    "change",
+    [
+        *(write_weights, change_model, change_parameters),
+        *(lower_batch_size, change_role, make_an_input),
+    ],
 )
 def test_what_may_change_the_cost_makes_a_miss(
     bench: Bench, change: Callable[[Bench], None]
