@@ -7,10 +7,13 @@ being served wrongly. Without effect and therefore accepted: `optimization`, `me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import NoReturn
 
 from headrace.protocol.model_config_pb2 import (
+    BatchInput,
+    BatchOutput,
     DataType,
     ModelConfig,
     ModelInput,
@@ -62,7 +65,7 @@ def check_config(config: ModelConfig, name: str, locate: Locate = locate_nowhere
     batching_parameters(config, locate)
     if config.max_batch_size:
         batching_settings(config, config.max_batch_size, locate)
-    for path, message in _warmup_faults(config):
+    for path, message in chain(_ragged_faults(config), _warmup_faults(config)):
         refuse(path, message)
 
 
@@ -79,12 +82,10 @@ def _unsupported(config: ModelConfig) -> Iterator[str]:
         yield "model_repository_agents"
     if config.model_operations.op_library_filename:
         yield "model_operations.op_library_filename"
-    for field in ("batch_input", "batch_output", "cc_model_filenames", "runtime"):
+    for field in ("cc_model_filenames", "runtime"):
         if getattr(config, field):
             yield field
     for index, tensor in enumerate(config.input):
-        if tensor.allow_ragged_batch:
-            yield f"input[{index}].allow_ragged_batch"
         yield from _unsupported_of_tensor(f"input[{index}]", tensor)
     for index, output in enumerate(config.output):
         yield from _unsupported_of_tensor(f"output[{index}]", output)
@@ -124,6 +125,75 @@ def _tensor_faults(
                 yield f"{path}.dims", f"of '{tensor.name}' must be 1 or more, or -1, got {dim}"
 
 
+def _ragged_faults(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Check Triton's ragged batches: what is concatenated, made for a batch, and dealt out.
+
+    Looks no further behind a fault: the first one is reported.
+    """
+    inputs = {tensor.name: tensor for tensor in config.input}
+    outputs = {tensor.name: tensor for tensor in config.output}
+    ragged = [
+        *(
+            f"input[{index}].allow_ragged_batch"
+            for index, tensor in enumerate(config.input)
+            if tensor.allow_ragged_batch
+        ),
+        *(f"batch_input[{index}]" for index in range(len(config.batch_input))),
+        *(f"batch_output[{index}]" for index in range(len(config.batch_output))),
+    ]
+    if ragged and not config.max_batch_size:
+        yield ragged[0], "needs a max_batch_size above 0"
+    made: set[str] = set(inputs)
+    for index, entry in enumerate(config.batch_input):
+        path = f"batch_input[{index}]"
+        yield from _source_faults(path, entry, inputs)
+        for name in entry.target_name:
+            if name in made:
+                yield f"{path}.target_name", f"'{name}' appears twice"
+            made.add(name)
+        if entry.data_type not in (DataType.TYPE_INT32, DataType.TYPE_FP32):
+            yield f"{path}.data_type", "must be TYPE_INT32 or TYPE_FP32"
+    dealt_out: set[str] = set()
+    for index, dealt in enumerate(config.batch_output):
+        path = f"batch_output[{index}]"
+        yield from _source_faults(path, dealt, inputs)
+        source = inputs[dealt.source_input[0]]
+        for name in dealt.target_name:
+            fault = _why_not_dealt_out(outputs.get(name), source, outputs)
+            if fault or name in dealt_out:
+                yield f"{path}.target_name", f"'{name}' {fault or 'appears twice'}"
+            dealt_out.add(name)
+
+
+def _source_faults(
+    path: str, entry: BatchInput | BatchOutput, inputs: Mapping[str, ModelInput]
+) -> Iterator[tuple[str, str]]:
+    if not entry.target_name:
+        yield path, 'has no target_name; write target_name: "..."'
+    if len(entry.source_input) != 1:
+        yield path, f"must have one source_input, got {list(entry.source_input)}"
+    name = entry.source_input[0]
+    if name not in inputs:
+        yield f"{path}.source_input", f"'{name}' is not among the inputs: {_quoted(inputs)}"
+    if inputs[name].optional:
+        yield f"{path}.source_input", f"'{name}' must not be optional"
+
+
+def _why_not_dealt_out(
+    output: ModelOutput | None, source: ModelInput, outputs: Iterable[str]
+) -> str:
+    if output is None:
+        return f"is not among the outputs: {_quoted(outputs)}"
+    if output.data_type == DataType.TYPE_STRING:
+        return "must not be TYPE_STRING"
+    if DYNAMIC in output.dims[len(source.dims) :]:
+        return (
+            f"has the dims {list(output.dims)}, of which a dynamic one has no counterpart in "
+            f"{list(source.dims)} of '{source.name}'"
+        )
+    return ""
+
+
 def _warmup_faults(config: ModelConfig) -> Iterator[tuple[str, str]]:
     for index, warmup in enumerate(config.model_warmup):
         path = f"model_warmup[{index}]"
@@ -140,4 +210,4 @@ def _warmup_faults(config: ModelConfig) -> Iterator[tuple[str, str]]:
 
 
 def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
+    return ", ".join(f"'{name}'" for name in names) or "none"

@@ -22,14 +22,15 @@ from torch.utils import _pytree as pytree  # no public name before torch 2.10
 
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.models.errors import ModelError
-from headrace_server.models.exported_signature import ProgramTensors, read_tensors
+from headrace_server.models.exported_padding import padded
+from headrace_server.models.exported_ragged import concatenated_examples, concatenated_signature
+from headrace_server.models.exported_signature import PLATFORM, ProgramTensors, read_tensors
 from headrace_server.models.program import Inputs, Parameters, Program
+from headrace_server.models.ragged import read_rules, with_ragged_inputs
 from headrace_server.models.repository import ModelSource
 from headrace_server.models.row_check import why_rows_do_not_batch
 from headrace_server.models.signature import Signature, reconcile
 from headrace_server.models.spec import ModelSpec
-
-PLATFORM = "pytorch_pt2"
 
 DEFAULT_MAX_BATCH_SIZE = 64
 """For a batch dimension without an upper bound, when the configuration names none either."""
@@ -48,6 +49,9 @@ def load_exported(source: ModelSource, config: ModelConfig | None, device: str) 
     no other dimension depends on it, and trying it out gives every row the answer that it gets
     alone. That try is skipped where the configuration names a `max_batch_size`.
 
+    Requests of different lengths are padded as the configuration's parameters say, or as
+    `exported_padding` finds out; with Triton's `allow_ragged_batch` they are concatenated.
+
     Raises:
         ModelError: the file is no exported program, or not one of plain tensors.
         ConfigError: the configuration contradicts the program.
@@ -56,23 +60,36 @@ def load_exported(source: ModelSource, config: ModelConfig | None, device: str) 
     program = _on_device(_load(source.file), device)
     tensors = read_tensors(program, source.file)
     call = _Call(_module(program), tensors)
+    rules = read_rules(source, config)
+    if rules.triton:
+        assert config is not None, "only a configuration has such rules"
+        signature = concatenated_signature(tensors, config, rules, source)
+        spec = with_ragged_inputs(reconcile(signature, source, config, rules), rules)
+        names = [tensor.name for tensor in tensors.inputs]
+        return ExportedModel(call, names, spec, concatenated_examples(tensors, spec))
     asked = config.max_batch_size if config else 0
-    spec = reconcile(_signature(call, tensors, asked, device), source, config)
-    return ExportedModel(call, tensors, spec)
+    whole = reconcile(_signature(call, tensors, asked, device), source, config, rules)
+    names = [tensor.name for tensor in whole.inputs]
+    spec = padded(whole, tensors, call, rules, device, derive=not _batches_as_triton(config))
+    skipped = 1 if spec.max_batch_size else 0
+    examples = zip(names, tensors.example_shapes(rows=1), strict=True)
+    return ExportedModel(call, names, spec, {name: shape[skipped:] for name, shape in examples})
 
 
 class ExportedModel:
-    """An exported program that takes inputs by the names of its spec."""
+    """An exported program that takes its inputs, called by ``names`` in its order, by name."""
 
-    def __init__(self, call: _Call, tensors: ProgramTensors, spec: ModelSpec) -> None:
+    def __init__(
+        self,
+        call: _Call,
+        names: Sequence[str],
+        spec: ModelSpec,
+        example_shapes: Mapping[str, Sequence[int]],
+    ) -> None:
         self._call: _Call | None = call
-        self._names = [tensor.name for tensor in spec.inputs]
+        self._names = names
         self.spec = spec
-        lengths = tensors.example_shapes(rows=1)
-        skipped = 1 if spec.max_batch_size else 0
-        self.example_shapes: Mapping[str, Sequence[int]] = {
-            name: shape[skipped:] for name, shape in zip(self._names, lengths, strict=True)
-        }
+        self.example_shapes = example_shapes
 
     def call(self, inputs: Inputs, parameters: Parameters | None) -> object:
         """See `Program.call`; returns the outputs in order."""
@@ -139,6 +156,11 @@ class _LengthCheck:
                 f"dimension {dimension} of '{self._names[position]}': expected {expected}, "
                 f"got {length}"
             )
+
+
+def _batches_as_triton(config: ModelConfig | None) -> bool:
+    """Whether requests of different lengths stay apart because they do in Triton."""
+    return config is not None and config.HasField("dynamic_batching")
 
 
 def _signature(call: _Call, tensors: ProgramTensors, asked: int, device: str) -> Signature:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,8 +20,12 @@ from headrace_server.models.errors import ModelError
 from headrace_server.models.spec import DYNAMIC, TensorSpec
 from headrace_server.models.torch_types import DATATYPE_OF
 
+PLATFORM = "pytorch_pt2"
+
 EXAMPLE_LENGTH = 16
 """Length of a dynamic dimension in examples, where the program allows it."""
+
+_NO_LENGTHS: Mapping[Any, int] = MappingProxyType({})
 
 _UNBOUNDED = 1 << 31
 """From here on an upper bound is torch's way of saying that there is none."""
@@ -82,6 +87,10 @@ class NamedTensor:
             bounds=bounds[skipped:] if limited else (),
         )
 
+    def expression(self, dimension: int) -> Any:
+        """Return the sympy expression of a dimension; None if it is fixed."""
+        return _expression(self.shape[dimension])
+
     def symbols(self) -> Iterator[tuple[int, Any]]:
         """Yield each dynamic dimension with its sympy expression."""
         for index, dim in enumerate(self.shape):
@@ -117,9 +126,15 @@ class ProgramTensors:
         """Return the specs of the outputs, with or without the batch dimension."""
         return tuple(tensor.spec({}, batched=batched) for tensor in self.outputs)
 
-    def example_shapes(self, rows: int) -> list[tuple[int, ...]]:
-        """Return full input shapes that the program takes, with ``rows`` in a batch dimension."""
+    def example_shapes(
+        self, rows: int, lengths: Mapping[Any, int] = _NO_LENGTHS
+    ) -> list[tuple[int, ...]]:
+        """Return full input shapes that the program takes, with ``rows`` in a batch dimension.
+
+        Symbols that ``lengths`` does not name have the length nearest to `EXAMPLE_LENGTH`.
+        """
         values = {symbol: length.example for symbol, length in self.lengths.items()}
+        values |= lengths
         if self.batch is not None:
             values[self.batch.symbol] = rows
         return [

@@ -42,7 +42,8 @@ class Model:
     A model whose inputs show their true size only after some work on them (tokenise, decode,
     resize) declares ``prepared`` and writes `prepare`: that runs per request, on workers of its
     own, before the request queues, and ``forward`` then takes the prepared tensors. Those with a
-    ``pad`` value may differ in length from request to request.
+    ``pad`` value may differ in length from request to request. One with ``mask_of`` is made by the
+    server: neither clients nor `prepare` give it.
     """
 
     inputs: ClassVar[Sequence[TensorSpec]]

@@ -21,6 +21,7 @@ from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.models.errors import ModelError
 from headrace_server.models.model import Model, ModelContext
 from headrace_server.models.program import Inputs, Parameters, Program
+from headrace_server.models.ragged import RaggedRules, read_rules, with_ragged_inputs
 from headrace_server.models.repository import ModelSource
 from headrace_server.models.signature import Signature, reconcile
 from headrace_server.models.spec import DYNAMIC, ModelSpec, Role, TensorSpec
@@ -47,8 +48,12 @@ def load_python(
     sys.path.insert(0, directory)
     try:
         cls = _model_class(_import(source), source.file)
-        signature = _signature(cls, source.file)
-        spec = reconcile(signature, source, config)
+        rules = read_rules(source, config)
+        signature = _signature(cls, source.file, rules)
+        try:
+            spec = with_ragged_inputs(reconcile(signature, source, config, rules), rules)
+        except ValueError as error:
+            raise ModelError(f"{source.file}: {error}") from None
         context = ModelContext(
             source.name,
             source.version,
@@ -159,7 +164,7 @@ def _model_class(module: ModuleType, file: Path) -> type[Model]:
     return found[0]
 
 
-def _signature(cls: type[Model], file: Path) -> Signature:
+def _signature(cls: type[Model], file: Path, rules: RaggedRules) -> Signature:
     size: Any = cls.max_batch_size
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise ModelError(f"{file}: expected max_batch_size to be 0 or more, got {size!r}")
@@ -167,7 +172,14 @@ def _signature(cls: type[Model], file: Path) -> Signature:
     prepared = _declared(cls, "prepared", file) if cls.prepared else ()
     if prepared and not size:
         raise ModelError(f"{file}: {cls.__name__} declares prepared, so it needs a max_batch_size")
-    _check_method(cls, "forward", prepared or inputs, file)
+    for tensor in inputs if prepared else ():
+        if tensor.mask_of or (tensor.pad, tensor.default) != (None, None):
+            raise ModelError(
+                f"{file}: the input '{tensor.name}' of {cls.__name__} goes to prepare as it comes; "
+                "pad, mask_of and default belong to what is prepared"
+            )
+    batch_inputs = [made.tensor for made in rules.batch_inputs]
+    _check_method(cls, "forward", [*(prepared or inputs), *batch_inputs], file)
     if prepared:
         _check_method(cls, "prepare", inputs, file)
     return Signature(
@@ -204,7 +216,9 @@ def _check_method(cls: type[Model], name: str, inputs: Sequence[TensorSpec], fil
         raise ModelError(f"{file}: {cls.__name__} defines no {name}")
     signature = inspect.signature(method)
     given = {tensor.name: None for tensor in inputs}
-    needed = {tensor.name: None for tensor in inputs if not tensor.optional}
+    needed = {
+        tensor.name: None for tensor in inputs if not tensor.optional or tensor.default is not None
+    }
     extra = {PARAMETERS: None} if PARAMETERS in signature.parameters else {}
     try:
         signature.bind(None, **given, **extra)

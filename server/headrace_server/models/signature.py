@@ -14,8 +14,11 @@ from headrace.protocol.model_config_pb2 import ModelConfig, ModelInput, ModelOut
 from headrace_server.models.config_text import Locate, locate_in
 from headrace_server.models.datatypes import config_type, config_type_name, protocol_type
 from headrace_server.models.errors import ConfigError
+from headrace_server.models.ragged import RaggedRules
 from headrace_server.models.repository import ModelSource
 from headrace_server.models.spec import DYNAMIC, ModelSpec, TensorSpec
+
+_NO_RULES = RaggedRules()
 
 _POSITION = re.compile(r".*__(0|[1-9][0-9]*)")
 
@@ -44,12 +47,19 @@ class Signature:
     prepared: tuple[TensorSpec, ...] = ()
 
 
-def reconcile(signature: Signature, source: ModelSource, config: ModelConfig | None) -> ModelSpec:
-    """Return the complete spec: the model's own, as its configuration restricts it.
+def reconcile(
+    signature: Signature,
+    source: ModelSource,
+    config: ModelConfig | None,
+    rules: RaggedRules = _NO_RULES,
+) -> ModelSpec:
+    """Return the spec: the model's own, as its configuration restricts it.
 
     Tensors keep the model's order. A dimension is fixed where either side fixes it. A
     configuration without ``input`` and ``output`` leaves the tensors to the model, and without
-    ``max_batch_size`` that too.
+    ``max_batch_size`` that too. Of the ``rules`` only the names are heeded: a mask that the
+    server makes need not be among the configuration's inputs, and one with a default may be
+    optional.
 
     Raises:
         ConfigError: the configuration contradicts the model; says where and what to write.
@@ -70,8 +80,8 @@ def reconcile(signature: Signature, source: ModelSource, config: ModelConfig | N
         if batched and max_batch_size == 0
         else ""
     )
-    inputs = _agreed("input", signature.inputs, config.input, signature, locate, hint)
-    outputs = _agreed("output", signature.outputs, config.output, signature, locate, hint)
+    inputs = _agreed("input", signature.inputs, config.input, signature, locate, hint, rules)
+    outputs = _agreed("output", signature.outputs, config.output, signature, locate, hint, rules)
     return _spec(replace(signature, inputs=inputs, outputs=outputs), source, max_batch_size)
 
 
@@ -160,11 +170,16 @@ def _agreed(
     signature: Signature,
     locate: Locate,
     hint: str,
+    rules: RaggedRules,
 ) -> tuple[TensorSpec, ...]:
     if not entries:
         return specs
     origin = signature.origin
-    specs = _renamed(side, specs, entries, signature)
+    made: list[str] = []
+    if side == "input":
+        made = [*rules.masks, *(spec.name for spec in specs if spec.mask_of)]
+    names = dict.fromkeys([*(entry.name for entry in entries), *made])
+    specs = _renamed(side, specs, [*names], signature)
     written = {entry.name: (index, entry) for index, entry in enumerate(entries)}
     known = {spec.name for spec in specs}
     for name, (index, _) in written.items():
@@ -177,6 +192,9 @@ def _agreed(
     agreed = []
     for spec in specs:
         if spec.name not in written:
+            if spec.name in made:
+                agreed.append(spec)
+                continue
             raise ConfigError(
                 f"{locate(side)} lacks '{spec.name}' of {origin}; write {config_entry(side, spec)}"
             )
@@ -187,21 +205,29 @@ def _agreed(
                 f"{locate(f'{path}.data_type')} of '{spec.name}' contradicts {origin}; "
                 f"write data_type: {config_type_name(spec.datatype)}"
             )
-        if isinstance(entry, ModelInput) and entry.optional and not spec.optional:
+        may_be_left_out = spec.optional or spec.name in rules.defaults
+        if isinstance(entry, ModelInput) and entry.optional and not may_be_left_out:
             raise ConfigError(f"{locate(f'{path}.optional')}: {origin} needs '{spec.name}'")
         shape = _agreed_shape(spec, entry.dims, f"{path}.dims", origin, locate, hint)
-        agreed.append(replace(spec, shape=shape))
+        open_ended = DYNAMIC in shape  # or nothing is left to be padded
+        agreed.append(
+            replace(
+                spec,
+                shape=shape,
+                pad=spec.pad if open_ended else None,
+                mask_of=spec.mask_of if open_ended else "",
+            )
+        )
     return tuple(agreed)
 
 
 def _renamed(
     side: str,
     specs: tuple[TensorSpec, ...],
-    entries: Sequence[ModelInput | ModelOutput],
+    names: Sequence[str],
     signature: Signature,
 ) -> tuple[TensorSpec, ...]:
     """Give positional tensors the names of the configuration: by their number, else in order."""
-    names = [entry.name for entry in entries]
     if {spec.name for spec in specs} == set(names) or len(names) != len(specs):
         return specs
     numbers = positions(names)

@@ -20,6 +20,7 @@ from headrace.protocol.model_config_pb2 import DataType, ModelConfig
 from headrace_server.models.config_text import locate_in
 from headrace_server.models.errors import ConfigError, ModelError
 from headrace_server.models.program import Inputs, Parameters, Program
+from headrace_server.models.ragged import RaggedRules, read_rules, with_ragged_inputs
 from headrace_server.models.repository import ModelSource
 from headrace_server.models.signature import positions, spec_from_config
 from headrace_server.models.spec import ModelSpec
@@ -57,10 +58,14 @@ def load_torchscript(source: ModelSource, config: ModelConfig | None, device: st
             f"{source.config_file}: TorchScript carries no types and shapes; expected a config "
             f"like this, with yours:\n{_skeleton(source, tensors, returned)}"
         )
-    _check(source, config, returned)
+    rules = read_rules(source, config)
+    _check(source, config, rules, returned)
     required = sum(not argument.has_default_value() for argument in arguments)
-    order = _input_order(source, config, tensors, required)
-    return TorchScriptModel(module, spec_from_config(source, config, PLATFORM), order)
+    names = [tensor.name for tensor in config.input]
+    names += [made.tensor.name for made in rules.batch_inputs]
+    order = _input_order(source, names, tensors, required)
+    spec = with_ragged_inputs(spec_from_config(source, config, PLATFORM), rules)
+    return TorchScriptModel(module, spec, order)
 
 
 class TorchScriptModel:
@@ -116,7 +121,9 @@ def _returned(module: Any) -> int | None:
     return members[1].count(",") + 1 if members else None
 
 
-def _check(source: ModelSource, config: ModelConfig, returned: int | None) -> None:
+def _check(
+    source: ModelSource, config: ModelConfig, rules: RaggedRules, returned: int | None
+) -> None:
     locate = locate_in(source.config_file)
     types = {f"input[{index}]": tensor.data_type for index, tensor in enumerate(config.input)}
     types |= {f"output[{index}]": tensor.data_type for index, tensor in enumerate(config.output)}
@@ -127,8 +134,11 @@ def _check(source: ModelSource, config: ModelConfig, returned: int | None) -> No
                 "numbers only"
             )
     for index, tensor in enumerate(config.input):
-        if tensor.optional:
-            raise ConfigError(f"{locate(f'input[{index}].optional')} is not for TorchScript")
+        if tensor.optional and tensor.name not in rules.defaults:
+            raise ConfigError(
+                f"{locate(f'input[{index}].optional')} is not for TorchScript, unless "
+                f'parameters["default:{tensor.name}"] says what a request means that leaves it out'
+            )
     names = [output.name for output in config.output]
     wanted = max(positions(names) or [len(names) - 1]) + 1
     if returned is not None and wanted > returned:
@@ -138,10 +148,9 @@ def _check(source: ModelSource, config: ModelConfig, returned: int | None) -> No
 
 
 def _input_order(
-    source: ModelSource, config: ModelConfig, arguments: list[str], required: int
+    source: ModelSource, names: list[str], arguments: list[str], required: int
 ) -> list[str]:
     """Return the names of the inputs in the order of the script's arguments."""
-    names = [tensor.name for tensor in config.input]
     order: list[int]
     numbers = positions(names)
     if numbers is not None:
