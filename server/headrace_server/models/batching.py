@@ -54,7 +54,8 @@ class BatchingSettings:
     long as it takes. Fixed rules know no objective.
 
     ``max_batch_bytes`` bounds the inputs of a batch once they are padded, and so those of a single
-    request; None: no request is too large, and batches stay within what the policy thinks fit.
+    request; None: no request is too large, and batches stay within what the policy thinks fit. What
+    the server adds to what clients sent, masks and defaults, does not count.
     """
 
     max_batch_size: int
