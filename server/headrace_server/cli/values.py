@@ -46,14 +46,14 @@ def read_inputs(
     arrays: dict[str, Array] = {}
     if json_input is not None:
         for name, value in _read_object(json_input).items():
-            tensor = _known(name, tensors, metadata.name)
-            arrays[name] = _in_shape(_array(value, tensor), tensor)
+            tensor = known_input(name, tensors, metadata.name)
+            arrays[name] = in_shape(checked_array(value, tensor), tensor)
     for item in named:
         name, separator, text = item.partition("=")
         if not separator:
             raise CommandError(f"expected --input NAME=VALUE, got '{item}'", USAGE)
-        tensor = _known(name, tensors, metadata.name)
-        arrays[name] = _in_shape(parse_value(text, tensor), tensor)
+        tensor = known_input(name, tensors, metadata.name)
+        arrays[name] = in_shape(parse_value(text, tensor), tensor)
     if rows:
         tensor = _only_input(metadata)
         arrays[tensor.name] = stack_rows([parse_value(row, tensor) for row in rows], tensor)
@@ -74,7 +74,7 @@ def parse_value(text: str, tensor: TensorMetadata) -> Array:
     if tensor.datatype == "BYTES":
         # What the shell passed, byte for byte, valid text or not.
         return np.array(os.fsencode(text), dtype=object)
-    return _array(_parse_json(text, f"input '{tensor.name}' ({tensor.datatype})"), tensor)
+    return checked_array(parse_json(text, f"input '{tensor.name}' ({tensor.datatype})"), tensor)
 
 
 def stack_rows(rows: Sequence[Array], tensor: TensorMetadata) -> Array:
@@ -92,7 +92,7 @@ def stack_rows(rows: Sequence[Array], tensor: TensorMetadata) -> Array:
                 f"got {len(rows)}",
                 USAGE,
             )
-        return _in_shape(rows[0], tensor)
+        return in_shape(rows[0], tensor)
     try:
         return np.concatenate([_with_leading_ones(row, len(shape)) for row in rows])
     except ValueError:
@@ -110,7 +110,8 @@ def zeros_for(tensor: TensorMetadata) -> Array:
     return np.zeros(shape, dtype=_dtype(tensor))
 
 
-def _in_shape(array: Array, tensor: TensorMetadata) -> Array:
+def in_shape(array: Array, tensor: TensorMetadata) -> Array:
+    """The array with the leading dimensions of 1 that were left out."""
     return _with_leading_ones(array, len(tensor.shape))
 
 
@@ -119,7 +120,12 @@ def _with_leading_ones(array: Array, dimensions: int) -> Array:
     return array.reshape((1,) * (dimensions - array.ndim) + array.shape)
 
 
-def _array(value: object, tensor: TensorMetadata) -> Array:
+def checked_array(value: object, tensor: TensorMetadata) -> Array:
+    """Parsed JSON as an array of the input's datatype.
+
+    Raises:
+        CommandError: it has other elements, or uneven rows.
+    """
     try:
         array = array_of(value, tensor.datatype)
     except (TensorError, OverflowError) as error:
@@ -149,7 +155,7 @@ def _read_file(file: Path, tensor: TensorMetadata) -> Array:
                 array: Array = np.load(file, allow_pickle=False)
                 return array
             case ".json":
-                return _array(_parse_json(file.read_text(), str(file)), tensor)
+                return checked_array(parse_json(file.read_text(), str(file)), tensor)
             case ".txt" if tensor.datatype == "BYTES":
                 return np.array(file.read_bytes().removesuffix(b"\n"), dtype=object)
     except OSError as error:
@@ -171,7 +177,7 @@ def _read_object(source: str) -> Mapping[str, object]:
         raise CommandError(f"cannot read {source}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise CommandError(f"cannot read {source}: {error}") from None
-    value = _parse_json(text, source)
+    value = parse_json(text, source)
     if not isinstance(value, dict):
         raise CommandError(
             f"{source}: expected a JSON object from input names to values, "
@@ -181,7 +187,12 @@ def _read_object(source: str) -> Mapping[str, object]:
     return value
 
 
-def _parse_json(text: str, what: str) -> object:
+def parse_json(text: str, what: str) -> object:
+    """The value of a JSON text; `what` names it in the error.
+
+    Raises:
+        CommandError: it is none.
+    """
     try:
         value: object = json.loads(text)
     except ValueError as error:
@@ -190,7 +201,12 @@ def _parse_json(text: str, what: str) -> object:
     return value
 
 
-def _known(name: str, tensors: Mapping[str, TensorMetadata], model: str) -> TensorMetadata:
+def known_input(name: str, tensors: Mapping[str, TensorMetadata], model: str) -> TensorMetadata:
+    """The model's input of that name.
+
+    Raises:
+        CommandError: it has none.
+    """
     tensor = tensors.get(name)
     if tensor is None:
         raise CommandError(
