@@ -1,0 +1,71 @@
+"""A generator process: `python -m headrace_server.bench.process FD`, started by the fleet.
+
+It takes orders from the connection on the descriptor FD and ends when that is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from multiprocessing.connection import Connection
+from typing import TypeAlias
+
+from headrace_server.bench.generator import Generator, IdleSelector
+from headrace_server.bench.orders import Begin, Ready, Setup, StepReport, Stop, WindowReport
+from headrace_server.bench.transport import TRANSPORTS
+
+Wire: TypeAlias = "Connection[Ready | WindowReport | StepReport, Setup | Begin | Stop]"
+
+
+def main() -> None:
+    """Follow orders until the connection is closed."""
+    wire: Wire = Connection(int(sys.argv[1]))
+    selector = IdleSelector()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        runner.run(_follow(wire, selector))
+
+
+async def _follow(wire: Wire, selector: IdleSelector) -> None:
+    begins: asyncio.Queue[Begin] = asyncio.Queue()
+    stops: asyncio.Queue[Stop] = asyncio.Queue()
+    setup = wire.recv()
+    assert isinstance(setup, Setup)
+    transport = TRANSPORTS[setup.transport](setup.address, setup.timeout_s)
+    generator = Generator(setup, transport, selector)
+    loop = asyncio.get_running_loop()
+
+    def receive() -> None:
+        try:
+            order = wire.recv()
+        except EOFError:
+            loop.remove_reader(wire.fileno())
+            following.cancel()
+            return
+        if isinstance(order, Begin):
+            begins.put_nowait(order)
+        elif isinstance(order, Stop):
+            stops.put_nowait(order)
+
+    async def follow() -> None:
+        while True:
+            begin = await begins.get()
+            stop = asyncio.create_task(stops.get())
+            wire.send(await generator.run(begin, stop, wire.send))
+
+    following = asyncio.ensure_future(follow())
+    loop.add_reader(wire.fileno(), receive)
+    # What there is by now stays: for the collector to look through it would be a pause for nothing.
+    gc.collect()
+    gc.freeze()
+    wire.send(Ready())
+    try:
+        await asyncio.wait([following])
+        if not following.cancelled():
+            following.result()
+    finally:
+        await transport.close()
+
+
+if __name__ == "__main__":
+    main()
