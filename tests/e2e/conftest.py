@@ -110,6 +110,16 @@ def example_server(example_repository: Path) -> Iterator[ServerProcess]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def callable_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Some of `MODELS`, served for tests that only call them."""
+    repository = tmp_path_factory.mktemp("callable")
+    for name in ("affine", "letters"):
+        write_model(repository, name, MODELS[name])
+    with ServerProcess(repository) as server:
+        yield server
+
+
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
     """Start a server of one's own over some of `MODELS`: `serve(name=config_text, ...)`."""

@@ -95,9 +95,8 @@ def taken_port() -> Iterator[int]:
 def test_help_lists_the_commands() -> None:
     done = headrace("--help")
     assert done.returncode == 0
-    assert all(
-        command in done.stdout for command in ("serve", "check", "infer", "models", "explain")
-    )
+    commands = ("serve", "check", "infer", "models", "explain", "bench")
+    assert all(command in done.stdout for command in commands)
 
 
 def test_version_is_that_of_the_distribution() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from headrace_server.cli.errors import FAILED, require_server_extra
 from headrace_server.config import ENVIRONMENT_PREFIX, ServerConfig, flag_of, variable_of
@@ -258,3 +259,154 @@ def explain(
     from headrace_server.cli.explain import explain
 
     explain(model, version=version, address=address, timeout=timeout, as_json=as_json, plot=plot)
+
+
+class _NumberLists(TyperCommand):
+    """A command whose `--concurrency` and `--rate` take numbers up to the next word that is none:
+    `--concurrency 1 8 64`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments with such numbers as one, `1 8 64`."""
+        joined: list[str] = []
+        collecting = False
+        for word in args:
+            numeric = word.replace(",", "").replace(".", "").isdigit()
+            if numeric and collecting and joined[-1] not in LIST_FLAGS:
+                joined[-1] += f" {word}"
+            else:
+                joined.append(word)
+                collecting = word in LIST_FLAGS or (numeric and collecting)
+        return super().parse_args(ctx, joined)
+
+
+LIST_FLAGS = ("--concurrency", "--rate")
+
+
+@app.command(cls=_NumberLists)
+def bench(
+    model: ModelName,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N...",
+            help="Closed loop: so many callers, each with one request under way; "
+            "one step for each number (1 2 4 8 16 32 64 unless --rate is given).",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R...",
+            help="Open loop: so many requests per second, answered or not; one step for each "
+            "number. Latency counts from the moment a request was due.",
+            show_default=False,
+        ),
+    ] = None,
+    arrivals: Annotated[
+        str,
+        typer.Option(
+            help="When open-loop requests are due: poisson, constant, gamma:CV (CV above 1 is "
+            "bursty), or trace:FILE, a time in seconds on each line, replayed at its own rate "
+            "or scaled to --rate."
+        ),
+    ] = "poisson",
+    transport: Annotated[str, typer.Option(help="How requests travel: unary.")] = "unary",
+    input_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            help="Real inputs, sent in turn. .npz: an array for each input, samples first; "
+            ".json: an object from inputs to lists of samples; .jsonl: an object from inputs to "
+            "one sample on each line; .txt: a text on each line, for a model that takes one "
+            "BYTES input. A sample is one row.",
+            show_default=False,
+        ),
+    ] = None,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shape",
+            metavar="INPUT:LENGTH",
+            help="Dynamic dimensions of a synthetic input: 128, or 8..128 for an even spread, "
+            "or 224,224 for two; for BYTES the words of each text. By default 16. "
+            "Once for each input.",
+            show_default=False,
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows in each request.", min=1)] = 1,
+    version: Version = "",
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 10.0,
+    duration: Annotated[
+        float,
+        typer.Option(
+            help="Most seconds that a step is measured, in six windows; it ends earlier, from "
+            "half of that, once three windows in a row agree.",
+            min=0.06,
+        ),
+    ] = 2.4,
+    warmup: Annotated[
+        float, typer.Option(help="Seconds of load before a step is measured.", min=0)
+    ] = 0.4,
+    stable_within: Annotated[
+        float,
+        typer.Option(
+            metavar="PERCENT",
+            help="How far apart windows that agree may lie, in throughput and in p99.",
+            min=0,
+        ),
+    ] = 10.0,
+    processes: Annotated[
+        int, typer.Option(help="Processes that share the sending.", min=1, max=64)
+    ] = 1,
+    seed: Annotated[
+        int, typer.Option(help="Of arrivals and synthetic inputs; equal seeds repeat them.", min=0)
+    ] = 0,
+    json_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Write everything measured there.", show_default=False
+        ),
+    ] = None,
+    plot_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw latency against load, and the batches, to a .png, .svg or .pdf.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Load a running server step by step; print throughput, latencies and batches of each step.
+
+    Batch rows, queue and compute times are the server's own statistics, and count whatever else
+    it does for the model meanwhile.
+    """
+    from headrace_server.cli.bench import bench
+    from headrace_server.cli.bench_options import Options
+
+    options = Options(
+        model=model,
+        version=version,
+        address=address,
+        concurrency=concurrency,
+        rate=rate,
+        arrivals=arrivals,
+        transport=transport,
+        input_file=input_file,
+        shapes=shapes or [],
+        rows=rows,
+        timeout=timeout,
+        warmup=warmup,
+        duration=duration,
+        stable_within=stable_within,
+        processes=processes,
+        seed=seed,
+        json_file=json_file,
+        plot_file=plot_file,
+    )
+    if not bench(options):
+        raise typer.Exit(FAILED)
