@@ -5,10 +5,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 REPOSITORY ?= repository
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve repository test check lint format types layers protos protos-check bench-cost bench-text clean
+.PHONY: help install demo serve repository test check lint format types layers protos protos-check bench-cost bench-text bench-generator clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/installed  ## Create .venv with everything, at the versions of constraints.txt
 
@@ -50,6 +50,9 @@ bench-text: install  ## Real sentences under three batching policies, side by si
 
 bench-cost: install  ## CPU per request beside a bare gRPC echo (needs h2load)
 	$(BIN)/python -m bench.cost
+
+bench-generator: install  ## What the generator of `headrace bench` can drive, against an echo
+	$(BIN)/python -m bench.generator
 
 clean:  ## Remove what the targets made
 	rm -rf .venv .venv-triton repository .mypy_cache .ruff_cache .pytest_cache .hypothesis
