@@ -47,6 +47,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "error_of_code",
     "pack_status",
     "server_error",
     "unpack_status",
@@ -243,5 +244,16 @@ def server_error(failure: grpc.RpcError, request_id: str = "") -> ServerError:
             except ValueError:
                 continue  # a broken trailer must not hide the error it belongs to
             reason, retry_after_s = details.reason, details.retry_after_s
+    return error_of_code(code, failure.details() or "", reason, request_id, retry_after_s)
+
+
+def error_of_code(
+    code: grpc.StatusCode,
+    message: str,
+    reason: str | None = None,
+    request_id: str = "",
+    retry_after_s: float | None = None,
+) -> ServerError:
+    """The exception of this module for a status; the arguments are those of `ServerError`."""
     error_class = _CLASSES.get(code, ServerError)
-    return error_class(code, failure.details() or "", reason, request_id, retry_after_s)
+    return error_class(code, message, reason, request_id, retry_after_s)

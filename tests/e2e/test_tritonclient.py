@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,12 @@ HERE = Path(__file__).parent
 TRITON_PYTHON = HERE.parents[1] / ".venv-triton" / "bin" / "python"
 SIZES = (1, 2, 3, 8, 17, 64)
 
+needs_triton_client = pytest.mark.skipif(
+    not TRITON_PYTHON.exists(), reason="make .venv-triton/installed first"
+)
 
-@pytest.mark.skipif(not TRITON_PYTHON.exists(), reason="make .venv-triton/installed first")
+
+@needs_triton_client
 def test_stock_triton_client_gets_the_models_own_answers_bit_for_bit(
     example_server: ServerProcess, example_repository: Path, tmp_path: Path
 ) -> None:
@@ -36,15 +41,27 @@ def test_stock_triton_client_gets_the_models_own_answers_bit_for_bit(
         torch.set_num_threads(threads)
     np.save(tmp_path / "images.npy", images)
     np.save(tmp_path / "expected.npy", np.concatenate(expected))
+    printed = run_there(
+        *("tritonclient_digits.py", example_server.grpc_address),
+        *(str(tmp_path / "images.npy"), str(tmp_path / "expected.npy")),
+    )
+    assert printed.count("largest absolute difference 0.0") == 2
+
+
+@needs_triton_client
+def test_streams_of_the_stock_triton_client_are_answered_in_order(
+    serve: Callable[..., ServerProcess],
+) -> None:
+    server = serve(affine="")
+    printed = run_there("tritonclient_streams.py", server.grpc_address)
+    assert printed.count("every answer in its place") == 2
+
+
+def run_there(script: str, *arguments: str) -> str:
+    """Run a script of this directory in the client's own environment; returns what it printed."""
     done = subprocess.run(
-        [
-            *(TRITON_PYTHON, HERE / "tritonclient_digits.py", example_server.grpc_address),
-            *(tmp_path / "images.npy", tmp_path / "expected.npy"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+        [TRITON_PYTHON, HERE / script, *arguments], capture_output=True, text=True, check=False
     )
     print(done.stdout, done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("largest absolute difference 0.0") == 2
+    return done.stdout

@@ -139,6 +139,7 @@ async def test_server_reports_only_extensions_that_work(served: Served) -> None:
         "model_configuration",
         "parameters",
         "statistics",
+        "headrace_stream",
     ]
 
 

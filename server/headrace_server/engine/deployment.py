@@ -140,6 +140,11 @@ class Deployment:
         )
 
     @property
+    def prepares(self) -> bool:
+        """Whether requests are prepared before they queue: `infer` does it, `submit` does not."""
+        return self._preparation is not None
+
+    @property
     def queued_requests(self) -> int:
         """Requests that wait."""
         return 0 if self._scheduler is None else len(self._scheduler.queue)

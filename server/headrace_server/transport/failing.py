@@ -36,9 +36,14 @@ async def fail(context: Context, error: Exception) -> NoReturn:
     """End the call as INTERNAL; what happened goes to the log, only its id to the caller."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
+    await refuse(context, unexpected(error))
+
+
+def unexpected(error: Exception) -> ServingError:
+    """INTERNAL, as callers may see it; what happened goes to the log."""
     incident = secrets.token_hex(4)
     log.error("incident %s: a call failed unexpectedly", incident, exc_info=error)
-    await refuse(context, ServingError(Reason.INTERNAL, incident=incident))
+    return ServingError(Reason.INTERNAL, incident=incident)
 
 
 def answering(

@@ -40,6 +40,7 @@ class GrpcServer:
     def __init__(
         self, inference: InferenceService, explanation: ExplanationService, health: HealthReporter
     ) -> None:
+        self._inference = inference
         self._server = grpc.aio.server(options=OPTIONS)
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
         explanation_pb2_grpc.add_ExplanationServiceServicer_to_server(explanation, self._server)
@@ -75,6 +76,7 @@ class GrpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, give the running ones `grace_s` seconds, and close."""
+        self._inference.end_streams()
         await self._server.stop(grace_s)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
+from headrace.multiplexing import EXTENSION
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.protocol import grpc_service_pb2_grpc as rpc
 from headrace.protocol.model_config_pb2 import ModelConfig
@@ -14,11 +15,12 @@ from headrace_server.engine.deployment import Deployment, DeploymentState
 from headrace_server.engine.engine import Engine
 from headrace_server.engine.statistics import Statistics
 from headrace_server.transport.failing import Context, answering, fail, refuse
+from headrace_server.transport.infer_stream import DEFAULT_LIMITS, InferStream, StreamLimits
 from headrace_server.transport.reading import RequestReader, wants_timing
 from headrace_server.transport.writing import ResponseWriter, add_timing, statistics_message
 
-EXTENSIONS = ("schedule_policy", "model_configuration", "parameters", "statistics")
-"""Of the protocol's extensions those that work, in the protocol's order."""
+EXTENSIONS = ("schedule_policy", "model_configuration", "parameters", "statistics", EXTENSION)
+"""Of the protocol's extensions those that work, in the protocol's order; then our own."""
 
 
 class InferenceService(rpc.GRPCInferenceServiceServicer):
@@ -30,14 +32,17 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         statistics: Statistics,
         config_of: Callable[[Deployment], ModelConfig],
         version: str,
+        stream_limits: StreamLimits = DEFAULT_LIMITS,
     ) -> None:
         self._engine = engine
         self._statistics = statistics
         self._config_of = config_of
         self._version = version
+        self._stream_limits = stream_limits
         self._codecs: WeakKeyDictionary[Deployment, tuple[RequestReader, ResponseWriter]] = (
             WeakKeyDictionary()
         )
+        self._streams: WeakSet[InferStream] = WeakSet()
 
     # -- inference --------------------------------------------------------------------------
 
@@ -63,6 +68,22 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         except Exception as error:
             await fail(context, error)
         raise AssertionError("unreachable")
+
+    # grpc.aio also takes a coroutine that reads and writes by itself; the stub's types do not.
+    async def ModelStreamInfer(  # type: ignore[override]
+        self, requests: object, context: Context
+    ) -> None:
+        """Run many requests, each on its own, and answer them over the same stream."""
+        stream = InferStream(
+            self._engine, self._codec_of, self._count_invalid, self._stream_limits, context
+        )
+        self._streams.add(stream)
+        await stream.run()
+
+    def end_streams(self) -> None:
+        """Let every stream finish what it was given, and end."""
+        for stream in [*self._streams]:
+            stream.end()
 
     # -- what there is ----------------------------------------------------------------------
 
@@ -176,6 +197,9 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         raise ServingError(Reason.MODEL_CONTROL_REFUSED)
 
     # -- inside -----------------------------------------------------------------------------
+
+    def _codec_of(self, deployment: Deployment) -> tuple[RequestReader, ResponseWriter]:
+        return self._codecs.get(deployment) or self._codec(deployment)
 
     def _codec(self, deployment: Deployment) -> tuple[RequestReader, ResponseWriter]:
         spec = deployment.spec

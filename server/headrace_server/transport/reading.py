@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from headrace.multiplexing import CANCEL_PARAMETER, REMAINING_PARAMETER
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.tensors import DATATYPES, TensorError, check_byte_elements, contents_to_raw
 from headrace_server.core.errors import Reason, ServingError
@@ -17,7 +18,7 @@ SEQUENCE_PARAMETERS = frozenset({"sequence_id", "sequence_start", "sequence_end"
 STREAM_PARAMETERS = frozenset({"triton_enable_empty_final_response"})
 TIMING_PARAMETER = "headrace_timing"
 """A request with this set to true is told its batch size and its times."""
-NOT_FOR_MODELS = SEQUENCE_PARAMETERS | STREAM_PARAMETERS | {TIMING_PARAMETER}
+NOT_FOR_MODELS = SEQUENCE_PARAMETERS | STREAM_PARAMETERS | {TIMING_PARAMETER, CANCEL_PARAMETER}
 MAX_PARAMETER_BYTES = 16_384
 """Of one request's custom parameters, names included: they travel in frames, not in slabs."""
 SHARED_MEMORY_PARAMETER = "shared_memory_region"
@@ -109,7 +110,9 @@ class RequestReader:
             )
         priority, timeout_s, parameters = 0, None, _NO_PARAMETERS
         if message.parameters:
-            priority, timeout_s, parameters = self._read_parameters(message)
+            priority, timeout_s, told_s, parameters = self._read_parameters(message)
+            if told_s is not None:
+                remaining_s = told_s if remaining_s is None else min(told_s, remaining_s)
         tensors = RequestTensors(max(1, rows), data, shapes, parameters)
         return Call(tensors, nbytes, priority, timeout_s, remaining_s)
 
@@ -195,8 +198,9 @@ class RequestReader:
 
     def _read_parameters(
         self, message: pb.ModelInferRequest
-    ) -> tuple[int, float | None, dict[str, Parameter]]:
-        priority, timeout_s = 0, None
+    ) -> tuple[int, float | None, float | None, dict[str, Parameter]]:
+        """Priority, queue timeout, time until the deadline, and what is for the model."""
+        priority, timeout_s, remaining_s = 0, None, None
         custom: dict[str, Parameter] = {}
         size = 0
         for name, parameter in message.parameters.items():
@@ -209,6 +213,8 @@ class RequestReader:
             elif name == "timeout":
                 microseconds = self._unsigned(name, value)
                 timeout_s = microseconds / 1e6 if microseconds else None
+            elif name == REMAINING_PARAMETER:
+                remaining_s = self._unsigned(name, value) / 1e6
             elif name in NOT_FOR_MODELS:
                 continue
             elif name.startswith("triton_"):
@@ -220,7 +226,7 @@ class RequestReader:
             raise self._bad_parameter(
                 name, f"custom parameters may take {MAX_PARAMETER_BYTES} bytes, got {size}"
             )
-        return priority, timeout_s, custom
+        return priority, timeout_s, remaining_s, custom
 
     def _unsigned(self, name: str, value: Parameter) -> int:
         if isinstance(value, bool) or not isinstance(value, int):

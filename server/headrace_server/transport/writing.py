@@ -21,14 +21,25 @@ class ResponseWriter:
         self, answer: Answer, request_id: str, positions: tuple[int, ...]
     ) -> pb.ModelInferResponse:
         """The response with the outputs at these positions of the spec, in this order."""
-        response = pb.ModelInferResponse(
-            model_name=self._name, model_version=self._version, id=request_id
-        )
+        response = pb.ModelInferResponse()
+        self.fill(response, answer, request_id, positions)
+        return response
+
+    def fill(
+        self,
+        response: pb.ModelInferResponse,
+        answer: Answer,
+        request_id: str,
+        positions: tuple[int, ...],
+    ) -> None:
+        """Write into an empty response: one that is part of another message is never copied."""
+        response.model_name = self._name
+        response.model_version = self._version
+        response.id = request_id
         for position in positions:
             spec, tensor = self._outputs[position], answer.outputs[position]
             response.outputs.add(name=spec.name, datatype=spec.datatype, shape=tensor.shape)
             response.raw_output_contents.append(tensor.data)
-        return response
 
 
 def add_timing(response: pb.ModelInferResponse, answer: Answer) -> None:

@@ -64,3 +64,12 @@ def test_typed_contents_of_any_size_are_counted() -> None:
     message.inputs.add(name="x", datatype="UINT8", shape=[2, 2])
     message.inputs[0].contents.uint_contents.extend([1, 2, 3, 4])
     assert reader(2).read(message, None).tensors.data == [b"\1\2\3\4"]
+
+
+@pytest.mark.parametrize(("transport_s", "expected_s"), [(None, 2.0), (1.5, 1.5), (3.0, 2.0)])
+def test_the_earlier_of_two_deadlines_counts(transport_s: float | None, expected_s: float) -> None:
+    message = request(1, 2)
+    message.parameters["headrace_remaining_us"].int64_param = 2_000_000
+    call = reader(2).read(message, transport_s)
+    assert call.remaining_s == expected_s
+    assert call.tensors.parameters == {}

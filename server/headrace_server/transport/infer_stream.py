@@ -1,0 +1,346 @@
+"""One ModelStreamInfer call: many requests over one stream, each answered on its own.
+
+Triton's clients may rely on the answers of a stream coming in the order of its requests
+(triton-inference-server/server issue 4572 names it as what streams are for), so they do, unless
+the caller's metadata says that any order will do. What our own clients say beside the protocol is
+described in `headrace.multiplexing`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from headrace.multiplexing import (
+    BUNDLES_METADATA,
+    CANCEL_PARAMETER,
+    FINAL_PARAMETER,
+    MAX_BUNDLE,
+    MAX_BUNDLE_BYTES,
+    UNORDERED_METADATA,
+    bundle_of_answers,
+    pack_error,
+)
+from headrace.protocol import grpc_service_pb2 as pb
+from headrace_server.core.errors import Reason, ServingError
+from headrace_server.core.request import Request
+from headrace_server.engine.calls import Answer
+from headrace_server.engine.deployment import Deployment
+from headrace_server.engine.engine import Engine
+from headrace_server.transport.failing import Context, refuse, unexpected
+from headrace_server.transport.reading import RequestReader, wants_timing
+from headrace_server.transport.status import STATUS, public_text
+from headrace_server.transport.writing import ResponseWriter, add_timing
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """What one stream may have with us: queued, running, or answered but not yet sent. What comes
+    after it stays in the network, where the caller feels it; nothing is refused.
+
+    Args:
+        max_requests: twice what our own client puts on a stream, so that what it cancels is
+            always read, and enough for several of the largest batches.
+        max_bytes: of their inputs, and of the answers that wait to be sent: a caller that does
+            not read holds this much and what the requests already taken come to, no more.
+
+    One message is always taken, whatever its size.
+    """
+
+    max_requests: int = 1_024
+    max_bytes: int = 64 << 20
+
+
+DEFAULT_LIMITS = StreamLimits()
+
+GRPC_ERROR_METADATA = "triton_grpc_error"
+
+CodecOf = Callable[[Deployment], tuple[RequestReader, ResponseWriter]]
+CountInvalid = Callable[[str, str, ServingError], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """One request of the stream; has its answer or its error once it is settled."""
+
+    id: str
+    model: str = ""
+    nbytes: int = 0
+    timing: bool = False
+    positions: tuple[int, ...] = ()
+    writer: ResponseWriter | None = None
+    deployment: Deployment | None = None
+    request: Request | None = None
+    answer: pb.ModelStreamInferResponse | None = None
+    error: ServingError | None = None
+
+    @property
+    def settled(self) -> bool:
+        return self.answer is not None or self.error is not None
+
+
+class InferStream:
+    """Serves one stream: `run` returns when it is over, `end` asks it to finish.
+
+    One task reads and submits, the caller of `run` writes; between them there is no task, and no
+    closure, per request. Whoever vanishes takes its own requests back and no others.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        codec_of: CodecOf,
+        count_invalid: CountInvalid,
+        limits: StreamLimits,
+        context: Context,
+    ) -> None:
+        self._engine = engine
+        self._codec_of = codec_of
+        self._count_invalid = count_invalid
+        self._limits = limits
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        # Callbacks share one copy of the context variables; each would make its own.
+        self._variables = copy_context()
+        metadata = dict(context.invocation_metadata() or ())
+        self._order: deque[_Entry] | None = None
+        if metadata.get(UNORDERED_METADATA) != "true":
+            self._order = deque()
+        self._bundles = metadata.get(BUNDLES_METADATA) == "true"
+        self._error_ends = metadata.get(GRPC_ERROR_METADATA) == "true"
+        remaining_s = context.time_remaining()
+        self._deadline_s = None if remaining_s is None else self._loop.time() + remaining_s
+        self._pending: dict[asyncio.Future[Answer], _Entry] = {}
+        self._ready: deque[_Entry] = deque()
+        self._held = self._held_bytes = 0
+        self._reading: asyncio.Task[None] | None = None
+        self._ending = False
+        self._work: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+
+    async def run(self) -> None:
+        """Serve until the caller has sent its last request and got its last answer."""
+        self._reading = asyncio.create_task(self._read())
+        self._reading.add_done_callback(self._read_last)
+        try:
+            await self._write()
+        finally:
+            # Also where the caller is gone: gRPC cancels whoever runs this. The reader finds the
+            # end of the call by itself, unless it waits for something else.
+            if self._room is not None:
+                self._room.cancel()
+            for future, entry in self._pending.items():
+                _take_back(future, entry)
+            self._pending.clear()
+
+    def end(self) -> None:
+        """Once what was admitted is answered, the stream ends as STOPPING."""
+        self._ending = True
+        self._wake_writer()
+
+    # -- in ---------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        read = self._context.read
+        most, most_bytes = self._limits.max_requests, self._limits.max_bytes
+        while self._take(await read()):
+            while self._held >= most or self._held_bytes >= most_bytes:
+                self._room = self._loop.create_future()
+                await self._room
+
+    def _take(self, message: object) -> bool:
+        """Returns whether there was one: after the last comes grpc.aio.EOF."""
+        if not isinstance(message, pb.ModelInferRequest):
+            return False
+        if message.model_name:
+            self._admit(message)
+        elif self._bundles and message.raw_input_contents:
+            for data in message.raw_input_contents:
+                self._open(data)
+        else:
+            self._obey(message)
+        return True
+
+    def _open(self, data: bytes) -> None:
+        """One message out of a bundle; there are no bundles in bundles."""
+        try:
+            message = pb.ModelInferRequest.FromString(data)
+        except DecodeError:
+            problem = f"expected a serialised ModelInferRequest, got {len(data)} other bytes"
+            parameter = "raw_input_contents"
+            error = ServingError(
+                Reason.INVALID_PARAMETER, parameter=parameter, model="", problem=problem
+            )
+            self._fail(self._enter(""), error)
+            return
+        if message.model_name:
+            self._admit(message)
+        else:
+            self._obey(message)
+
+    def _admit(self, message: pb.ModelInferRequest) -> None:
+        entry = self._enter(message.id)
+        entry.model = message.model_name
+        deadline_s = self._deadline_s
+        remaining_s = None if deadline_s is None else max(0.0, deadline_s - self._loop.time())
+        future: asyncio.Future[Answer]
+        try:
+            deployment = self._engine.find(message.model_name, message.model_version)
+            reader, entry.writer = self._codec_of(deployment)
+            entry.positions = reader.outputs(message)
+            call = reader.read(message, remaining_s)
+            if message.parameters:
+                entry.timing = wants_timing(message)
+            entry.deployment = deployment
+            if deployment.prepares:
+                future = self._loop.create_task(deployment.infer(call))
+            else:
+                entry.request, future = deployment.submit(call)
+        except ServingError as error:
+            self._refused(entry, error)
+        except Exception as error:
+            self._fail(entry, unexpected(error))
+        else:
+            self._hold(entry, call.nbytes)
+            self._pending[future] = entry
+            future.add_done_callback(self._answered, context=self._variables)
+
+    def _obey(self, message: pb.ModelInferRequest) -> None:
+        """A message for no model: a cancellation, or a client that asks who is there."""
+        if CANCEL_PARAMETER not in message.parameters:
+            error = ServingError(Reason.UNKNOWN_MODEL, model="")
+            self._fail(self._enter(message.id), error)
+            return
+        # Rare, and as cheap to look for as any message is to read.
+        cancelled = message.parameters[CANCEL_PARAMETER].string_param
+        for future, entry in [*self._pending.items()]:
+            if entry.id == cancelled:
+                del self._pending[future]
+                _take_back(future, entry)
+                self._fail(entry, ServingError(Reason.CANCELLED))
+
+    def _enter(self, request_id: str) -> _Entry:
+        entry = _Entry(request_id)
+        self._held += 1
+        if self._order is not None:
+            self._order.append(entry)
+        return entry
+
+    def _hold(self, entry: _Entry, nbytes: int) -> None:
+        self._held_bytes += nbytes - entry.nbytes
+        entry.nbytes = nbytes
+
+    # -- settled ----------------------------------------------------------------------------
+
+    def _answered(self, future: asyncio.Future[Answer]) -> None:
+        entry = self._pending.pop(future, None)
+        if entry is None:  # taken back; asyncio logs exceptions that nobody looked at
+            _ = future.cancelled() or future.exception()
+            return
+        try:
+            self._answer(entry, future.result())
+        except asyncio.CancelledError:
+            self._fail(entry, ServingError(Reason.CANCELLED))
+        except ServingError as error:
+            self._refused(entry, error)
+        except Exception as error:
+            self._fail(entry, unexpected(error))
+
+    def _answer(self, entry: _Entry, answer: Answer) -> None:
+        assert entry.writer is not None
+        message = pb.ModelStreamInferResponse()
+        response = message.infer_response
+        entry.writer.fill(response, answer, entry.id, entry.positions)
+        response.parameters[FINAL_PARAMETER].bool_param = True
+        if entry.timing:
+            add_timing(response, answer)
+        self._hold(entry, sum(len(answer.outputs[p].data) for p in entry.positions))
+        entry.answer = message
+        self._settle(entry)
+
+    def _refused(self, entry: _Entry, error: ServingError) -> None:
+        self._count_invalid(entry.model, "", error)
+        self._fail(entry, error)
+
+    def _fail(self, entry: _Entry, error: ServingError) -> None:
+        entry.error = error
+        self._settle(entry)
+
+    def _settle(self, entry: _Entry) -> None:
+        order = self._order
+        if order is None:
+            self._ready.append(entry)
+        else:
+            while order and order[0].settled:
+                self._ready.append(order.popleft())
+        if self._work is not None:
+            self._wake_writer()
+
+    def _read_last(self, reading: asyncio.Task[None]) -> None:
+        _ = reading.cancelled() or reading.exception()  # asyncio logs what nobody looked at
+        self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        if self._work is not None and not self._work.done():
+            self._work.set_result(None)
+
+    # -- out --------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        write = self._context.write
+        ready = self._ready
+        assert self._reading is not None
+        while True:
+            while ready:
+                error = ready[0].error
+                if error is not None and self._error_ends:
+                    await refuse(self._context, error)
+                await write(self._next())
+                if self._room is not None and not self._room.done():
+                    self._room.set_result(None)
+            if (self._reading.done() or self._ending) and not self._held:
+                break
+            self._work = self._loop.create_future()
+            await self._work
+            self._work = None
+        if self._ending:
+            await refuse(self._context, ServingError(Reason.STOPPING))
+        self._reading.result()  # what broke it breaks the call
+
+    def _next(self) -> pb.ModelStreamInferResponse:
+        """The answer whose turn it is, with those that are ready behind it if bundles are taken."""
+        if not self._bundles or len(self._ready) == 1:
+            return self._release()
+        messages: list[bytes] = []
+        nbytes = 0
+        while self._ready and len(messages) < MAX_BUNDLE and nbytes < MAX_BUNDLE_BYTES:
+            data = self._release().SerializeToString()
+            nbytes += len(data)
+            messages.append(data)
+        return bundle_of_answers(messages)
+
+    def _release(self) -> pb.ModelStreamInferResponse:
+        entry = self._ready.popleft()
+        self._held -= 1
+        self._hold(entry, 0)
+        return entry.answer or _error_message(entry)
+
+
+def _take_back(future: asyncio.Future[Answer], entry: _Entry) -> None:
+    if entry.request is None:
+        future.cancel()
+    elif entry.deployment is not None:
+        entry.deployment.cancel(entry.request)
+
+
+def _error_message(entry: _Entry) -> pb.ModelStreamInferResponse:
+    assert entry.error is not None
+    status = STATUS[entry.error.reason]
+    code: int = status.code.value[0]
+    text = public_text(entry.error)
+    return pack_error(entry.id, code, text, entry.error.reason.value, status.retry_after_s)

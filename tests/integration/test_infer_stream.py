@@ -1,0 +1,406 @@
+"""ModelStreamInfer over a real channel, its batches completed by hand: order, errors, bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from doubles import PuppetExecutor
+from engine_stage import spec_of
+from headrace.errors import STATUS_TRAILER, unpack_status
+from headrace.multiplexing import bundle_of_requests, unbundle
+from headrace.protocol import grpc_service_pb2 as pb
+from headrace.protocol import grpc_service_pb2_grpc as rpc
+from headrace_server.engine.clock import LoopClock
+from headrace_server.engine.deployment import Deployment
+from headrace_server.engine.engine import Engine
+from headrace_server.engine.last_minute import LastMinute
+from headrace_server.engine.observer import ObserverGroup
+from headrace_server.engine.scheduling import SchedulingRules
+from headrace_server.engine.statistics import Statistics
+from headrace_server.models.batching import BatchingSettings
+from headrace_server.models.completion import complete_config
+from headrace_server.telemetry.metrics import PrometheusMetrics
+from headrace_server.transport.explanation_service import ExplanationService
+from headrace_server.transport.grpc_server import GrpcServer
+from headrace_server.transport.grpc_service import InferenceService
+from headrace_server.transport.health import HealthReporter
+from headrace_server.transport.infer_stream import StreamLimits
+
+WORKERS = 8
+UNORDERED = (("headrace_unordered", "true"),)
+BUNDLES = (*UNORDERED, ("headrace_bundles", "true"))
+LIMITS = StreamLimits(max_requests=4, max_bytes=1_000)
+
+
+class Stage:
+    """A server whose model runs each request in a batch of its own, on `WORKERS` workers."""
+
+    def __init__(self) -> None:
+        self.metrics = PrometheusMetrics("test")
+        statistics, health = Statistics(time.time), HealthReporter()
+        last_minute = LastMinute()
+        self.engine = Engine(ObserverGroup(statistics, self.metrics, last_minute, health))
+        spec = spec_of(max_batch_size=LIMITS.max_bytes)
+        self.workers = PuppetExecutor(spec, workers=WORKERS)
+        self.deployment = Deployment(
+            "model",
+            1,
+            self.workers,
+            lambda _: SchedulingRules(BatchingSettings(1), max_requests=100, max_bytes=1 << 20),
+            LoopClock(),
+            self.engine.observer,
+        )
+        self.engine.add(self.deployment)
+        self.server = GrpcServer(
+            InferenceService(
+                self.engine, statistics, lambda d: complete_config(d.spec, None), "test", LIMITS
+            ),
+            ExplanationService(self.engine, last_minute, LoopClock().now),
+            health,
+        )
+
+    async def start(self) -> None:
+        await self.deployment.load()
+        port = await self.server.start("127.0.0.1", 0)
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        self.stub = rpc.GRPCInferenceServiceStub(self.channel)
+
+    async def stop(self) -> None:
+        await self.channel.close()
+        await self.server.stop(0)
+        await self.engine.stop()
+
+    def stream(self, metadata: Any = (), **options: Any) -> Any:
+        return self.stub.ModelStreamInfer(metadata=metadata, **options)
+
+    async def taken(self, count: int) -> None:
+        """Wait until so many requests have reached workers."""
+        await until(lambda: len(self.workers.batches) >= count)
+
+    def complete(self, value: int) -> None:
+        """The worker that runs the request with this value answers it."""
+        self.workers.complete(self._held()[value])
+
+    def fail(self, value: int) -> None:
+        self.workers.fail(self._held()[value])
+
+    def counted(self, family: str, **labels: str) -> float:
+        """The sum of the family's samples with these labels."""
+        return sum(
+            sample.value
+            for found in self.metrics.collect()
+            for sample in found.samples
+            if sample.name == family and labels.items() <= sample.labels.items()
+        )
+
+    def cancelled(self) -> float:
+        return self.counted("headrace_requests_total", outcome="cancelled")
+
+    def held_values(self) -> set[int]:
+        """Of the requests that workers run."""
+        return set(self._held())
+
+    def _held(self) -> dict[int, int]:
+        """Batches by the value that their request repeats."""
+        held = [batch for batches in self.workers.held.values() for batch in batches]
+        return {(self.workers.batches[batch][0].data[0] or b"?")[0]: batch for batch in held}
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    stage = Stage()
+    await stage.start()
+    yield stage
+    await stage.stop()
+
+
+def request(value: int, model: str = "model", rows: int = 1) -> pb.ModelInferRequest:
+    message = pb.ModelInferRequest(model_name=model, id=f"id {value}")
+    message.inputs.add(name="x", datatype="UINT8", shape=[rows, 2])
+    message.raw_input_contents.append(bytes([value] * 2 * rows))
+    return message
+
+
+def cancellation(request_id: str) -> pb.ModelInferRequest:
+    message = pb.ModelInferRequest()
+    message.parameters["headrace_cancel"].string_param = request_id
+    return message
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.001)
+
+
+def check_answer(answer: pb.ModelStreamInferResponse, value: int) -> None:
+    assert answer.error_message == ""
+    response = answer.infer_response
+    assert (response.model_name, response.model_version, response.id) == (
+        "model",
+        "1",
+        f"id {value}",
+    )
+    assert list(response.raw_output_contents) == [bytes([value] * 2)]
+    assert response.parameters["triton_final_response"].bool_param
+
+
+async def test_answers_come_in_the_order_of_the_requests(stage: Stage) -> None:
+    stream = stage.stream()
+    for value in (1, 2, 3):
+        await stream.write(request(value))
+    await stage.taken(3)
+    for value in (3, 2, 1):
+        stage.complete(value)
+    for value in (1, 2, 3):
+        check_answer(await stream.read(), value)
+    await stream.done_writing()
+    assert await stream.read() is grpc.aio.EOF
+    assert await stream.code() is grpc.StatusCode.OK
+
+
+async def test_answers_come_as_they_are_ready_to_who_asks_for_that(stage: Stage) -> None:
+    stream = stage.stream(UNORDERED)
+    for value in (1, 2, 3):
+        await stream.write(request(value))
+    await stage.taken(3)
+    for value in (2, 3, 1):
+        stage.complete(value)
+        check_answer(await stream.read(), value)
+
+
+async def test_error_names_its_request_and_keeps_the_stream_open_in_its_turn(
+    stage: Stage,
+) -> None:
+    stream = stage.stream()
+    await stream.write(request(1))
+    await stream.write(request(2, model="nobody"))
+    await stream.write(request(3))
+    await stage.taken(2)
+    stage.complete(3)
+    stage.complete(1)
+    check_answer(await stream.read(), 1)
+    error = await stream.read()
+    assert error.error_message == "Request for unknown model: 'nobody' is not found"
+    assert error.infer_response.id == "id 2"
+    parameters = error.infer_response.parameters
+    assert parameters["headrace_code"].int64_param == grpc.StatusCode.NOT_FOUND.value[0]
+    assert parameters["headrace_reason"].string_param == "unknown_model"
+    assert "headrace_retry_after_us" not in parameters
+    check_answer(await stream.read(), 3)
+
+
+async def test_failed_batch_fails_its_own_request_alone(stage: Stage) -> None:
+    stream = stage.stream(UNORDERED)
+    await stream.write(request(1))
+    await stream.write(request(2))
+    await stage.taken(2)
+    stage.fail(1)
+    error = await stream.read()
+    assert error.infer_response.id == "id 1"
+    assert error.error_message == "model 'model' failed to run this request"
+    stage.complete(2)
+    check_answer(await stream.read(), 2)
+
+
+async def test_error_ends_the_stream_with_a_status_where_asked_for(stage: Stage) -> None:
+    stream = stage.stream((("triton_grpc_error", "true"),))
+    await stream.write(request(1))
+    await stream.write(request(2, model="nobody"))
+    await stream.write(request(3))
+    await stage.taken(2)
+    stage.complete(1)
+    check_answer(await stream.read(), 1)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream.read()
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert caught.value.details() == "Request for unknown model: 'nobody' is not found"
+    trailer = next(
+        value for key, value in caught.value.trailing_metadata() if key == STATUS_TRAILER
+    )
+    assert unpack_status(trailer).reason == "unknown_model"
+    await until(lambda: stage.cancelled() == 1)  # request 3 was taken back
+
+
+async def test_empty_final_response_is_not_needed_where_the_answer_is_final(stage: Stage) -> None:
+    stream = stage.stream()
+    message = request(1)
+    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    await stream.write(message)
+    await stage.taken(1)
+    stage.complete(1)
+    check_answer(await stream.read(), 1)
+    await stream.done_writing()
+    assert await stream.read() is grpc.aio.EOF
+
+
+async def test_cancelled_request_is_answered_so_and_touches_no_other(stage: Stage) -> None:
+    stream = stage.stream(UNORDERED)
+    for value in (1, 2, 3):
+        await stream.write(request(value))
+    await stage.taken(3)
+    await stream.write(cancellation("id 2"))
+    error = await stream.read()
+    assert error.infer_response.id == "id 2"
+    assert error.infer_response.parameters["headrace_reason"].string_param == "cancelled"
+    assert stage.cancelled() == 1
+    await stream.write(cancellation("id 2"))  # of what is over: nothing happens
+    for value in (3, 2, 1):
+        stage.complete(value)
+    check_answer(await stream.read(), 3)
+    check_answer(await stream.read(), 1)
+    await stream.done_writing()
+    assert await stream.read() is grpc.aio.EOF
+
+
+async def test_caller_that_vanishes_takes_its_own_requests_back(stage: Stage) -> None:
+    gone, stays = stage.stream(), stage.stream()
+    await gone.write(request(1))
+    await gone.write(request(2))
+    await stays.write(request(3))
+    await stage.taken(3)
+    gone.cancel()
+    await until(lambda: stage.cancelled() == 2)
+    for value in (1, 2, 3):
+        stage.complete(value)
+    check_answer(await stays.read(), 3)
+    assert stage.cancelled() == 2
+
+
+async def test_stream_with_too_many_requests_is_not_read_until_one_is_answered(
+    stage: Stage,
+) -> None:
+    stream = stage.stream(UNORDERED)
+    for value in range(1, 7):
+        await stream.write(request(value))
+    await stage.taken(LIMITS.max_requests)
+    other = stage.stream()
+    await other.write(request(9))
+    await stage.taken(LIMITS.max_requests + 1)  # others are read; what came before would be too
+    assert len(stage.workers.batches) == LIMITS.max_requests + 1
+    stage.complete(1)
+    check_answer(await stream.read(), 1)
+    await stage.taken(LIMITS.max_requests + 2)
+    for value in (2, 3, 4, 5):
+        stage.complete(value)
+        check_answer(await stream.read(), value)
+    await stage.taken(LIMITS.max_requests + 3)
+    stage.complete(6)
+    check_answer(await stream.read(), 6)
+
+
+async def test_stream_with_too_many_bytes_is_not_read_until_they_are_answered(
+    stage: Stage,
+) -> None:
+    stream = stage.stream()
+    for value in (1, 2, 3):
+        await stream.write(request(value, rows=LIMITS.max_bytes // 4))
+    await stage.taken(2)
+    other = stage.stream()
+    await other.write(request(9))
+    await stage.taken(3)
+    assert stage.held_values() == {1, 2, 9}
+    stage.complete(1)
+    assert (await stream.read()).infer_response.id == "id 1"
+    await stage.taken(4)
+    assert stage.held_values() == {2, 3, 9}
+
+
+async def test_stopping_server_answers_what_was_admitted_and_ends_the_stream(
+    stage: Stage,
+) -> None:
+    stream = stage.stream()
+    await stream.write(request(1))
+    await stage.taken(1)
+    draining = asyncio.create_task(stage.engine.drain(10))
+    await until(lambda: stage.engine.stopping)
+    await stream.write(request(2))
+    stage.complete(1)
+    check_answer(await stream.read(), 1)
+    refused = await stream.read()
+    assert refused.error_message == "Server is stopping, scheduler for model is stopping"
+    assert refused.infer_response.parameters["headrace_retry_after_us"].int64_param == 1_000_000
+    assert await draining
+    started = time.monotonic()
+    await stage.server.stop(10)
+    assert time.monotonic() - started < 5, "an idle stream must not be waited for"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream.read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "Server is stopping" in (caught.value.details() or "")
+
+
+async def test_time_that_remains_is_the_deadline_of_one_request(stage: Stage) -> None:
+    stream = stage.stream(UNORDERED)
+    hurried = request(1)
+    hurried.parameters["headrace_remaining_us"].int64_param = 0
+    await stream.write(hurried)
+    await stream.write(request(2))
+    error = await stream.read()
+    assert error.infer_response.id == "id 1"
+    assert error.infer_response.parameters["headrace_reason"].string_param == "deadline_exceeded"
+    stage.complete(2)
+    check_answer(await stream.read(), 2)
+
+
+async def test_bundle_is_many_requests_and_many_answers_in_one_message(stage: Stage) -> None:
+    stream = stage.stream(BUNDLES)
+    bundle = bundle_of_requests(
+        [
+            *(request(value).SerializeToString() for value in (1, 2, 3)),
+            request(4, model="nobody").SerializeToString(),
+        ]
+    )
+    await stream.write(pb.ModelInferRequest.FromString(bundle))
+    (error,) = unbundle(await stream.read())
+    assert error.infer_response.id == "id 4"
+    await stage.taken(3)
+    for value in (1, 2, 3):
+        stage.complete(value)
+    answers = unbundle(await stream.read())
+    assert len(answers) == 3
+    for value, answer in zip((1, 2, 3), answers, strict=True):
+        check_answer(answer, value)
+
+
+async def test_malformed_bundle_is_an_error_and_the_stream_goes_on(stage: Stage) -> None:
+    stream = stage.stream(BUNDLES)
+    nested = pb.ModelInferRequest(raw_input_contents=[request(1).SerializeToString()])
+    for content in (b"\xff\xff", nested.SerializeToString()):
+        await stream.write(pb.ModelInferRequest(raw_input_contents=[content]))
+    errors = list(unbundle(await stream.read()))
+    while len(errors) < 2:
+        errors += unbundle(await stream.read())
+    assert "expected a serialised ModelInferRequest, got 2 other bytes" in errors[0].error_message
+    assert errors[1].error_message == "Request for unknown model: '' is not found"
+    await stream.write(request(2))
+    await stage.taken(1)
+    stage.complete(2)
+    check_answer(await stream.read(), 2)
+
+
+async def test_client_that_asks_who_is_there_is_answered_and_not_counted(stage: Stage) -> None:
+    stream = stage.stream()
+    await stream.write(pb.ModelInferRequest(id="probe"))
+    answer = await stream.read()
+    assert answer.infer_response.id == "probe"
+    assert "headrace_code" in answer.infer_response.parameters
+    assert not stage.counted("headrace_refusals_total")
+    await stream.write(request(1, model="nobody"))
+    assert (await stream.read()).infer_response.id == "id 1"
+    assert stage.counted("headrace_refusals_total", reason="unknown_model") == 1
+
+
+async def test_deadline_of_the_stream_bounds_its_requests(stage: Stage) -> None:
+    stream = stage.stream(timeout=0.1)
+    await stream.write(request(1))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream.read()
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: stage.cancelled() == 1)
