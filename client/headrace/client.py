@@ -7,7 +7,7 @@ in `retry`.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from types import TracebackType
 from typing import Self, TypeVar
@@ -23,10 +23,12 @@ from headrace.answers import (
     ServerMetadata,
 )
 from headrace.attempts import Attempts, Timeout
+from headrace.blocking_streams import BlockingStreams
 from headrace.channels import ChannelOptions, channel_options
-from headrace.errors import InvalidRequest, NotFound, server_error
+from headrace.errors import InvalidRequest, NotFound, ServerError, server_error
 from headrace.explanations import ModelExplanation
 from headrace.messages import Inputs, Parameters
+from headrace.multiplexing import Multiplex
 from headrace.protocol import explanation_pb2
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.protocol.explanation_pb2_grpc import ExplanationServiceStub
@@ -55,6 +57,9 @@ class Client:
         retry: when and how often a failed call is tried again.
         metadata: sent with every call, such as `{"authorization": "Bearer ..."}`; keys are lower
             case.
+        multiplex: True sends calls of `infer` over a few streams that they share, which costs both
+            sides less per call; `auto` does so under load, where the server answers in any order.
+            See the README for what that means behind a load balancer.
         credentials: of the connection, such as `grpc.ssl_channel_credentials()`; None means
             plain text.
         options: gRPC channel options, on top of the SDK's own.
@@ -72,6 +77,7 @@ class Client:
         timeout: float | None = 60.0,
         retry: RetryPolicy = DEFAULT_RETRY,
         metadata: Mapping[str, str | bytes] | None = None,
+        multiplex: Multiplex = False,
         credentials: grpc.ChannelCredentials | None = None,
         options: ChannelOptions = (),
     ) -> None:
@@ -81,11 +87,17 @@ class Client:
             if credentials is None
             else grpc.secure_channel(target, credentials, chosen)
         )
+        self._call_metadata = tuple((metadata or {}).items())
         self._stub = GRPCInferenceServiceStub(self._channel)
         self._explanation_stub = ExplanationServiceStub(self._channel)
+        self._streams = (
+            BlockingStreams(self._channel, self._stub.ModelInfer, self._call_metadata, multiplex)
+            if multiplex
+            else None
+        )
+        self._model_infer = self._streams or self._stub.ModelInfer
         self._timeout_s = timeout
         self._retry = retry
-        self._call_metadata = tuple((metadata or {}).items())
         self._random = Random()
         self._signatures: dict[tuple[str, str], ModelMetadata] = {}
 
@@ -102,7 +114,14 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; calls that still wait in other threads end as `Cancelled`."""
+        if self._streams is not None:
+            self._streams.close()
         self._channel.close()
+
+    @property
+    def open_streams(self) -> int:
+        """Streams that calls of `infer` share at this moment; 0 unless `multiplex` is set."""
+        return 0 if self._streams is None else self._streams.open
 
     def infer(
         self,
@@ -156,7 +175,7 @@ class Client:
             priority=priority,
         )
         try:
-            response = self._call(self._stub.ModelInfer, request, attempts, request_id)
+            response = self._call(self._model_infer, request, attempts, request_id)
         except (InvalidRequest, NotFound):
             self._signatures.pop((model, version), None)
             raise
@@ -235,17 +254,20 @@ class Client:
 
     def _call(
         self,
-        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        method: Callable[..., Response],
         request: Request,
         attempts: Attempts,
         request_id: str = "",
     ) -> Response:
         while True:
+            cause: Exception | None = None
             try:
                 return method(request, timeout=attempts.remaining_s(), metadata=self._call_metadata)
+            except ServerError as told:  # by a stream
+                error = told
             except grpc.RpcError as failure:
-                error = server_error(failure, request_id)
-                delay_s = attempts.delay_after(error)
-                if delay_s is None:
-                    raise error from failure
+                error, cause = server_error(failure, request_id), failure
+            delay_s = attempts.delay_after(error)
+            if delay_s is None:
+                raise error from cause
             time.sleep(delay_s)

@@ -4,139 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 
-from doubles import PuppetExecutor
-from engine_stage import spec_of
 from headrace.errors import STATUS_TRAILER, unpack_status
 from headrace.multiplexing import bundle_of_requests, unbundle
 from headrace.protocol import grpc_service_pb2 as pb
-from headrace.protocol import grpc_service_pb2_grpc as rpc
-from headrace_server.engine.clock import LoopClock
-from headrace_server.engine.deployment import Deployment
-from headrace_server.engine.engine import Engine
-from headrace_server.engine.last_minute import LastMinute
-from headrace_server.engine.observer import ObserverGroup
-from headrace_server.engine.scheduling import SchedulingRules
-from headrace_server.engine.statistics import Statistics
-from headrace_server.models.batching import BatchingSettings
-from headrace_server.models.completion import complete_config
-from headrace_server.telemetry.metrics import PrometheusMetrics
-from headrace_server.transport.explanation_service import ExplanationService
-from headrace_server.transport.grpc_server import GrpcServer
-from headrace_server.transport.grpc_service import InferenceService
-from headrace_server.transport.health import HealthReporter
 from headrace_server.transport.infer_stream import StreamLimits
+from stream_stage import Stage, request, until
 
-WORKERS = 8
 UNORDERED = (("headrace_unordered", "true"),)
 BUNDLES = (*UNORDERED, ("headrace_bundles", "true"))
 LIMITS = StreamLimits(max_requests=4, max_bytes=1_000)
 
 
-class Stage:
-    """A server whose model runs each request in a batch of its own, on `WORKERS` workers."""
-
-    def __init__(self) -> None:
-        self.metrics = PrometheusMetrics("test")
-        statistics, health = Statistics(time.time), HealthReporter()
-        last_minute = LastMinute()
-        self.engine = Engine(ObserverGroup(statistics, self.metrics, last_minute, health))
-        spec = spec_of(max_batch_size=LIMITS.max_bytes)
-        self.workers = PuppetExecutor(spec, workers=WORKERS)
-        self.deployment = Deployment(
-            "model",
-            1,
-            self.workers,
-            lambda _: SchedulingRules(BatchingSettings(1), max_requests=100, max_bytes=1 << 20),
-            LoopClock(),
-            self.engine.observer,
-        )
-        self.engine.add(self.deployment)
-        self.server = GrpcServer(
-            InferenceService(
-                self.engine, statistics, lambda d: complete_config(d.spec, None), "test", LIMITS
-            ),
-            ExplanationService(self.engine, last_minute, LoopClock().now),
-            health,
-        )
-
-    async def start(self) -> None:
-        await self.deployment.load()
-        port = await self.server.start("127.0.0.1", 0)
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-        self.stub = rpc.GRPCInferenceServiceStub(self.channel)
-
-    async def stop(self) -> None:
-        await self.channel.close()
-        await self.server.stop(0)
-        await self.engine.stop()
-
-    def stream(self, metadata: Any = (), **options: Any) -> Any:
-        return self.stub.ModelStreamInfer(metadata=metadata, **options)
-
-    async def taken(self, count: int) -> None:
-        """Wait until so many requests have reached workers."""
-        await until(lambda: len(self.workers.batches) >= count)
-
-    def complete(self, value: int) -> None:
-        """The worker that runs the request with this value answers it."""
-        self.workers.complete(self._held()[value])
-
-    def fail(self, value: int) -> None:
-        self.workers.fail(self._held()[value])
-
-    def counted(self, family: str, **labels: str) -> float:
-        """The sum of the family's samples with these labels."""
-        return sum(
-            sample.value
-            for found in self.metrics.collect()
-            for sample in found.samples
-            if sample.name == family and labels.items() <= sample.labels.items()
-        )
-
-    def cancelled(self) -> float:
-        return self.counted("headrace_requests_total", outcome="cancelled")
-
-    def held_values(self) -> set[int]:
-        """Of the requests that workers run."""
-        return set(self._held())
-
-    def _held(self) -> dict[int, int]:
-        """Batches by the value that their request repeats."""
-        held = [batch for batches in self.workers.held.values() for batch in batches]
-        return {(self.workers.batches[batch][0].data[0] or b"?")[0]: batch for batch in held}
-
-
 @pytest.fixture
 async def stage() -> AsyncIterator[Stage]:
-    stage = Stage()
+    stage = Stage(LIMITS)
     await stage.start()
     yield stage
     await stage.stop()
-
-
-def request(value: int, model: str = "model", rows: int = 1) -> pb.ModelInferRequest:
-    message = pb.ModelInferRequest(model_name=model, id=f"id {value}")
-    message.inputs.add(name="x", datatype="UINT8", shape=[rows, 2])
-    message.raw_input_contents.append(bytes([value] * 2 * rows))
-    return message
 
 
 def cancellation(request_id: str) -> pb.ModelInferRequest:
     message = pb.ModelInferRequest()
     message.parameters["headrace_cancel"].string_param = request_id
     return message
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not true():
-            await asyncio.sleep(0.001)
 
 
 def check_answer(answer: pb.ModelStreamInferResponse, value: int) -> None:
