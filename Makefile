@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 REPOSITORY ?= repository
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve repository test check lint format types layers protos protos-check bench-cost bench-text bench-generator clean
+.PHONY: help install demo serve repository test check lint format types layers protos protos-check bench-cost bench-stream bench-text bench-generator clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench-cost: install  ## CPU per request beside a bare gRPC echo (needs h2load)
 
 bench-generator: install  ## What the generator of `headrace bench` can drive, against an echo
 	$(BIN)/python -m bench.generator
+
+bench-stream: install  ## CPU per call of the SDK, unary beside multiplexed
+	$(BIN)/python -m bench.stream
 
 clean:  ## Remove what the targets made
 	rm -rf .venv .venv-triton repository .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The least a gRPC call can cost in Python: a grpc.aio server that sends the input back."""
+"""The least a call can cost in Python: a grpc.aio server that sends the input back, both ways."""
 
 from __future__ import annotations
 
@@ -14,11 +14,24 @@ from headrace.protocol import grpc_service_pb2_grpc as rpc
 
 class Echo(rpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> Any:
-        response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
-        given = request.inputs[0]
-        response.outputs.add(name="output", datatype=given.datatype, shape=given.shape)
-        response.raw_output_contents.append(request.raw_input_contents[0])
+        response = pb.ModelInferResponse()
+        fill(response, request)
         return response
+
+    async def ModelStreamInfer(  # type: ignore[override]
+        self, requests: object, context: Any
+    ) -> None:
+        while isinstance(request := await context.read(), pb.ModelInferRequest):
+            message = pb.ModelStreamInferResponse()
+            fill(message.infer_response, request)
+            await context.write(message)
+
+
+def fill(response: pb.ModelInferResponse, request: pb.ModelInferRequest) -> None:
+    response.model_name, response.id = request.model_name, request.id
+    for given, raw in zip(request.inputs, request.raw_input_contents, strict=True):
+        response.outputs.add(name="output", datatype=given.datatype, shape=given.shape)
+        response.raw_output_contents.append(raw)
 
 
 async def serve() -> None:
