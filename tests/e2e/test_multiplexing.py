@@ -16,6 +16,7 @@ from headrace_server.testing import ServerProcess
 pytestmark = pytest.mark.e2e
 
 CALLS = 2_000
+TWO_WORKERS = "instance_group { kind: KIND_CPU count: 2 }"
 
 
 def row(n: int) -> np.ndarray:
@@ -32,7 +33,7 @@ async def opened(client: AsyncClient) -> None:
 async def test_thousands_of_calls_at_once_get_their_own_answers_whoever_gives_up(
     serve: Callable[..., ServerProcess],
 ) -> None:
-    server = serve(affine="", letters="")
+    server = serve(affine=TWO_WORKERS, letters=TWO_WORKERS)
 
     async def call(client: AsyncClient, n: int) -> None:
         if n % 10 == 3:  # a model that prepares its requests rides along
@@ -66,7 +67,7 @@ async def test_thousands_of_calls_at_once_get_their_own_answers_whoever_gives_up
 
 
 def test_many_threads_share_streams(serve: Callable[..., ServerProcess]) -> None:
-    server = serve(affine="")
+    server = serve(affine=TWO_WORKERS)
     with (
         Client(server.grpc_address, multiplex=True) as client,
         ThreadPoolExecutor(64) as threads,
@@ -84,7 +85,7 @@ def test_many_threads_share_streams(serve: Callable[..., ServerProcess]) -> None
 async def test_server_killed_mid_stream_fails_every_call_that_may_not_be_tried_again(
     serve: Callable[..., ServerProcess],
 ) -> None:
-    server = serve(affine="", slow="max_batch_size: 1")
+    server = serve(affine=TWO_WORKERS, slow="max_batch_size: 1")
     once = RetryPolicy(max_attempts=1)
     async with AsyncClient(server.grpc_address, multiplex=True, retry=once) as client:
         await client.infer("slow", {"x": np.zeros((1, 1), np.float32)})
@@ -110,7 +111,7 @@ async def test_server_killed_mid_stream_fails_every_call_that_may_not_be_tried_a
 async def test_calls_outlive_a_server_that_is_killed_and_started_again(
     serve: Callable[..., ServerProcess],
 ) -> None:
-    server = serve(affine="")
+    server = serve(affine=TWO_WORKERS)
     patient = RetryPolicy(max_attempts=200, initial_backoff_s=0.2, max_backoff_s=0.5)
     port = server.grpc_address.rpartition(":")[2]
     stop = threading.Event()

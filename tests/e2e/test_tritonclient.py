@@ -52,7 +52,7 @@ def test_stock_triton_client_gets_the_models_own_answers_bit_for_bit(
 def test_streams_of_the_stock_triton_client_are_answered_in_order(
     serve: Callable[..., ServerProcess],
 ) -> None:
-    server = serve(affine="")
+    server = serve(affine="instance_group { kind: KIND_CPU count: 2 }")
     printed = run_there("tritonclient_streams.py", server.grpc_address)
     assert printed.count("every answer in its place") == 2
 
