@@ -14,6 +14,7 @@ from headrace_server.core.errors import Reason, ServingError
 from headrace_server.engine.deployment import Deployment, DeploymentState
 from headrace_server.engine.engine import Engine
 from headrace_server.engine.statistics import Statistics
+from headrace_server.transport.deadlines import remaining_s
 from headrace_server.transport.failing import Context, answering, fail, refuse
 from headrace_server.transport.infer_stream import DEFAULT_LIMITS, InferStream, StreamLimits
 from headrace_server.transport.reading import RequestReader, wants_timing
@@ -56,7 +57,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
                 codec = self._codec(deployment)
             reader, writer = codec
             positions = reader.outputs(request)
-            call = reader.read(request, context.time_remaining())
+            call = reader.read(request, remaining_s(context.time_remaining()))
             answer = await deployment.infer(call)
             response = writer.write(answer, request.id, positions)
             if request.parameters and wants_timing(request):

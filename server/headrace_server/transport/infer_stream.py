@@ -32,6 +32,7 @@ from headrace_server.core.request import Request
 from headrace_server.engine.calls import Answer
 from headrace_server.engine.deployment import Deployment
 from headrace_server.engine.engine import Engine
+from headrace_server.transport.deadlines import remaining_s
 from headrace_server.transport.failing import Context, refuse, unexpected
 from headrace_server.transport.reading import RequestReader, wants_timing
 from headrace_server.transport.status import STATUS, public_text
@@ -113,8 +114,8 @@ class InferStream:
             self._order = deque()
         self._bundles = metadata.get(BUNDLES_METADATA) == "true"
         self._error_ends = metadata.get(GRPC_ERROR_METADATA) == "true"
-        remaining_s = context.time_remaining()
-        self._deadline_s = None if remaining_s is None else self._loop.time() + remaining_s
+        left_s = remaining_s(context.time_remaining())
+        self._deadline_s = None if left_s is None else self._loop.time() + left_s
         self._pending: dict[asyncio.Future[Answer], _Entry] = {}
         self._ready: deque[_Entry] = deque()
         self._held = self._held_bytes = 0
@@ -187,13 +188,13 @@ class InferStream:
         entry = self._enter(message.id)
         entry.model = message.model_name
         deadline_s = self._deadline_s
-        remaining_s = None if deadline_s is None else max(0.0, deadline_s - self._loop.time())
+        left_s = None if deadline_s is None else max(0.0, deadline_s - self._loop.time())
         future: asyncio.Future[Answer]
         try:
             deployment = self._engine.find(message.model_name, message.model_version)
             reader, entry.writer = self._codec_of(deployment)
             entry.positions = reader.outputs(message)
-            call = reader.read(message, remaining_s)
+            call = reader.read(message, left_s)
             if message.parameters:
                 entry.timing = wants_timing(message)
             entry.deployment = deployment
