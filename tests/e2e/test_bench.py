@@ -79,6 +79,18 @@ def test_open_loop_sends_at_the_rate_from_several_processes(address: str, tmp_pa
     assert step["generator"]["send_lag_p99_s"] >= 0
 
 
+def test_requests_may_share_streams(address: str, tmp_path: Path) -> None:
+    found = measured(
+        address,
+        tmp_path / "out.json",
+        *("affine", "--transport", "stream", "--concurrency", "8", *QUICK),
+    )
+    assert found["transport"] == "stream"
+    (step,) = found["steps"]
+    assert step["errors"] == {}
+    assert step["requests"] > 0
+
+
 def test_real_inputs_are_sent(address: str, tmp_path: Path) -> None:
     inputs = tmp_path / "texts.txt"
     inputs.write_text("fine\nraise\n")

@@ -7,12 +7,16 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
+from headrace.protocol import grpc_service_pb2 as pb
+from headrace.protocol import grpc_service_pb2_grpc as rpc
 from headrace_server.bench.arrivals import Renewal
 from headrace_server.bench.fleet import Fleet, GeneratorLostError
 from headrace_server.bench.generator import Generator, IdleSelector
@@ -20,7 +24,7 @@ from headrace_server.bench.orders import Begin, Setup, StepReport, Stop, WindowR
 from headrace_server.bench.plan import ClosedLoop, Load, OpenLoop, Timing
 from headrace_server.bench.results import Step, Window
 from headrace_server.bench.sweep import Bench
-from headrace_server.bench.transport import METHOD, UnaryTransport
+from headrace_server.bench.transport import METHOD, StreamTransport, Transport, UnaryTransport
 
 REQUESTS = [b"first", b"second", b"third"]
 
@@ -45,7 +49,7 @@ class ScriptedTransport:
 
 
 async def run(
-    transport: UnaryTransport | ScriptedTransport,
+    transport: Transport,
     load: Load,
     *,
     seconds: float,
@@ -100,6 +104,45 @@ async def test_a_closed_loop_keeps_its_number_of_calls_under_way(
     assert report.latencies_s.min() >= 0.019
     assert len(report.lags_s) == 0
     assert sum(len(window.latencies_s) for window in windows) <= len(report.latencies_s)
+
+
+class BothWays(rpc.GRPCInferenceServiceServicer):
+    """Answers at once and counts what came which way; on streams it refuses the version 'bad'."""
+
+    def __init__(self) -> None:
+        self.alone = self.streamed = 0
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> Any:
+        self.alone += 1
+        return pb.ModelInferResponse(id=request.id)
+
+    async def ModelStreamInfer(  # type: ignore[override]
+        self, requests: object, context: Any
+    ) -> None:
+        while isinstance(request := await context.read(), pb.ModelInferRequest):
+            self.streamed += 1
+            message = pb.ModelStreamInferResponse()
+            message.infer_response.id = request.id
+            if request.model_version == "bad":
+                message.error_message = "Request for unknown model: 'm' is not found"
+            await context.write(message)
+
+
+async def test_requests_share_a_stream_once_it_is_open() -> None:
+    service, server = BothWays(), grpc.aio.server()
+    rpc.add_GRPCInferenceServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    versions = ("1", "bad")
+    messages = [pb.ModelInferRequest(model_name="m", model_version=v) for v in versions]
+    transport = StreamTransport(f"127.0.0.1:{port}", 5.0)
+    own = replace(setup(), requests=[message.SerializeToString() for message in messages])
+    report, _ = await run(transport, ClosedLoop(4), seconds=0.4, own=own)
+    await transport.close()
+    await server.stop(None)
+    assert service.streamed > service.alone > 0
+    assert report.errors.keys() == {"NOT_FOUND"}
+    assert len(report.latencies_s) > 0
 
 
 async def test_an_open_loop_does_not_wait_for_answers(echo: tuple[str, list[int]]) -> None:

@@ -1,7 +1,8 @@
 """How a request travels: one small strategy for each `--transport`, behind one interface.
 
 Requests are sent as the bytes they were made into before the run, and answers are not parsed: the
-generator's own cost is kept out of the way. Another transport is one more class in `TRANSPORTS`.
+generator's own cost is kept out of the way. (What shares streams the SDK makes into messages, as
+for any caller.) Another transport is one more class in `TRANSPORTS`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from typing import Protocol
 
 import grpc
 
+from headrace.aio_streams import AsyncStreams
 from headrace.channels import channel_options
-from headrace.errors import server_error
+from headrace.errors import ServerError, server_error
+from headrace.protocol import grpc_service_pb2 as pb
+from headrace.protocol.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -46,8 +50,7 @@ class UnaryTransport:
         try:
             await self._call(request, timeout=self._timeout_s)
         except grpc.aio.AioRpcError as failure:
-            error = server_error(failure)
-            return error.reason or error.code.name
+            return _reason(server_error(failure))
         return ""
 
     async def close(self) -> None:
@@ -55,8 +58,41 @@ class UnaryTransport:
         await self._channel.close()
 
 
-TRANSPORTS: Mapping[str, Callable[[str, float], Transport]] = {"unary": UnaryTransport}
+class StreamTransport:
+    """What a client with `multiplex=True` does: calls share streams, once one of them is open."""
+
+    def __init__(self, address: str, timeout_s: float) -> None:
+        self._channel = grpc.aio.insecure_channel(address, channel_options(()))
+        unary = GRPCInferenceServiceStub(self._channel).ModelInfer
+        self._call = AsyncStreams(self._channel, unary, (), True)
+        self._timeout_s = timeout_s
+
+    async def send(self, request: bytes) -> str:
+        """One call, over a stream or beside it."""
+        message = pb.ModelInferRequest.FromString(request)
+        try:
+            await self._call(message, timeout=self._timeout_s, metadata=())
+        except ServerError as error:
+            return _reason(error)
+        except grpc.aio.AioRpcError as failure:
+            return _reason(server_error(failure))
+        return ""
+
+    async def close(self) -> None:
+        """End the streams, and close the connection."""
+        await self._call.close()
+        await self._channel.close()
+
+
+TRANSPORTS: Mapping[str, Callable[[str, float], Transport]] = {
+    "unary": UnaryTransport,
+    "stream": StreamTransport,
+}
 """Each takes the server's address (host:port) and the seconds that a request may take."""
+
+
+def _reason(error: ServerError) -> str:
+    return error.reason or error.code.name
 
 
 def probe(address: str, request: bytes, timeout_s: float) -> None:

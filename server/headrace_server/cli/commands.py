@@ -311,7 +311,13 @@ def bench(
             "or scaled to --rate."
         ),
     ] = "poisson",
-    transport: Annotated[str, typer.Option(help="How requests travel: unary.")] = "unary",
+    transport: Annotated[
+        str,
+        typer.Option(
+            help="How requests travel: unary, or stream, where they share streams as those of a "
+            "client with multiplex=True do."
+        ),
+    ] = "unary",
     input_file: Annotated[
         Path | None,
         typer.Option(

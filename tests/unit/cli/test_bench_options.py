@@ -83,7 +83,7 @@ def test_a_trace_runs_at_its_own_rate_or_at_those_given(typed: Any, tmp_path: Pa
         (("--rate", "1", "--arrivals", "gama:2"), "gamma:CV or trace:FILE, got 'gama:2'"),
         (("--rate", "1", "--arrivals", "gamma:x"), "--arrivals gamma:x: expected a number"),
         (("--rate", "1", "--arrivals", "gamma:-1"), "of at least 0, got -1"),
-        (("--transport", "pigeon"), "expected --transport unary, got 'pigeon'"),
+        (("--transport", "pigeon"), "expected --transport unary or stream, got 'pigeon'"),
         (("--shape", "x:3", "--input", "x.npz"), "--shape is for synthetic inputs"),
         (("--json", "/no/such/place/out.json"), "there is no such directory"),
         (("--plot", "out.gif"), "expected a --plot file that ends in .png, .svg, .pdf"),
