@@ -21,7 +21,7 @@ from headrace_server.bench.transport import probe
 from headrace_server.cli.bench_options import Options, loads_of
 from headrace_server.cli.bench_report import StepTable, explanations, report
 from headrace_server.cli.connection import connected
-from headrace_server.cli.errors import USAGE, CommandError, require_extra
+from headrace_server.cli.errors import USAGE, CommandError
 from headrace_server.cli.output import result_console
 from headrace_server.cli.samples import read_samples
 
@@ -37,8 +37,6 @@ def bench(options: Options) -> bool:
         CommandError: the options do not fit the model, the server does not answer, or there was
             a step in which it answered nothing.
     """
-    if options.plot_file is not None:
-        require_extra("plot", "headrace bench --plot", ("matplotlib",))
     loads = loads_of(options)
     with connected(options.address, CALL_TIMEOUT_S) as client:
         requests = _requests(client, options)

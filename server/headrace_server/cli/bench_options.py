@@ -12,9 +12,9 @@ from headrace_server.bench.arrivals import Arrivals, Renewal, Trace
 from headrace_server.bench.plan import ClosedLoop, Load, OpenLoop, Timing
 from headrace_server.bench.transport import TRANSPORTS
 from headrace_server.cli.errors import USAGE, CommandError
+from headrace_server.cli.pictures import check_picture
 
 DEFAULT_CONCURRENCY = "1 2 4 8 16 32 64"
-PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 Number = TypeVar("Number", int, float)
 
@@ -25,7 +25,7 @@ class Options:
     are in seconds, `stable_within` in per cent.
 
     Raises:
-        CommandError: an option makes no sense by itself.
+        CommandError: an option makes no sense by itself, or needs an extra that is missing.
     """
 
     model: str
@@ -57,11 +57,8 @@ class Options:
         for file in (self.json_file, self.plot_file):
             if file is not None and not file.absolute().parent.is_dir():
                 raise CommandError(f"cannot write {file}: there is no such directory", USAGE)
-        if self.plot_file is not None and self.plot_file.suffix not in PLOT_SUFFIXES:
-            listed = ", ".join(PLOT_SUFFIXES)
-            raise CommandError(
-                f"expected a --plot file that ends in {listed}, got {self.plot_file}", USAGE
-            )
+        if self.plot_file is not None:
+            check_picture("bench", self.plot_file)
 
     @property
     def timing(self) -> Timing:

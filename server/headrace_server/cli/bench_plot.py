@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from headrace_server.bench.plan import ClosedLoop
 from headrace_server.bench.results import Step
+from headrace_server.cli.batch_ranges import by_range
 
 SIZE_INCHES = (12.0, 5.0)
 DOTS_PER_INCH = 144
@@ -80,17 +81,24 @@ def _draw_batches(axes: Axes, steps: Sequence[Step]) -> None:
         axes.text(0.5, 0.5, "the server told nothing", ha="center", transform=axes.transAxes)
         axes.set_axis_off()
         return
-    shares = [shares_by_range(step.server.batches) for step in counted if step.server is not None]
-    highest = max(max(share) for share in shares)
-    cells = [[share.get(exponent, 0.0) for share in shares] for exponent in range(highest + 1)]
+    columns = [by_range(step.server.batches) for step in counted if step.server is not None]
+    ranges = [name for name, _ in max(columns, key=len)]
+    totals = [sum(count for _, count in column) for column in columns]
+    cells = [
+        [
+            column[index][1] / total if index < len(column) else 0.0
+            for column, total in zip(columns, totals, strict=True)
+        ]
+        for index in range(len(ranges))
+    ]
     axes.imshow(cells, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
-    for exponent, row in enumerate(cells):
+    for index, row in enumerate(cells):
         for column, share in enumerate(row):
             if share >= 0.005:
                 colour = "white" if share > 0.55 else "#222222"
                 axes.text(
                     column,
-                    exponent,
+                    index,
                     f"{share:.0%}"[:-1],
                     ha="center",
                     va="center",
@@ -98,28 +106,11 @@ def _draw_batches(axes: Axes, steps: Sequence[Step]) -> None:
                     color=colour,
                 )
     axes.set_xticks(range(len(counted)), [_label(step) for step in counted])
-    axes.set_yticks(range(highest + 1), [range_name(exponent) for exponent in range(highest + 1)])
+    axes.set_yticks(range(len(ranges)), ranges)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(_kind(steps))
     axes.set_ylabel("rows in a batch")
-
-
-def shares_by_range(batches: Mapping[int, int]) -> dict[int, float]:
-    """Share of batches in each range of rows: 0 is 1 row, 1 is 2, 2 is 3 and 4, and so on, up to
-    a power of two each."""
-    total = sum(batches.values())
-    shares: dict[int, float] = {}
-    for rows, count in batches.items():
-        exponent = max(0, rows - 1).bit_length()
-        shares[exponent] = shares.get(exponent, 0.0) + count / total
-    return shares
-
-
-def range_name(exponent: int) -> str:
-    """A range as `shares_by_range` counts them."""
-    low, high = 2 ** (exponent - 1) + 1, 2**exponent
-    return str(high) if low >= high or exponent == 0 else f"{low}-{high}"
 
 
 def _kind(steps: Sequence[Step]) -> str:

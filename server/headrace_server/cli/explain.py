@@ -12,11 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.explanations import Activity, CostCurve, LearnedPlan, ModelExplanation, Quantiles
+from headrace_server.cli.batch_ranges import by_range
 from headrace_server.cli.connection import connected
-from headrace_server.cli.errors import USAGE, CommandError, require_extra
+from headrace_server.cli.errors import CommandError
 from headrace_server.cli.output import print_json, result_console, table
+from headrace_server.cli.pictures import check_picture
 
-PICTURES = (".png", ".svg", ".pdf")
 BAR_COLUMNS = 30
 
 
@@ -30,11 +31,7 @@ def explain(
         CommandError: the call fails, or the picture cannot be drawn or written.
     """
     if plot is not None:
-        if plot.suffix.lower() not in PICTURES:
-            raise CommandError(
-                f"expected --plot FILE that ends in {', '.join(PICTURES)}, got '{plot}'", USAGE
-            )
-        require_extra("plot", "headrace explain --plot", ("matplotlib",))
+        check_picture("explain", plot)
     with connected(address, timeout) as client:
         explanation = client.explain(model, version)
     if plot is not None:
@@ -177,18 +174,12 @@ def _print_activity(minute: Activity, console: Console) -> None:
 
 
 def _histogram(batch_rows: Mapping[int, int]) -> Table:
-    """Batches by rows, from one power of two to the next, with bars."""
-    counts: dict[int, int] = {}
-    for rows, batches in batch_rows.items():
-        most = 1 << (rows - 1).bit_length()
-        counts[most] = counts.get(most, 0) + batches
+    """Batches by rows, with bars."""
+    ranges = by_range(batch_rows)
+    most = max(batches for _, batches in ranges)
     histogram = table("rows", "batches", "", numbers=("rows", "batches"))
-    for most in (1 << i for i in range(max(counts).bit_length())):
-        least = most // 2 + 1
-        bar = "█" * round(BAR_COLUMNS * counts.get(most, 0) / max(counts.values()))
-        histogram.add_row(
-            str(most) if least >= most else f"{least}-{most}", f"{counts.get(most, 0):,}", bar
-        )
+    for rows, batches in ranges:
+        histogram.add_row(rows, f"{batches:,}", "█" * round(BAR_COLUMNS * batches / most))
     return histogram
 
 

@@ -86,7 +86,7 @@ def test_a_trace_runs_at_its_own_rate_or_at_those_given(typed: Any, tmp_path: Pa
         (("--transport", "pigeon"), "expected --transport unary or stream, got 'pigeon'"),
         (("--shape", "x:3", "--input", "x.npz"), "--shape is for synthetic inputs"),
         (("--json", "/no/such/place/out.json"), "there is no such directory"),
-        (("--plot", "out.gif"), "expected a --plot file that ends in .png, .svg, .pdf"),
+        (("--plot", "out.gif"), "expected --plot FILE that ends in .png, .svg, .pdf"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(typed: Any, words: tuple[str, ...], expected: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from headrace_server.bench.arrivals import Renewal
 from headrace_server.bench.plan import ClosedLoop, OpenLoop
 from headrace_server.bench.results import Generation, ServerWork, Step, Window, distribution
-from headrace_server.cli.bench_plot import draw, range_name, shares_by_range
+from headrace_server.cli.bench_plot import draw
 from headrace_server.cli.bench_report import StepTable, explanations
 
 STEP = Step(
@@ -54,12 +54,6 @@ def test_what_could_not_be_measured_is_left_out_and_errors_are_told_by_reason() 
 def test_only_marks_that_occur_are_explained() -> None:
     assert explanations([STEP]) == []
     assert [line.partition(":")[0] for line in explanations([STEP, FAILED])] == ["unstable"]
-
-
-def test_batches_are_grouped_up_to_powers_of_two() -> None:
-    shares = shares_by_range({1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 64: 5})
-    assert shares == pytest.approx({0: 0.1, 1: 0.1, 2: 0.2, 3: 0.1, 6: 0.5})
-    assert [range_name(exponent) for exponent in range(5)] == ["1", "2", "3-4", "5-8", "9-16"]
 
 
 @pytest.mark.parametrize(
