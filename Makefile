@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 REPOSITORY ?= repository
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve repository test check lint format types layers protos protos-check bench-cost bench-stream bench-text bench-generator clean
+.PHONY: help install demo serve repository test check lint format types layers protos protos-check bench-cost bench-stream bench-text bench-resnet bench-generator clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ protos-check: install  ## Fail when the stubs are not what protos/ generates
 
 bench-text: install  ## Real sentences under three batching policies, side by side
 	$(BIN)/python -m bench.text
+
+bench-resnet: install  ## A network where batching gains nothing: nobody may wait for it
+	$(BIN)/python -m bench.resnet
 
 bench-cost: install  ## CPU per request beside a bare gRPC echo (needs h2load)
 	$(BIN)/python -m bench.cost

@@ -5,7 +5,8 @@
 The same encoder (all-MiniLM-L6-v2, one worker, one torch thread) is served three times over: with
 the learned policy, with `dynamic_batching` first come first served up to 32 rows, and one row at a
 time. All three get the same sentences in the same order from the same number of callers, in turn,
-round after round; only the server under test has work.
+round after round; only the server under test has work. With one caller, the same sentences also go
+through the model itself, in this process, to see what the way through the server adds.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from examples.sentences.build import build
 from examples.sentences.corpus import sentences
+from examples.sentences.encoder import Tokens, load_encoder
 
+from headrace import Client
 from headrace.aio import AsyncClient
 from headrace_server.testing import ServerProcess
 
@@ -34,6 +38,8 @@ POLICIES = {
     "no batching": "max_batch_size: 1",
 }
 MODEL = "sentences"
+ALONE = 300
+"""Sentences that go one at a time through the server and the model itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,19 @@ class Run:
     sentences_per_s: float
     p50_ms: float
     p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """Mean milliseconds of the same sentences, one at a time: `direct` is the model called in
+    this process, tokenizer and all; `compute` what the worker took of it, `total` what the caller
+    waited for."""
+
+    round: int
+    direct_tokenize_ms: float
+    direct_forward_ms: float
+    compute_ms: float
+    total_ms: float
 
 
 def build_repository(repository: Path, config: str) -> None:
@@ -80,6 +99,30 @@ def measure(
     return Run(policy, concurrency, number, len(latencies) / seconds, p50 * 1e3, p99 * 1e3)
 
 
+def measure_alone(address: str, repository: Path, number: int, texts: list[str]) -> Alone:
+    """Each sentence through the model itself and through the server, in turn."""
+    directory = repository / MODEL / "1"
+    tokenize, encode = Tokens(directory), load_encoder(directory, "cpu")
+    torch.set_num_threads(1)
+    tokenizing, forward, compute, total = [], [], [], []
+    with Client(address) as client, torch.inference_mode():
+        for text in texts:
+            started = time.perf_counter()
+            tokens = tokenize([text])
+            tokenized = time.perf_counter()
+            encode(*tokens)
+            done = time.perf_counter()
+            tokenizing.append(tokenized - started)
+            forward.append(done - tokenized)
+            given = {"text": np.array([[text.encode()]], dtype=object)}
+            started = time.perf_counter()
+            answer = client.infer(MODEL, given, parameters={"headrace_timing": True})
+            total.append(time.perf_counter() - started)
+            compute.append(int(answer.parameters["headrace_compute_us"]) / 1e6)
+    means = (statistics.mean(times) * 1e3 for times in (tokenizing, forward, compute, total))
+    return Alone(number, *means)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 64, 256])
@@ -89,6 +132,7 @@ def main() -> int:
     options = parser.parse_args()
     texts = sentences()
     runs: list[Run] = []
+    alone: list[Alone] = []
     with tempfile.TemporaryDirectory() as directory:
         servers: dict[str, ServerProcess] = {}
         try:
@@ -99,6 +143,11 @@ def main() -> int:
             for server in servers.values():  # warm-up, not counted
                 asyncio.run(drive(server.grpc_address, texts, 16, 3.0))
             for number in range(options.rounds):
+                learned = servers["learned"].grpc_address
+                alone.append(
+                    measure_alone(learned, Path(directory) / "learned", number, texts[:ALONE])
+                )
+                print(f"round {number + 1}, alone: {alone[-1]}", flush=True)
                 for concurrency in options.concurrency:
                     # Every round goes on where the last one ended in the same shuffled sentences.
                     start = number * 997
@@ -118,8 +167,10 @@ def main() -> int:
             for server in servers.values():
                 server.stop()
     report(runs)
+    report_alone(alone)
     if options.json:
-        options.json.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
+        raw = {"runs": [asdict(run) for run in runs], "alone": [asdict(run) for run in alone]}
+        options.json.write_text(json.dumps(raw, indent=1) + "\n")
     return 0
 
 
@@ -146,6 +197,19 @@ def report(runs: list[Run]) -> None:
                     else ""
                 )
             )
+
+
+def report_alone(runs: list[Alone]) -> None:
+    """What one caller waits for, beside the model called directly."""
+    ratios = sorted(run.compute_ms / run.direct_forward_ms for run in runs)
+    print(
+        f"\none at a time: the worker takes {statistics.median(ratios):.3f} times "
+        f"({ratios[0]:.3f} to {ratios[-1]:.3f}) what the model called directly takes; "
+        f"medians: direct {statistics.median(r.direct_forward_ms for r in runs):.2f} ms "
+        f"and {statistics.median(r.direct_tokenize_ms for r in runs):.2f} ms for its tokens, "
+        f"worker {statistics.median(r.compute_ms for r in runs):.2f} ms, "
+        f"caller {statistics.median(r.total_ms for r in runs):.2f} ms"
+    )
 
 
 if __name__ == "__main__":
