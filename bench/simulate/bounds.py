@@ -15,36 +15,47 @@ def most_on_time(
 ) -> int:
     """The most requests of one size that could be answered on time by who knows the future.
 
-    `finish[k]` after the first i requests: the earliest moment at which the worker is done with k
-    of them on time. The next request is left out, or the next b ride together, which is no loss:
-    with one objective for all, the order of arrival is the order of deadlines, and whoever is
-    left out of the middle of a batch could take the place of its first member. O(n^2 b).
+    `finish[i, k]`: the earliest moment at which the worker is done with the first i requests, k of
+    them missed. The next request is left out, or the next b ride together, which is no loss: with
+    one objective for all, the order of arrival is the order of deadlines, and whoever is left out
+    of the middle of a batch could take the place of its first member. O(n q b) with q waiting,
+    since only k between the fewest possible and the fewest that leave the worker idle matter.
 
     With several workers it is an upper bound: they are made one that is as many times as fast and
     may set batches aside, so it could do whatever they do; no batch ends sooner after the arrival
     of its last member than it would on one of them. The order of arrival is that of release and
-    of due dates, so first come, first served is optimal there too.
+    of due dates, so first come, first served is optimal there too. (That batches of neighbours are
+    no loss is proved for several workers only where no batch starts after and ends before another
+    whose members all came between its own; no case that beats the bound has been found.)
     """
     count = len(arrivals)
-    durations = [profile.duration_s(rows, 0) for rows in range(profile.most_rows + 1)]
-    finish = [np.full(count + 1, math.inf) for _ in range(profile.most_rows + 1)]
-    ring = len(finish)
-    finish[0][0] = 0.0
+    moments = np.array(arrivals)
+    durations = np.array([profile.duration_s(rows, 0) for rows in range(1, profile.most_rows + 1)])
+    ring = profile.most_rows + 1
+    # finish[i % ring, missed], of the last `ring` values of i; columns are misses, so that a batch
+    # moves down and only whoever is left out moves to the right.
+    finish = np.full((ring, count + 1), math.inf)
+    finish[0, 0] = 0.0
     for i in range(count):
         done = finish[i % ring]
-        np.minimum(finish[(i + 1) % ring], done, out=finish[(i + 1) % ring])
-        due_s = arrivals[i] + objective_s
-        for rows in range(1, min(profile.most_rows, count - i) + 1):
-            last_s = arrivals[i + rows - 1]
-            if last_s + durations[rows] > due_s:
-                break
-            end = np.maximum(done[: count + 1 - rows], last_s)
-            end += durations[rows] / workers
-            end[end > due_s] = math.inf
-            target = finish[(i + rows) % ring][rows:]
-            np.minimum(target, end, out=target)
-        finish[i % ring] = np.full(count + 1, math.inf)
-    return int(np.flatnonzero(np.isfinite(finish[count % ring]))[-1])
+        # Whoever is idle when request i comes gains nothing by having missed more.
+        idle = done <= moments[i]
+        first = int(np.argmax(done < math.inf))
+        end = int(np.argmax(idle)) + 1 if idle.any() else i + 1
+        live = done[first:end].copy()
+        done[:] = math.inf
+        after = finish[(i + 1) % ring, first + 1 : end + 1]
+        np.minimum(after, live, out=after)
+        due_s = moments[i] + objective_s
+        last_s = moments[i : i + profile.most_rows]
+        rows = int(np.count_nonzero(last_s + durations[: len(last_s)] <= due_s))
+        if rows == 0:
+            continue
+        ends = np.maximum(live, last_s[:rows, None]) + durations[:rows, None] / workers
+        ends[ends > due_s] = math.inf
+        targets = (np.arange(i + 1, i + 1 + rows)) % ring
+        finish[targets, first:end] = np.minimum(finish[targets, first:end], ends)
+    return count - int(np.argmax(finish[count % ring] < math.inf))
 
 
 def capacity(profile: Profile, *, workers: int, objective_s: float) -> float:

@@ -2,136 +2,171 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from random import Random
+from statistics import fmean
 
-from bench.simulate import bounds, static
-from bench.simulate.arrivals import PROCESSES
-from bench.simulate.profiles import PROFILES, Profile
-from bench.simulate.world import Outcome, simulate
-from headrace_server.core.adaptive import AdaptivePolicy
+from bench.simulate import static
+from bench.simulate.points import Point
 
 ON_TIME = 0.99
-TOLERANCE = 0.002
-LOWEST, HIGHEST = 0.02, 1.6
+LOWEST = 0.05
+STEP = 1.02
+RUNGS = 180
+"""Loads are tried on a ladder from 0.05 to 1.77, each 2 % above the last; between two of them the
+share is interpolated."""
+
+HOPELESS = 0.04
+"""So far below `ON_TIME` on the first two seeds, the others are not tried."""
+
+BOUND_SEEDS = 5
+"""Seeds that the bound is taken over: it shows how much room there was, nothing is judged by it."""
+
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Student's t for 95 %, two-sided, by degrees of freedom from 1 on: for 2 to 10 seeds."""
+
+Seeds = Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """One point of the grid. The objective counts durations of one request alone."""
+class Duel:
+    """Capacities at one point; None where `ON_TIME` is reached at no load.
 
-    profile: str
-    process: str
-    workers: int
-    objective: float
-    requests: int
-    seeds: int
-
-    @property
-    def costs(self) -> Profile:
-        """What batches take."""
-        return PROFILES[self.profile]
-
-    @property
-    def objective_s(self) -> float:
-        """The objective in seconds."""
-        return self.objective * self.costs.duration_s(1, 0)
-
-    @property
-    def rate(self) -> float:
-        """Requests per second at load 1."""
-        return bounds.capacity(self.costs, workers=self.workers, objective_s=self.objective_s)
-
-    def arrivals(self, load: float, seed: int) -> list[float]:
-        """Moments in seconds at this load: for every load the same story at another speed."""
-        scale = load * self.rate
-        return [t / scale for t in _story(self.process, self.requests, seed)]
-
-    def ours(self, load: float, seed: int, *, timed: bool = False) -> Outcome:
-        """One run of the learned policy."""
-        costs = self.costs
-        policy = AdaptivePolicy(costs.most_rows, costs.sweep(), timer_s=0.0)
-        return simulate(
-            policy,
-            self.arrivals(load, seed),
-            costs,
-            workers=self.workers,
-            objective_s=self.objective_s,
-            seed=seed,
-            timed=timed,
-        )
-
-    def rival(self, settings: static.Settings, load: float, seed: int) -> float:
-        """On-time share of one run under fixed settings."""
-        costs = self.costs
-        durations_s = [costs.duration_s(rows, 0) for rows in range(costs.most_rows + 1)]
-        served = static.serve(
-            self.arrivals(load, seed),
-            durations_s,
-            settings,
-            workers=self.workers,
-            objective_s=self.objective_s,
-        )
-        return served / self.requests
-
-
-@cache
-def _story(process: str, requests: int, seed: int) -> list[float]:
-    return PROCESSES[process](requests, Random(seed))
-
-
-def highest_load(share: Callable[[float], float], low: float = LOWEST) -> float:
-    """The highest load at which `share(load)` is still `ON_TIME`, by bisection from `low` on."""
-    if share(low) < ON_TIME:
-        return low
-    high = low
-    while high < HIGHEST and share(high) >= ON_TIME:
-        low, high = high, high * 1.25
-    while high - low > TOLERANCE * low:
-        middle = (low + high) / 2
-        if share(middle) >= ON_TIME:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def mean_share(runs: Sequence[float]) -> float:
-    """The mean over the seeds."""
-    return sum(runs) / len(runs)
-
-
-def best_rival(point: Point) -> tuple[float, static.Settings]:
-    """The highest load that any of the fixed settings carries, and which one does.
-
-    Each one is tried a little above the best so far, on a few seeds first: most fail there.
+    `ratio` is ours over the rival's, between `low` and `high` with 95 % confidence.
     """
-    best_load, best = LOWEST, static.Settings(1, 0.0, static.NO_CAP)
+
+    ours: float | None
+    rival: float | None
+    bound: float | None
+    settings: static.Settings | None
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def duel(point: Point, *, seeds: Seeds, tuning_seeds: Seeds, finalists: int) -> Duel:
+    """Ours against the best of all fixed settings.
+
+    Finalists are chosen on the tuning seeds, and the best of them on `seeds` is the rival: to
+    choose among all on the seeds that count would credit it with their luck. The interval is a
+    jackknife over the seeds of the ratio's logarithm (Efron and Tibshirani, 1993, chapter 11); in
+    each subset the best finalist is chosen anew.
+    """
+    rivals = {
+        settings: shares_of(point, settings)
+        for settings in best_settings(point, tuning_seeds, finalists)
+    }
+
+    def best(chosen: Seeds) -> tuple[float | None, static.Settings | None]:
+        loads = {settings: shares.capacity(chosen) for settings, shares in rivals.items()}
+        settings = max(loads, key=lambda settings: loads[settings] or 0.0, default=None)
+        load = loads[settings] if settings else None
+        return load, settings if load else None
+
+    their_load, settings = best(seeds)
+    ours = Shares(lambda load, seed: point.ours(load, seed).on_time_share, near=their_load)
+    our_load = ours.capacity(seeds)
+    bound = Shares(point.bound, near=our_load).capacity(seeds[:BOUND_SEEDS])
+    found = Duel(our_load, their_load, bound, settings)
+    if our_load is None or their_load is None:
+        return found
+    subsets = [[s for s in seeds if s != left_out] for left_out in seeds]
+    logs = []
+    for subset in subsets:
+        mine, theirs = ours.capacity(subset), best(subset)[0]
+        # A subset in which one of them fails at every load counts as the lowest load.
+        logs.append(math.log((mine or LOWEST) / (theirs or LOWEST)))
+    mean = fmean(logs)
+    count = len(seeds)
+    error = math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in logs))
+    middle, reach = math.log(our_load / their_load), STUDENT[count - 2] * error
+    low, ratio, high = (math.exp(middle + side * reach) for side in (-1, 0, 1))
+    return Duel(our_load, their_load, bound, found.settings, ratio, low, high)
+
+
+def best_settings(point: Point, seeds: Seeds, count: int) -> list[static.Settings]:
+    """The fixed settings that carry the highest loads on these seeds, the best first.
+
+    Each is tried first where the worst of the best so far ends: most fail there.
+    """
+    best: list[tuple[float, static.Settings]] = []
     for settings in static.choices(point.costs, point.rate, point.objective_s):
-
-        def share(load: float, settings: static.Settings = settings) -> float:
-            few = [point.rival(settings, load, seed) for seed in range(min(3, point.seeds))]
-            if mean_share(few) < ON_TIME - 0.02:
-                return 0.0
-            rest = [point.rival(settings, load, seed) for seed in range(len(few), point.seeds)]
-            return mean_share(few + rest)
-
-        load = highest_load(share, best_load)
-        if load > best_load:
-            best_load, best = load, settings
-    return best_load, best
+        shares = shares_of(point, settings)
+        if len(best) == count and not shares.hold(best[-1][0], seeds):
+            continue
+        load = shares.capacity(seeds)
+        if load is not None:
+            best = sorted([*best, (load, settings)], key=lambda entry: -entry[0])[:count]
+    return [settings for _, settings in best]
 
 
-def our_capacity(point: Point) -> float:
-    """The highest load that the learned policy carries."""
+class Shares:
+    """On-time shares of one policy at one point, by rung of the ladder and seed; each is run once.
 
-    def share(load: float) -> float:
-        few = [point.ours(load, seed).on_time_share for seed in range(min(2, point.seeds))]
-        if mean_share(few) < ON_TIME - 0.04:
-            return 0.0
-        rest = [point.ours(load, seed).on_time_share for seed in range(len(few), point.seeds)]
-        return mean_share(few + rest)
+    Args:
+        run: the share at a load and a seed.
+        near: a load to look for the capacity from.
+    """
 
-    return highest_load(share)
+    def __init__(self, run: Callable[[float, int], float], near: float | None = None) -> None:
+        self._run = run
+        self._known: dict[tuple[int, int], float] = {}
+        self._near = _rung(near) if near else None
+
+    def capacity(self, seeds: Seeds) -> float | None:
+        """The load at which the mean share over these seeds falls below `ON_TIME`; the end of the
+        ladder if it never does, None if it is below at its beginning."""
+        low, high = (0, RUNGS) if self._near is None else self._around(self._near, seeds)
+        if low == 0 and not self._holds(0, seeds):
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._holds(middle, seeds):
+                low = middle
+            else:
+                high = middle
+        self._near = low
+        above, below = self._mean(low, seeds), self._mean(high, seeds)
+        inside = (above - ON_TIME) / (above - below) if below < ON_TIME else 1.0
+        return _load(low + inside)
+
+    def hold(self, load: float, seeds: Seeds) -> bool:
+        """Whether `ON_TIME` is reached on the last rung that is not above this load."""
+        return self._holds(_rung(load), seeds)
+
+    def _holds(self, rung: int, seeds: Seeds) -> bool:
+        hopeless = self._mean(rung, seeds[:2]) < ON_TIME - HOPELESS
+        return not hopeless and self._mean(rung, seeds) >= ON_TIME
+
+    def _around(self, near: int, seeds: Seeds) -> tuple[int, int]:
+        """Two rungs with the crossing between them, found in growing steps from `near` on."""
+        low, high, step = near, min(near + 1, RUNGS), 1
+        while low > 0 and not self._holds(low, seeds):
+            low, high, step = max(0, low - step), low, 2 * step
+        while high < RUNGS and self._holds(high, seeds):
+            low, high, step = high, min(RUNGS, high + step), 2 * step
+        return low, high
+
+    def _mean(self, rung: int, seeds: Seeds) -> float:
+        return fmean(self._at(rung, seed) for seed in seeds)
+
+    def _at(self, rung: int, seed: int) -> float:
+        share = self._known.get((rung, seed))
+        if share is None:
+            share = self._known[rung, seed] = self._run(_load(rung), seed)
+        return share
+
+
+def shares_of(point: Point, settings: static.Settings) -> Shares:
+    """What these fixed settings do at the point."""
+    return Shares(lambda load, seed: point.rival(settings, load, seed))
+
+
+def _rung(load: float) -> int:
+    """The last one that is not above this load."""
+    return math.floor(math.log(load / LOWEST) / math.log(STEP) + 1e-9)
+
+
+def _load(rung: float) -> float:
+    return float(LOWEST * STEP**rung)

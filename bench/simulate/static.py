@@ -2,7 +2,7 @@
 
 `serve` is a lean model of one queue under fixed size, delay and bound: the dynamic batcher of
 today's servers, with expired requests dropped at once, which they do not do. It stands in for the
-real scheduler while dozens of settings are tried, and agrees with it request by request
+real scheduler while dozens of settings are tried, and agrees with it to the request
 (`tests/unit/bench/test_simulate.py`).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from itertools import product
@@ -46,13 +46,13 @@ def choices(profile: Profile, rate: float, objective_s: float) -> list[Settings]
 
 def serve(
     arrivals: Sequence[float],
-    durations_s: Sequence[float],
+    duration_s: Callable[[int], float],
     settings: Settings,
     *,
     workers: int,
     objective_s: float,
 ) -> int:
-    """How many requests are answered on time; `durations_s[rows]` is what a batch takes."""
+    """How many requests are answered on time; `duration_s(rows)` is what the next batch takes."""
     size, delay_s, cap = settings.size, settings.delay_s, settings.cap
     free = [0.0] * workers
     heapify(free)
@@ -73,7 +73,7 @@ def serve(
                 break
             count = min(size, len(waiting))
             now = start_s
-            end_s = start_s + durations_s[count]
+            end_s = start_s + duration_s(count)
             heapreplace(free, end_s)
             for _ in range(count):
                 on_time += end_s <= waiting.popleft() + objective_s

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from random import Random
-from time import perf_counter
 
 from bench.simulate.profiles import Profile
 from headrace_server.core.events import (
@@ -38,7 +37,6 @@ class Outcome:
     span_s: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
     batch_rows: list[int] = field(default_factory=list)
-    decisions_s: list[float] = field(default_factory=list)
 
     @property
     def on_time_share(self) -> float:
@@ -61,7 +59,6 @@ def simulate(
     limits: QueueLimits | None = None,
     lengths: Sequence[int] | None = None,
     seed: int = 0,
-    timed: bool = False,
 ) -> Outcome:
     """Run the scheduler over these arrivals; returns when everybody has left.
 
@@ -69,7 +66,6 @@ def simulate(
         arrivals: moments in seconds, ascending.
         objective_s: every request's deadline, from its arrival; infinite for none.
         lengths: of each request, where they differ.
-        timed: take the real time of every decision, too.
 
     Timers are exact, and what happens at one moment is seen together, as in the engine.
     """
@@ -120,11 +116,6 @@ def simulate(
             number += 1
             arrival_s = next(upcoming, math.inf)
             actions = handle(RequestSubmitted(request), now)
-        elif timed:
-            now = due_s
-            started = perf_counter()
-            actions = handle(TimeAdvanced(), now)
-            outcome.decisions_s.append(perf_counter() - started)
         else:
             now = due_s
             actions = handle(TimeAdvanced(), now)

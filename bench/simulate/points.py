@@ -1,0 +1,118 @@
+"""Points of the grid: a device, a story of arrivals, workers, an objective; and runs at them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+
+from bench.simulate import bounds, static
+from bench.simulate.arrivals import PROCESSES
+from bench.simulate.profiles import PROFILES, Profile
+from bench.simulate.world import Outcome, simulate
+from headrace_server.core.adaptive import AdaptivePolicy
+from headrace_server.core.policy import BatchPolicy, StaticPolicy, StaticSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point of the grid. The objective counts durations of one request alone."""
+
+    profile: str
+    process: str
+    workers: int
+    objective: float
+    requests: int
+
+    @property
+    def costs(self) -> Profile:
+        """What batches take."""
+        return PROFILES[self.profile]
+
+    @property
+    def objective_s(self) -> float:
+        """The objective in seconds."""
+        return self.objective * self.costs.duration_s(1, 0)
+
+    @property
+    def rate(self) -> float:
+        """Requests per second at load 1."""
+        return bounds.capacity(self.costs, workers=self.workers, objective_s=self.objective_s)
+
+    def arrivals(self, load: float, seed: int) -> list[float]:
+        """Moments in seconds at this load: for every load the same story at another speed."""
+        scale = load * self.rate
+        return [t / scale for t in _story(self.process, self.requests, seed)]
+
+    def ours(self, load: float, seed: int) -> Outcome:
+        """One run of the learned policy."""
+        costs = self.costs
+        return self.run(AdaptivePolicy(costs.most_rows, costs.sweep(), timer_s=0.0), load, seed)
+
+    def immediate(self, load: float, seed: int) -> Outcome:
+        """One run of whatever waits, at once, up to the largest batch."""
+        return self.run(StaticPolicy(StaticSettings(self.costs.most_rows)), load, seed)
+
+    def run(self, policy: BatchPolicy, load: float, seed: int) -> Outcome:
+        """One run of the scheduler that serves, under this policy."""
+        return simulate(
+            policy,
+            self.arrivals(load, seed),
+            self.costs,
+            workers=self.workers,
+            objective_s=self.objective_s,
+            seed=seed,
+        )
+
+    def rival(self, settings: static.Settings, load: float, seed: int) -> float:
+        """On-time share of one run under fixed settings."""
+        costs = self.costs
+        if costs.noise:
+            random = Random(seed)
+            served = self._serve(settings, load, seed, lambda rows: costs.sample(rows, 0, random))
+        else:
+            served = self._serve(settings, load, seed, _durations(self.profile).__getitem__)
+        return served / self.requests
+
+    def bound(self, load: float, seed: int) -> float:
+        """On-time share that nobody can exceed: the optimum with one worker. Without noise."""
+        most = bounds.most_on_time(
+            self.arrivals(load, seed),
+            self.costs,
+            workers=self.workers,
+            objective_s=self.objective_s,
+        )
+        return most / self.requests
+
+    def ceiling(self, load: float) -> float:
+        """On-time requests per second, of a fluid of arrivals at this load."""
+        return bounds.ceiling(
+            self.costs, load * self.rate, workers=self.workers, objective_s=self.objective_s
+        )
+
+    def _serve(
+        self,
+        settings: static.Settings,
+        load: float,
+        seed: int,
+        duration_s: Callable[[int], float],
+    ) -> int:
+        return static.serve(
+            self.arrivals(load, seed),
+            duration_s,
+            settings,
+            workers=self.workers,
+            objective_s=self.objective_s,
+        )
+
+
+@cache
+def _story(process: str, requests: int, seed: int) -> list[float]:
+    return PROCESSES[process](requests, Random(seed))
+
+
+@cache
+def _durations(profile: str) -> list[float]:
+    costs = PROFILES[profile]
+    return [costs.duration_s(rows, 0) for rows in range(costs.most_rows + 1)]
