@@ -5,7 +5,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 REPOSITORY ?= repository
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve repository test check lint format types layers protos protos-check bench-cost bench-stream bench-text bench-resnet bench-generator clean
+.PHONY: help install demo serve repository test check lint format types layers protos protos-check \
+	bench-text bench-resnet bench-sim bench-sim-validate bench-cost bench-stream bench-generator clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +60,9 @@ bench-generator: install  ## What the generator of `headrace bench` can drive, a
 
 bench-stream: install  ## CPU per call of the SDK, unary beside multiplexed
 	$(BIN)/python -m bench.stream
+
+bench-sim: install  ## Policies under simulated load, against what nobody can beat: docs/simulation.md
+	$(BIN)/python -m bench.simulate --out docs
 
 clean:  ## Remove what the targets made
 	rm -rf .venv .venv-triton repository .mypy_cache .ruff_cache .pytest_cache .hypothesis

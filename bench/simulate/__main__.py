@@ -1,0 +1,57 @@
+"""The policies of batching on simulated workers, side by side.
+
+    python -m bench.simulate [--quick] [--out docs] [--processes 2]
+
+Prints a report in Markdown and writes it to `simulation.md`, beside the raw data and pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bench.simulate import decisions
+from bench.simulate.report import report
+from bench.simulate.study import examine, full, quick
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a taste; too little to judge by")
+    parser.add_argument("--out", type=Path, help="directory to write to (default: write nothing)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args(arguments)
+    study = quick() if options.quick else full()
+    # Alone on the machine, as far as that is up to us.
+    times = decisions.measure(requests=study.timed_requests, rounds=study.timed_rounds)
+    findings = examine(study, processes=options.processes)
+    pictures: list[Path] = []
+    if options.out:
+        try:
+            from bench.simulate.plots import draw
+        except ModuleNotFoundError as error:
+            print(f"no pictures without {error.name}: install the extra `plot`", file=sys.stderr)
+        else:
+            pictures = draw(study, findings, options.out)
+    text = report(study, findings, times, pictures)
+    print(text)
+    if options.out:
+        (options.out / "simulation.md").write_text(text)
+        raw = {
+            "loads": study.loads,
+            "findings": [asdict(finding) for finding in findings],
+            "decisions": [asdict(t) for t in times],
+        }
+        (options.out / "simulation.json").write_text(json.dumps(raw) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""The study as Markdown: targets, capacities, what overload does, how long decisions take."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from bench.simulate.capacity import ON_TIME
+from bench.simulate.decisions import DecisionTimes
+from bench.simulate.study import FULL, HEADLINE, HEAVIEST, HEAVY, Finding, Study
+from bench.simulate.targets import Case, Target, goodput, mean_share, targets, where
+
+NONE = "never"
+
+
+def report(
+    study: Study,
+    findings: Sequence[Finding],
+    times: Sequence[DecisionTimes],
+    pictures: Sequence[Path] = (),
+) -> str:
+    """All of it."""
+    grid = [f for f in findings if f.shares]
+    others = [f for f in findings if not f.shares]
+    sections = [
+        "# Simulation",
+        _preface(study),
+        "## Targets",
+        _targets(targets(study, findings, times)),
+        "## Capacity",
+        CAPACITY,
+        _capacities(grid),
+        "### Other devices and arrivals",
+        _capacities(others),
+        "## Next to the optimum",
+        OPTIMUM,
+        _optimum(study, grid),
+        "## Overload and light load",
+        LOADS,
+        _loads(study, grid),
+        "## Decisions",
+        DECISIONS,
+        _decisions(times),
+    ]
+    if pictures:
+        sections += ["## On time against load", *(f"![{p.stem}]({p.name})" for p in pictures)]
+    return "\n\n".join(sections) + "\n"
+
+
+CAPACITY = f"""\
+The highest load at which {ON_TIME:.0%} of the requests are on time. *Objective* is in durations
+of one request alone; load 1 is what workers that start in turn carry with the largest batches that
+still leave time to wait for one. *Static* is the best of at least 80 fixed settings (size, delay,
+bound of the queue). *Bound* is what nobody can exceed: with one worker the exact optimum of a
+scheduler that knows the future, with more an upper bound of it, both without noise. *Never* means
+that not even load 0.05 is carried."""
+
+OPTIMUM = "Requests that the learned policy answers on time, as a share of the exact optimum's."
+
+LOADS = """\
+*Ceiling*: goodput at load 1.3, as a share of what a fluid of arrivals would allow: it never pauses,
+as bursty arrivals do, nor comes at luckily short notice, as they may. *Overload*: goodput at load
+1.5 over goodput at load 1. *Latency*: mean at load 0.3 over that of immediate dispatch, of the
+requests that are answered."""
+
+DECISIONS = """\
+CPU time of one decision with 1,000 requests queued and load 1.3, the garbage collector off. Of the
+batch: the 99th percentile of the share that the decision takes of the batch it is about."""
+
+
+def _preface(study: Study) -> str:
+    settings = study.grid[0]
+    return f"""\
+Written by `make bench-sim`, with Headrace {version("headrace")}, Python
+{platform.python_version()} and NumPy {version("numpy")}. Raw data are in `simulation.json`.
+
+The scheduler that serves runs here under an injected clock, on workers whose batches take what a
+profile says (`bench/simulate/profiles.py`), with noise where that is said. Each run has
+{settings.requests:,} requests, of which none is left out: the policy knows the durations of batches
+from a sweep, as the server does from loading a model, and the rate of arrivals it has to learn.
+Everything is a mean over {study.seeds} seeds; all policies get the same arrivals, and a higher load
+is the same story told faster.
+
+The fixed settings are tuned at every point on other seeds ({study.tuning_seeds}). The best
+{study.finalists} are then judged on the {study.seeds} seeds that count, and the best of these is
+the rival. Ratios carry 95 % confidence intervals: a jackknife over the seeds.
+
+A point such as *cv4, 2w, 10x* is arrivals whose gaps have a coefficient of variation of 4 (gamma),
+2 workers, and an objective of 10 times what one request takes alone. *Diurnal* arrivals swing by
+half around their mean, with short bursts on top. *Replayed* ones are 45 s of the Azure LLM
+inference trace 2023 (CC BY; Patel et al., Splitwise, ISCA 2024), over and over at another speed."""
+
+
+def _targets(found: Iterable[Target]) -> str:
+    rows = []
+    for target in found:
+        sign = "at most" if target.at_most else "at least"
+        missed, cases = len(target.missed), len(target.cases)
+        verdict = "-" if not cases else "no" if missed else "yes"
+        rows.append(
+            (
+                target.name,
+                f"{sign} {_value(target, target.asked)}",
+                _worst(target, target.worst(headline=True)),
+                _worst(target, target.worst()),
+                f"{cases - missed} of {cases}",
+                verdict,
+            )
+        )
+    return _table(
+        ("", "asked", f"worst at {HEADLINE:g}x", "worst of all", "cases that hold", "holds"), rows
+    )
+
+
+def _value(target: Target, value: float) -> str:
+    if target.unit == "x":
+        return f"{value:.3f}x"
+    return f"{value:.0f}{target.unit}" if target.unit else f"{value:.1%}"
+
+
+def _worst(target: Target, case: Case | None) -> str:
+    return f"{_value(target, case.value)} ({case.where})" if case else "-"
+
+
+def _capacities(findings: Iterable[Finding]) -> str:
+    rows = []
+    for finding in findings:
+        point, found = finding.point, finding.duel
+        interval = "-"
+        if found.ratio is not None:
+            interval = f"**{found.ratio:.3f}** ({found.low:.3f} to {found.high:.3f})"
+        elif found.ours is not None or found.rival is not None:
+            interval = "only ours" if found.rival is None else "only static"
+        rows.append(
+            (
+                point.profile,
+                point.process,
+                point.workers,
+                f"{point.objective:g}x, {point.objective_s * 1e3:.3g} ms",
+                f"{finding.rate:,.0f}/s",
+                _load(found.ours),
+                _load(found.rival),
+                _load(found.bound),
+                interval,
+                found.settings or "-",
+            )
+        )
+    titles = (
+        *("profile", "arrivals", "workers", "objective", "load 1"),
+        *("ours", "static", "bound", "ours / static", "static is"),
+    )
+    return _table(titles, rows)
+
+
+def _load(load: float | None) -> str:
+    return NONE if load is None else f"{load:.3f}"
+
+
+def _optimum(study: Study, grid: Iterable[Finding]) -> str:
+    rows = []
+    for finding in grid:
+        if finding.point.workers > 1:
+            continue
+        shares = []
+        for load in study.loads:
+            ours = mean_share(study, finding, "ours", load)
+            shares.append(f"{ours / mean_share(study, finding, 'bound', load):.1%}")
+        rows.append((where(finding), *shares))
+    return _table(("load", *(f"{load:g}" for load in study.loads)), rows)
+
+
+def _loads(study: Study, grid: Iterable[Finding]) -> str:
+    rows = []
+    for finding in grid:
+        ours_s, at_once_s = finding.latencies_s["ours"], finding.latencies_s["immediate"]
+        overload = goodput(study, finding, HEAVIEST) / goodput(study, finding, FULL)
+        rows.append(
+            (
+                where(finding),
+                f"{goodput(study, finding, HEAVY) / finding.ceiling:.1%}",
+                f"{overload:.3f}x",
+                f"{ours_s / at_once_s:.3f}x",
+                f"{ours_s * 1e3:.2f} ms",
+            )
+        )
+    return _table(("", "ceiling", "overload", "latency", "ours"), rows)
+
+
+def _decisions(times: Iterable[DecisionTimes]) -> str:
+    rows = [
+        (t.queue, f"{t.median_us:.0f} us", f"{t.p99_us:.0f} us", f"{t.share_p99:.2%}")
+        for t in times
+    ]
+    return _table(("queue", "median", "p99", "of the batch, p99"), rows)
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

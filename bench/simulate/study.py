@@ -1,0 +1,152 @@
+"""The study: which points are examined, and what is found out at each of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
+from statistics import fmean
+
+from bench.simulate import static
+from bench.simulate.capacity import Duel, duel
+from bench.simulate.points import Point
+from bench.simulate.static import Settings
+
+HEADLINE = 4.08
+"""25 ms of the profile `gpu`."""
+
+FIRST_TUNING_SEED = 1_000
+"""Rivals are tuned on other arrivals than they are judged on."""
+
+LOADS = (0.3, 0.5, 0.7, 0.9, 1.0, 1.1, 1.3, 1.5)
+LIGHT, FULL, HEAVY, HEAVIEST = 0.3, 1.0, 1.3, 1.5
+"""Loads that targets speak of; always among those of a study."""
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What to examine: the points of the grid in full, beside them others for capacity alone."""
+
+    grid: Sequence[Point]
+    others: Sequence[Point]
+    loads: Sequence[float]
+    seeds: int
+    tuning_seeds: int
+    finalists: int
+    timed_requests: int
+    timed_rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found at one point.
+
+    `shares[policy][load][seed]`: on-time shares of `ours`, `static`, `immediate` and `bound`;
+    empty beside the grid. `latencies_s`: mean latency at load 0.3 by policy. `rate`: requests per
+    second at load 1. `ceiling`: on-time requests per second that a fluid would allow at 1.3.
+    """
+
+    point: Point
+    rate: float
+    duel: Duel
+    shares: dict[str, list[list[float]]]
+    latencies_s: dict[str, float]
+    ceiling: float
+
+
+def full() -> Study:
+    """Everything."""
+    requests = 3_000
+    grid = [
+        Point("gpu", process, workers, objective, requests)
+        for workers, process, objective in product(
+            (1, 2, 4, 8), ("poisson", "cv2", "cv4"), (2.5, HEADLINE, 10.0)
+        )
+    ]
+    others = [
+        Point(profile, process, workers, objective, requests)
+        for profile, process, objective in (
+            ("gpu", "diurnal", HEADLINE),
+            ("gpu", "replayed", HEADLINE),
+            ("gpu, noise 0.1", "poisson", HEADLINE),
+            ("gpu-steps", "poisson", HEADLINE),
+            ("minilm-16", "poisson", HEADLINE),
+            ("resnet18-cpu", "poisson", HEADLINE),
+            ("mlp", "poisson", HEADLINE),
+            ("mlp", "poisson", 100.0),
+        )
+        for workers in (1, 4)
+    ]
+    return Study(grid, others, LOADS, 10, 3, 6, timed_requests=15_000, timed_rounds=3)
+
+
+def quick() -> Study:
+    """A taste of everything, in half a minute: too little to judge anything by."""
+    requests = 600
+    grid = [
+        Point("gpu", process, workers, HEADLINE, requests)
+        for process, workers in (("poisson", 1), ("poisson", 4), ("cv4", 1))
+    ]
+    others = [Point("gpu-steps", "poisson", 1, HEADLINE, requests)]
+    loads = (LIGHT, FULL, HEAVY, HEAVIEST)
+    return Study(grid, others, loads, 3, 1, 2, timed_requests=6_000, timed_rounds=1)
+
+
+def examine(study: Study, *, processes: int) -> list[Finding]:
+    """Examine all points, the grid first, on so many processes of low priority.
+
+    Equal from run to run: every point has its own seeds, and findings come in the order of points.
+    """
+    points = [*study.grid, *study.others]
+    look = partial(_examine, study)
+    if processes == 1:
+        return _counted(map(look, points), len(points))
+    # Spawned, not forked: the same on every platform, and nothing inherited by chance.
+    with get_context("spawn").Pool(processes, initializer=os.nice, initargs=(10,)) as pool:
+        return _counted(pool.imap(look, points), len(points))
+
+
+def _examine(study: Study, point: Point) -> Finding:
+    seeds = range(study.seeds)
+    tuning_seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + study.tuning_seeds)
+    found = duel(point, seeds=seeds, tuning_seeds=tuning_seeds, finalists=study.finalists)
+    shares: dict[str, list[list[float]]] = {}
+    latencies_s: dict[str, float] = {}
+    if point in study.grid:
+        settings = found.settings or _most_at_full_load(point, tuning_seeds)
+        at_once = Settings(point.costs.most_rows, 0.0, static.NO_CAP)
+        policies: dict[str, Callable[[float, int], float]] = {
+            "ours": lambda load, seed: point.ours(load, seed).on_time_share,
+            "static": partial(point.rival, settings),
+            "immediate": partial(point.rival, at_once),
+            "bound": point.bound,
+        }
+        shares = {
+            name: [[round(run(load, seed), 5) for seed in seeds] for load in study.loads]
+            for name, run in policies.items()
+        }
+        latencies_s = {
+            name: fmean(fmean(run(LIGHT, seed).latencies_s) for seed in seeds)
+            for name, run in (("ours", point.ours), ("immediate", point.immediate))
+        }
+    return Finding(point, point.rate, found, shares, latencies_s, point.ceiling(HEAVY))
+
+
+def _most_at_full_load(point: Point, seeds: Sequence[int]) -> Settings:
+    """What to show of fixed settings where none keeps 99 % on time at any load."""
+    return max(
+        static.choices(point.costs, point.rate, point.objective_s),
+        key=lambda settings: fmean(point.rival(settings, FULL, seed) for seed in seeds),
+    )
+
+
+def _counted(findings: Iterable[Finding], count: int) -> list[Finding]:
+    kept = []
+    for number, finding in enumerate(findings, 1):
+        print(f"{number} of {count}: {finding.point}", file=sys.stderr, flush=True)
+        kept.append(finding)
+    return kept

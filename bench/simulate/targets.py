@@ -1,0 +1,165 @@
+"""What was promised of the learned policy, beside what was found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from bench.simulate.decisions import DecisionTimes
+from bench.simulate.study import FULL, HEADLINE, HEAVIEST, HEAVY, Finding, Study
+
+BURSTY = ("cv2", "cv4")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One value that a target speaks of."""
+
+    where: str
+    value: float
+    headline: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A promise: every case is at least, or at most, what is asked."""
+
+    name: str
+    asked: float
+    cases: Sequence[Case]
+    at_most: bool = False
+    unit: str = ""
+
+    def met(self, case: Case) -> bool:
+        """Whether this case keeps it."""
+        return case.value <= self.asked if self.at_most else case.value >= self.asked
+
+    @property
+    def missed(self) -> list[Case]:
+        """The cases that do not keep it."""
+        return [case for case in self.cases if not self.met(case)]
+
+    def worst(self, *, headline: bool = False) -> Case | None:
+        """The case farthest on the wrong side; None when there is none."""
+        cases = [case for case in self.cases if case.headline or not headline]
+        farthest = max if self.at_most else min
+        return farthest(cases, key=lambda case: case.value, default=None)
+
+
+def targets(
+    study: Study, findings: Sequence[Finding], times: Sequence[DecisionTimes]
+) -> list[Target]:
+    """All promises. Where neither side keeps 99 % on time at any load, there is no ratio."""
+    grid = [f for f in findings if f.shares]
+
+    def ratios(wanted: Callable[[Finding], bool], among: Sequence[Finding] = grid) -> list[Case]:
+        chosen = [(f, ratio(f)) for f in among if wanted(f)]
+        return [_case(f, value) for f, value in chosen if value is not None]
+
+    def at(load: float, process: Callable[[str], bool]) -> Iterator[tuple[Finding, float]]:
+        for finding in grid:
+            if process(finding.point.process):
+                yield finding, goodput(study, finding, load)
+
+    return [
+        Target("capacity, 1 worker, Poisson", 1.08, ratios(_is("poisson", 1, 1)), unit="x"),
+        Target("capacity, 2 to 8 workers, Poisson", 1.12, ratios(_is("poisson", 2, 8)), unit="x"),
+        Target("capacity, CV 2", 1.15, ratios(_is("cv2", 1, 8)), unit="x"),
+        Target("capacity, CV 4, 4 workers or more", 1.25, ratios(_is("cv4", 4, 8)), unit="x"),
+        Target("capacity, every point of the grid", 0.98, ratios(lambda _: True), unit="x"),
+        Target(
+            "capacity, every point beside the grid",
+            0.98,
+            ratios(lambda f: not f.shares, findings),
+            unit="x",
+        ),
+        Target("of the optimum, 1 worker, to load 1", 0.97, _of_optimum(study, grid, 0.0, FULL)),
+        Target("of the optimum, 1 worker, load 1.3", 0.94, _of_optimum(study, grid, HEAVY, HEAVY)),
+        Target(
+            "of the fluid ceiling at load 1.3, Poisson",
+            0.95,
+            [_case(f, g / f.ceiling) for f, g in at(HEAVY, lambda p: p not in BURSTY)],
+        ),
+        Target(
+            "of the fluid ceiling at load 1.3, CV 2 and 4",
+            0.95,
+            [_case(f, g / f.ceiling) for f, g in at(HEAVY, BURSTY.__contains__)],
+        ),
+        Target(
+            "goodput at load 1.5 over that at 1",
+            0.95,
+            [_case(f, g / goodput(study, f, FULL)) for f, g in at(HEAVIEST, lambda _: True)],
+            unit="x",
+        ),
+        Target(
+            "mean latency at load 0.3 over immediate dispatch",
+            1.05,
+            [_case(f, f.latencies_s["ours"] / f.latencies_s["immediate"]) for f in grid],
+            at_most=True,
+            unit="x",
+        ),
+        Target(
+            "decision, 1,000 of one size queued, p99",
+            50.0,
+            [Case(t.queue, t.p99_us) for t in times if "one size" in t.queue],
+            at_most=True,
+            unit=" us",
+        ),
+        Target(
+            "decision, 1,000 of mixed lengths queued, p99, of the batch",
+            0.02,
+            [Case(t.queue, t.share_p99) for t in times if "mixed" in t.queue],
+            at_most=True,
+        ),
+    ]
+
+
+def ratio(finding: Finding) -> float | None:
+    """Our capacity over the rival's: infinite or 0 where one of them has none, None for both."""
+    found = finding.duel
+    if found.ours is None and found.rival is None:
+        return None
+    if found.ratio is None:
+        return math.inf if found.rival is None else 0.0
+    return found.ratio
+
+
+def goodput(study: Study, finding: Finding, load: float) -> float:
+    """Our requests on time per second."""
+    return mean_share(study, finding, "ours", load) * load * finding.rate
+
+
+def mean_share(study: Study, finding: Finding, policy: str, load: float) -> float:
+    """Over the seeds."""
+    return fmean(finding.shares[policy][study.loads.index(load)])
+
+
+def _of_optimum(study: Study, grid: Sequence[Finding], lowest: float, highest: float) -> list[Case]:
+    return [
+        Case(
+            f"{where(finding)}, load {load:g}",
+            mean_share(study, finding, "ours", load) / mean_share(study, finding, "bound", load),
+            finding.point.objective == HEADLINE,
+        )
+        for finding in grid
+        if finding.point.workers == 1
+        for load in study.loads
+        if lowest <= load <= highest
+    ]
+
+
+def where(finding: Finding) -> str:
+    """The point in a few words."""
+    point = finding.point
+    profile = "" if point.profile == "gpu" else f"{point.profile}, "
+    return f"{profile}{point.process}, {point.workers}w, {point.objective:g}x"
+
+
+def _case(finding: Finding, value: float) -> Case:
+    return Case(where(finding), value, finding.point.objective == HEADLINE)
+
+
+def _is(process: str, fewest: int, most: int) -> Callable[[Finding], bool]:
+    return lambda f: f.point.process == process and fewest <= f.point.workers <= most

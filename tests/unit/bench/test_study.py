@@ -1,0 +1,48 @@
+"""What the study makes of what it finds, and a short one from end to end."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from bench.simulate.__main__ import main
+from bench.simulate.capacity import Duel
+from bench.simulate.points import Point
+from bench.simulate.study import Finding
+from bench.simulate.targets import Case, Target, ratio
+
+
+@pytest.mark.parametrize(
+    ("ours", "rival", "expected"), [(0.4, None, math.inf), (None, 0.4, 0.0), (None, None, None)]
+)
+def test_who_alone_carries_a_point_wins_it(
+    ours: float | None, rival: float | None, expected: float | None
+) -> None:
+    point = Point("gpu", "cv4", 1, 2.5, 400)
+    finding = Finding(point, 1.0, Duel(ours, rival, None, None), {}, {}, 0.0)
+    assert ratio(finding) == expected
+
+
+def test_target_is_missed_by_any_case_on_the_wrong_side() -> None:
+    cases = [Case("here", 1.2), Case("there", 1.0, headline=False)]
+    at_least, at_most = Target("a", 1.1, cases), Target("b", 1.1, cases, at_most=True)
+    assert [case.where for case in at_least.missed] == ["there"]
+    assert [case.where for case in at_most.missed] == ["here"]
+    assert at_least.worst() == cases[1]
+    assert at_least.worst(headline=True) == at_most.worst() == cases[0]
+
+
+def test_quick_study_writes_a_report_raw_data_and_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--quick", "--out", str(tmp_path), "--processes", "2"]) == 0
+    text = (tmp_path / "simulation.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| gpu | poisson | 4 | 4.08x, 25 ms |" in text
+    raw = json.loads((tmp_path / "simulation.json").read_text())
+    assert len(raw["findings"]) == 4
+    assert len(raw["decisions"]) == 5
+    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert pictures == ["simulation-cv4.png", "simulation-poisson.png"]
