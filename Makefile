@@ -8,9 +8,6 @@ REPOSITORY ?= repository
 .PHONY: help install demo serve repository test check lint format types layers protos protos-check \
 	bench-text bench-resnet bench-sim bench-sim-validate bench-cost bench-stream bench-generator clean
 
-help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-
 install: .venv/installed  ## Create .venv with everything, at the versions of constraints.txt
 
 demo: install  ## Train, serve and query real models; checks every answer
@@ -63,6 +60,9 @@ bench-stream: install  ## CPU per call of the SDK, unary beside multiplexed
 
 bench-sim: install  ## Policies under simulated load, against what nobody can beat: docs/simulation.md
 	$(BIN)/python -m bench.simulate --out docs
+
+bench-sim-validate: install  ## The simulator against the real server, on the same arrivals
+	$(BIN)/python -m bench.simulate.validate --out docs
 
 clean:  ## Remove what the targets made
 	rm -rf .venv .venv-triton repository .mypy_cache .ruff_cache .pytest_cache .hypothesis
