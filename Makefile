@@ -8,6 +8,9 @@ REPOSITORY ?= repository
 .PHONY: help install demo serve repository test check lint format types layers protos protos-check \
 	bench-text bench-resnet bench-sim bench-sim-validate bench-cost bench-stream bench-generator clean
 
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
 install: .venv/installed  ## Create .venv with everything, at the versions of constraints.txt
 
 demo: install  ## Train, serve and query real models; checks every answer

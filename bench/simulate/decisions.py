@@ -19,7 +19,7 @@ from headrace_server.core.policy import Decision, Formation, Opening
 from headrace_server.core.queue import Queue, QueueLimits
 
 QUEUED = 1_000
-WARM_UP = 100
+WARM_UP = 20
 """Decisions that are left out at the beginning."""
 OVERLOAD = 1.3
 LENGTHS = (4, 18, 128)

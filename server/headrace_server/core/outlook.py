@@ -13,9 +13,9 @@ LOOKAHEAD = 8
 """Batches that are played at most: what lies further ahead depends on arrivals more than on this
 decision, and a decision must stay short with thousands queued."""
 
-MAX_TURNS = 64
-"""Batches and losses that are played at most: among thousands who are all too late, a few dozen
-tell the two first steps apart."""
+MAX_TURNS = 24
+"""Batches and losses that are played at most: among thousands who are all too late, two
+dozen tell the two first steps apart."""
 
 TAIL = 2
 """Batches that are played beyond those who wait now: what this decision leaves behind delays
@@ -53,6 +53,7 @@ class Outlook:
         comparing two first steps by it improves on the policy (a rollout: Bertsekas, 1997).
         """
         now, times, margin, arriving = self.now, self.times, self.margin, self.arriving
+        enough = times.rows_for(self.asked)
         free = list(free_s)
         heapify(free)
         count = len(waiting)
@@ -75,7 +76,7 @@ class Outlook:
                 due_s = waiting[at].deadline_s
             rows = times.rows_within((due_s - start_s) / margin)
             ready = (come - at) * mean_rows
-            if rows >= mean_rows and (rows >= ready or times.rate(rows, 1) >= self.asked):
+            if rows >= mean_rows and (rows >= ready or rows >= enough):
                 rows = int(min(rows, ready))
                 heapreplace(free, start_s + times.duration_s(rows))
                 at += max(1, int(rows / mean_rows))

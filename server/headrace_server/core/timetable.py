@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -20,13 +20,14 @@ class Timetable:
     Costs one evaluation of the curve per row to write out, so it is kept as long as the curve is.
     """
 
-    __slots__ = ("_durations", "_enough", "_most_rows", "_row_s")
+    __slots__ = ("_best", "_durations", "_enough", "_most_rows", "_row_s")
 
     def __init__(self, curve: Curve, length: int, most_rows: int) -> None:
         self._most_rows = most_rows
         self._durations = [0.0, *(curve.at(rows, length) for rows in range(1, most_rows + 1))]
         self._row_s = self._durations[1]
         self._enough: list[int] = []
+        self._best: list[float] = []
 
     def duration_s(self, rows: int) -> float:
         """How long a batch of that many rows takes; beyond `most_rows`, in proportion."""
@@ -54,10 +55,22 @@ class Timetable:
         """The smallest batch of requests of one row that is `WORTHWHILE` next to the best of all
         up to `rows` rows."""
         if not self._enough:
-            best = list(accumulate((self.rate(r, 1) for r in range(self._most_rows + 1)), max))
+            best = self._best_rates()
             enough = 0
             for most in best:
                 while best[enough] < WORTHWHILE * most:
                     enough += 1
                 self._enough.append(enough)
         return max(1, self._enough[rows])
+
+    def rows_for(self, rate: float) -> int:
+        """The smallest batch of requests of one row that does so much work per second; one row
+        more than the largest batch where none does."""
+        return bisect_left(self._best_rates(), rate)
+
+    def _best_rates(self) -> list[float]:
+        """The most work per second of batches of up to 0, 1, 2, ... rows."""
+        if not self._best:
+            rates = (self.rate(rows, 1) for rows in range(self._most_rows + 1))
+            self._best = list(accumulate(rates, max))
+        return self._best
