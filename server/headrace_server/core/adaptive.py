@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 
 from headrace_server.core.arrivals import ArrivingWork
 from headrace_server.core.cost import CostModel, Curve, Sample
@@ -65,6 +65,9 @@ SILENCE = 5.0
 """Mean gaps between arrivals without any after which nobody is waited for any more: the burst is
 over. In a Poisson process one gap in 150 is so long; capacity does not suffer from it."""
 
+MOST_LIKES = 1024
+"""Keys and lengths whose last confirmation is remembered."""
+
 MOST_TIMETABLES = 128
 """Curves written out by rows that are kept."""
 
@@ -75,9 +78,10 @@ PROBE_S = 1.0
 DOUBT = 1.5
 """Without a batch for so long that took what was expected of it, or more, what is known of
 durations is not trusted to refuse anybody: a request that seems hopeless is tried all the same.
-Else one bad estimate could refuse every request there is, and nothing would ever correct it. A
-batch that is done `DOUBT` times as fast confirms nothing: the next one is tried at once, not a
-`PROBE_S` later, until the cost model has learned better."""
+Else one bad estimate could refuse every request there is, and nothing would ever correct it. Only
+batches with requests of the same key and about the same length confirm anything. A batch that is
+done `DOUBT` times as fast confirms nothing: the next one is tried at once, not a `PROBE_S` later,
+until the cost model has learned better."""
 
 PATIENCE_S = 10.0
 AGEING_S = 1.0
@@ -117,7 +121,7 @@ class AdaptivePolicy:
         self.cost = CostModel(sweep)
         self._arriving = ArrivingWork()
         self._last: Batch | None = None
-        self._confirmed_s = -math.inf
+        self._confirmed_s: dict[Hashable, float] = {}
         self._timetables: dict[tuple[Curve, int], Timetable] = {}
 
     @property
@@ -145,7 +149,8 @@ class AdaptivePolicy:
         if curve is None:
             return False
         start_s, now = opening.start_s, opening.now
-        if start_s <= now and now - self._confirmed_s > PROBE_S:
+        confirmed_s = self._confirmed_s.get(_like(request), -math.inf)
+        if start_s <= now and now - confirmed_s > PROBE_S:
             return False
         return start_s + curve.at(request.rows, request.length) > request.deadline_s
 
@@ -168,7 +173,12 @@ class AdaptivePolicy:
         """Take the batch into the cost model."""
         self._last = batch
         if batch.expected_s is None or duration_s * DOUBT > batch.expected_s:
-            self._confirmed_s = batch.started_s + duration_s
+            if len(self._confirmed_s) > MOST_LIKES:
+                self._confirmed_s.clear()
+            done_s = batch.started_s + duration_s
+            # Without lengths all members are alike.
+            for request in batch.requests if batch.length else batch.requests[:1]:
+                self._confirmed_s[_like(request)] = done_s
         key = _cost_key(batch.requests[0])
         self.cost.observe(batch.rows, batch.length, duration_s, key, batch.running)
 
@@ -199,7 +209,11 @@ class AdaptivePolicy:
         members, rows, ended = self._in_order(group, times, opening.start_s)
         rate = times.work_s(members, rows) / times.duration_s(rows)
         cut_short = not ended and rows < min(group.rows, self._max_rows)
-        if cut_short and self._better_without(group, len(members), times, rows, opening):
+        if (
+            cut_short
+            and head.deadline_s <= min(request.deadline_s for request in members)
+            and self._better_without(group, len(members), times, rows, opening)
+        ):
             return Refusal(head, Reason.OVERLOADED)
         count = self._enough(members, rows, times, opening)
         if ended and count == len(members):
@@ -227,7 +241,7 @@ class AdaptivePolicy:
             best, window = window, best_window(near, at, curve, bounds)
             reason = DispatchReason.IN_TIME
             least = min(WORTHWHILE * best.rate, self._shed_below(head, times, opening))
-            if window.rate < least:
+            if window.rate < least and head.deadline_s <= best.deadline_s:
                 return Refusal(head, Reason.OVERLOADED)
         members = near[window.first : window.end]
         complete = window.rows == self._max_rows
@@ -276,19 +290,18 @@ class AdaptivePolicy:
         work per second is `WORTHWHILE` next to the best; all of them where that falls short of
         the need and they do not take much `LONGER`."""
         if rows == len(members):
-            count = times.enough(rows)
-            short = times.rate(count, 1) < HOLD_BELOW * self._need(opening)
-            much_longer = times.duration_s(rows) > LONGER * times.duration_s(count)
-            return rows if short and not much_longer else count
-        rates: list[float] = []
-        alone_s = 0.0
-        rows = 0
-        for request in members:
-            rows += request.rows
-            alone_s += times.duration_s(request.rows)
-            rates.append(alone_s / times.duration_s(rows))
-        enough = WORTHWHILE * max(rates)
-        return 1 + next(i for i, rate in enumerate(rates) if rate >= enough)
+            count = enough_rows = times.enough(rows)
+            rate = times.rate(count, 1)
+        else:
+            by_count = list(accumulate(request.rows for request in members))
+            work = accumulate(times.duration_s(request.rows) for request in members)
+            rates = [w / times.duration_s(r) for w, r in zip(work, by_count, strict=True)]
+            enough = WORTHWHILE * max(rates)
+            count = 1 + next(i for i, rate in enumerate(rates) if rate >= enough)
+            enough_rows, rate = by_count[count - 1], rates[count - 1]
+        short = rate < HOLD_BELOW * self._need(opening)
+        much_longer = times.duration_s(rows) > LONGER * times.duration_s(enough_rows)
+        return len(members) if short and not much_longer else count
 
     def _need(self, opening: Opening) -> float:
         """The work per second that every worker must do for all of them to keep up."""
@@ -365,13 +378,14 @@ class AdaptivePolicy:
         `taken` requests, is refused."""
         head = group.head
         mean_rows = group.rows / len(group.requests)
+        one_s, mean_s = times.duration_s(1), times.duration_s(round(mean_rows))
         outlook = Outlook(
             opening.now,
             times,
             self._margin,
-            self._load(opening) / times.duration_s(1) / mean_rows,
+            self._load(opening) / mean_s,
             head.deadline_s - head.arrival_s,
-            self._shed_below(head, times, opening),
+            times.rows_for(self._shed_below(head, times, opening) * mean_rows / mean_s * one_s),
         )
         busy_s = [opening.start_s + times.duration_s(rows), *opening.free_s[1:]]
         lost = outlook.losses(group.requests, taken, busy_s, mean_rows)
@@ -396,6 +410,11 @@ class AdaptivePolicy:
                 self._timetables.clear()  # most of them are of curves that were refined since
             times = self._timetables[curve, length] = Timetable(curve, length, self._max_rows)
         return times
+
+
+def _like(request: Request) -> Hashable:
+    """What requests share that confirm what is known of each other's durations."""
+    return _cost_key(request), request.length.bit_length()
 
 
 def _cost_key(request: Request) -> Hashable:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from headrace_server.core.factors import Factors, steps
+from headrace_server.core.factors import Factors, rising, steps
 
 Sample = tuple[int, int, float]
 """Rows, padded length (0 when nothing is ragged), and the measured duration in seconds."""
@@ -41,8 +41,12 @@ class Curve:
     def at(self, rows: int, length: int) -> float:
         """Seconds for one batch."""
         smooth_s = self.base + rows * (self.row + length * (self.element + length * self.pair))
+        return smooth_s * self.step(rows) if self.steps else smooth_s
+
+    def step(self, rows: int) -> float:
+        """The factor of a batch of so many rows."""
         steps = self.steps
-        return smooth_s * steps[min(rows, len(steps) - 1)] if steps else smooth_s
+        return steps[min(rows, len(steps) - 1)] if steps else 1.0
 
     def scaled(self, factor: float) -> Curve:
         """Everything takes `factor` times as long."""
@@ -96,6 +100,7 @@ class CostModel:
         # New cases must be absorbed within a few measurements, before they count as drift.
         self._by_key = Factors(doubt=1.0, clip=2.0, most_cases=self.MOST_KEYS)
         self._by_running = Factors(doubt=1.0, clip=2.0, most_cases=self.MOST_KEYS)
+        self._slowdowns = [1.0, 1.0]
         self._first_key: Hashable = None
         self._lengths: set[int] = set()
         self._most_rows = 1
@@ -140,7 +145,7 @@ class CostModel:
 
     def slowdown(self, running: int) -> float:
         """How many times as long a batch takes while so many workers run, next to one alone."""
-        return math.exp(max(0.0, *map(self._by_running.log, range(2, running + 1)), 0.0))
+        return self._slowdowns[min(running, len(self._slowdowns) - 1)]
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -174,9 +179,8 @@ class CostModel:
         self._unlearned_s += duration_s
         if not due:
             return
-        curve = self.curve_for(key, running)
-        assert curve is not None
-        error = math.log(duration_s / curve.at(rows, length))
+        expected_s = self._curve.at(rows, length) * self._factor(key, running)
+        error = math.log(duration_s / expected_s)
         self._margin += self.QUANTILE_STEP * (
             self.QUANTILE if error > self._margin + 0.005 else self.QUANTILE - 1
         )
@@ -199,15 +203,20 @@ class CostModel:
     ) -> None:
         if self._first_key is None:
             self._first_key = key
+        # What a factor should have been is what was seen without it; of the others it shows none.
         if running > 1:
-            self._by_running.learn(running, error)
+            seen = error + math.log(self.slowdown(running))
+            self._by_running.learn(running, seen)
+            most = max(running, len(self._slowdowns) - 1)
+            self._slowdowns = rising(self._by_running, most)
         if key != self._first_key:
-            self._by_key.learn(key, error)
+            self._by_key.learn(key, error + self._by_key.log(key))
         if len(self._lengths) < 2:
             self._lengths.add(length)
             if rows <= self.MOST_STEPS:
                 self._most_rows = max(self._most_rows, rows)
-                self._by_rows.learn(rows, error)
+                assert self._curve is not None
+                self._by_rows.learn(rows, error + math.log(self._curve.step(rows)))
 
     def _learn_curve(self, rows: int, length: int, duration_s: float, error: float) -> None:
         weight = min(1.0, self.CLIP / abs(error)) if error else 1.0

@@ -27,13 +27,13 @@ class Factors:
     def __contains__(self, case: object) -> bool:
         return case in self._seen
 
-    def learn(self, case: Hashable, error: float, weight: float = 1.0) -> None:
-        """Take in one measurement; `error`: log of measured over expected, this factor included."""
+    def learn(self, case: Hashable, seen: float, weight: float = 1.0) -> None:
+        """Take in one measurement; `seen`: log of measured over expected, this factor left out."""
         count, total = self._seen.pop(case, (0.0, 0.0))
-        error = max(-self._clip, min(self._clip, error))
         own = total / (count + self._doubt)
+        seen = own + max(-self._clip, min(self._clip, seen - own))
         fading = self.FADING
-        self._seen[case] = count * fading + weight, total * fading + weight * (own + error)
+        self._seen[case] = count * fading + weight, total * fading + weight * seen
         if len(self._seen) > self._most_cases:
             self._seen.popitem(last=False)
 
@@ -42,9 +42,35 @@ class Factors:
         count, total = self._seen.get(case, (0.0, 0.0))
         return total / (count + self._doubt)
 
+    def weight(self, case: Hashable) -> float:
+        """How many measurements count, faded."""
+        return self._seen.get(case, (0.0, 0.0))[0]
+
     def of(self, case: Hashable) -> float:
         """The factor."""
         return math.exp(self.log(case))
+
+
+def rising(factors: Factors, most: int) -> list[float]:
+    """Factors for the cases 0 to `most`, at least 1 and never falling from one to the next.
+
+    Where those seen fall, neighbours are pooled by how much of each was seen (isotonic
+    regression; Ayer et al., 1955): one odd measurement does not lift all cases behind it.
+    """
+    pools: list[tuple[float, float, int]] = []
+    for case in range(most + 1):
+        if case not in factors:
+            continue
+        weight, value, first = factors.weight(case), factors.log(case), case
+        while pools and pools[-1][1] >= value:
+            other_weight, other, first = pools.pop()
+            value = (weight * value + other_weight * other) / (weight + other_weight)
+            weight += other_weight
+        pools.append((weight, value, first))
+    written = [1.0] * (most + 1)
+    for _, value, first in pools:
+        written[first:] = [math.exp(max(0.0, value))] * (most + 1 - first)
+    return written
 
 
 def steps(factors: Factors, most_rows: int, base_s: float, row_s: float) -> tuple[float, ...]:

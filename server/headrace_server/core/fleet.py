@@ -77,16 +77,25 @@ class Fleet:
         self._in_flight -= len(worker.batches)
         return list(worker.batches)
 
-    def candidate(self) -> Worker | None:
+    def candidate(self, now: float) -> Worker | None:
         """The worker that should take the next batch: an idle one, else the one that will be free
-        first and has room to stage; None when no worker can take anything."""
+        first; None when that one has no room to stage. Another one would begin later, and behind
+        a long batch much later than who decides about deadlines is told."""
         if self._in_order and self._in_flight:
             busy = next(w for w in self._workers.values() if w.batches)
             return busy if len(busy.batches) < STAGES else None
         if self._idle:
             return next(iter(self._idle.values()))
-        free = [w for w in self._workers.values() if len(w.batches) < STAGES]
-        return min(free, key=lambda w: (w.expected_end_s, w.batches[0].started_s), default=None)
+        if not self._workers:
+            return None
+
+        def free_s(worker: Worker) -> tuple[bool, float, int, float]:
+            unknown = worker.expected_end_s == math.inf
+            started_s = worker.batches[0].started_s
+            return unknown, worker.free_s(now), len(worker.batches), started_s
+
+        first = min(self._workers.values(), key=free_s)
+        return first if len(first.batches) < STAGES else None
 
     def running_with(self, worker: Worker | None = None) -> int:
         """Workers that run a batch, or would if this one did; at least 1."""

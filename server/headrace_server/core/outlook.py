@@ -32,7 +32,7 @@ class Outlook:
         margin: factor between a planned duration and the one that deadlines are held against.
         arriving: requests that are expected to arrive per second.
         patience_s: how long after its arrival each of those is due.
-        asked: the work per second below which a batch cut short is not run, its head is lost.
+        enough: the rows below which a batch cut short is not run, and its head is lost.
     """
 
     now: float
@@ -40,7 +40,7 @@ class Outlook:
     margin: float
     arriving: float
     patience_s: float
-    asked: float
+    enough: int
 
     def losses(
         self, waiting: Sequence[Request], first: int, free_s: Sequence[float], mean_rows: float
@@ -53,7 +53,6 @@ class Outlook:
         comparing two first steps by it improves on the policy (a rollout: Bertsekas, 1997).
         """
         now, times, margin, arriving = self.now, self.times, self.margin, self.arriving
-        enough = times.rows_for(self.asked)
         free = list(free_s)
         heapify(free)
         count = len(waiting)
@@ -68,15 +67,16 @@ class Outlook:
                 tail -= 1
                 if tail < 0 or arriving <= 0:
                     break
-                due_s = now + (at + 1 - count) / arriving + self.patience_s
+                come_s = now + (at + 1 - count) / arriving
+                due_s = come_s + self.patience_s
                 if at >= come:  # the worker waits for the next one
                     come = at + 1
-                    start_s = due_s - self.patience_s
+                    start_s = come_s
             else:
                 due_s = waiting[at].deadline_s
             rows = times.rows_within((due_s - start_s) / margin)
             ready = (come - at) * mean_rows
-            if rows >= mean_rows and (rows >= ready or rows >= enough):
+            if rows >= mean_rows and (rows >= ready or rows >= self.enough):
                 rows = int(min(rows, ready))
                 heapreplace(free, start_s + times.duration_s(rows))
                 at += max(1, int(rows / mean_rows))

@@ -133,7 +133,7 @@ class Scheduler:
             return [Reject(request, Reason.QUEUE_FULL)]
         self._live[request.id] = request
         self._queue.push(request)
-        worker = self._fleet.candidate()
+        worker = self._fleet.candidate(now)
         if worker is None:
             return []
         grown = self._queue.rows - self._rows_considered
@@ -257,7 +257,7 @@ class Scheduler:
         self._decide_at_s = math.inf
         self._rows_considered = 0
         while len(self._queue) > 0:
-            worker = self._fleet.candidate()
+            worker = self._fleet.candidate(now)
             if worker is None:
                 break
             running = self._fleet.running_with(worker)

@@ -55,9 +55,8 @@ def cheapest_group(near: Sequence[Request], at: int, curve: Curve, bounds: Bound
         at: the request that must ride.
     """
     rows = [0, *accumulate(request.rows for request in near)]
-    widest = max(request.nbytes / request.rows for request in near)
-    # A request that is larger than this still rides, alone.
-    most_rows = min(bounds.most_rows, int(bounds.most_bytes / widest) if widest else math.inf)
+    row_nbytes = [request.nbytes / request.rows for request in near]
+    most_rows, most_bytes = bounds.most_rows, bounds.most_bytes
     base, row, element, pair = curve.base, curve.row, curve.element, curve.pair
     least, first_of = [0.0], [0]
     for end in range(1, len(near) + 1):
@@ -65,10 +64,14 @@ def cheapest_group(near: Sequence[Request], at: int, curve: Curve, bounds: Bound
         per_row = row + length * (element + length * pair)
         to_rows = rows[end]
         first = end - 1
+        # One that is larger than every bound still rides, alone.
         best_first, best = first, least[first] + base + (to_rows - rows[first]) * per_row
+        largest = row_nbytes[first]
         for first in range(end - 2, -1, -1):
             count = to_rows - rows[first]
-            if count > most_rows:
+            if row_nbytes[first] > largest:
+                largest = row_nbytes[first]
+            if count > most_rows or count * largest > most_bytes:
                 break
             total_s = least[first] + base + count * per_row
             if total_s < best:

@@ -10,14 +10,16 @@ from headrace_server.core.adaptive import (
     AGEING_S,
     DEFAULT_PRIORITY,
     LEAST_PRIORITY,
+    MOST_LIKES,
     PATIENCE_S,
     AdaptivePolicy,
+    _like,
 )
 from headrace_server.core.cost import CostModel, Curve
 from headrace_server.core.errors import Reason
 from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal
 from headrace_server.core.queue import Queue, QueueLimits
-from headrace_server.core.request import DispatchReason, Request
+from headrace_server.core.request import Batch, DispatchReason, Request
 from scheduler_driver import SchedulerDriver, make_request, rejections
 
 CURVE = Curve(base=0.010, row=0.001, element=1e-6, pair=0.0)
@@ -155,7 +157,7 @@ class TestRefusing:
     def test_a_head_that_is_too_late_leaves_before_it_costs_anything(self) -> None:
         late = make_request(1, deadline_s=0.005)
         policy = policy_under(10)
-        policy._confirmed_s = 0.0
+        policy._confirmed_s[_like(late)] = 0.0
         decision = decided(policy, [late, *dated(2)[1:]], Opening(0.0, [0.0]))
         assert decision == Refusal(late, Reason.PREDICTED_LATE)
 
@@ -184,6 +186,63 @@ class TestRefusing:
         others = [make_request(i, deadline_s=0.04, length=11) for i in range(2, 14)]
         decision = decided(policy, [head, *others], Opening(0.0, [0.0]))
         assert decision == Refusal(head, Reason.OVERLOADED)
+
+    @pytest.mark.parametrize("lengths", [(0, 0), (10, 11)])
+    @pytest.mark.parametrize("deadline_s", [math.inf, 60.0])
+    def test_nobody_gives_way_for_deadlines_of_others(
+        self, lengths: tuple[int, int], deadline_s: float
+    ) -> None:
+        head = make_request(1, at=-10.0, deadline_s=deadline_s, priority=1, length=lengths[0])
+        others = [
+            make_request(i, deadline_s=0.012 + 0.001 * i, priority=9, length=lengths[1])
+            for i in range(2, 20)
+        ]
+        policy = policy_under(900, sweep_length=lengths[0])
+        decision = decided(policy, [head, *others], Opening(0.0, [0.0]))
+        assert isinstance(decision, Formation)
+        assert head in decision.requests
+
+    def test_a_key_that_was_slow_once_is_tried_again_though_others_run(self) -> None:
+        policy = policy_under(10)
+        driver = SchedulerDriver(policy=policy)
+        for number in range(400):
+            first = number == 0
+            driver.submit(key="new" if number % 10 == 0 else "old", deadline_s=driver.now + 9.0)
+            driver.settle()
+            driver.advance_to(driver.now + (2.0 if first else CURVE.at(1, 0)))
+            driver.complete(driver.dispatched[-1].id)
+        refused = 0
+        for _ in range(200):
+            driver.advance_to(driver.now + 0.1)
+            driver.submit(key="old", deadline_s=driver.now + 1.0)
+            driver.settle()
+            driver.advance_to(driver.now + CURVE.at(1, 0))
+            driver.complete(driver.dispatched[-1].id)
+            if driver.submit(key="new", deadline_s=driver.now + 0.013):
+                refused += 1
+                continue
+            driver.settle()
+            driver.advance_to(driver.now + CURVE.at(1, 0))
+            driver.complete(driver.dispatched[-1].id)
+        assert refused < 100, "one slow batch refuses its key for ever"
+
+    def test_a_batch_is_bound_to_the_worker_that_was_counted_on(self) -> None:
+        policy = AdaptivePolicy(8, [(rows, 0, 0.01 + 0.001 * rows) for rows in (1, 8)])
+        driver = SchedulerDriver(workers=0, policy=policy)
+        driver.add_worker(0)
+        driver.submit(rows=8, key="long")
+        driver.settle()
+        driver.in_flight[0].expected_s = 5.0
+        driver.scheduler._fleet._workers[0].expected_end_s = 5.0
+        driver.add_worker(1)
+        for _ in range(2):
+            driver.submit(rows=8)
+        driver.settle()
+        assert len(driver.running(1)) == 2, "one runs, one is staged"
+        for _ in range(8):
+            driver.submit(deadline_s=0.5)
+        driver.settle()
+        assert driver.running(0) == [0], "behind five seconds nobody would be in time"
 
     def test_somebody_whose_deadline_forbids_the_batch_is_passed_over(self) -> None:
         tight = make_request(2, deadline_s=0.0115, priority=2)
@@ -254,6 +313,13 @@ class TestCompany:
         assert first.expected_s is not None
         assert second.expected_s is not None
         assert second.expected_s > 1.5 * first.expected_s
+
+    def test_what_was_confirmed_of_keys_without_number_does_not_fill_memory(self) -> None:
+        policy = policy_under(10)
+        for number in range(3_000):
+            requests = [make_request(number, key=number, length=number % 50)]
+            policy.observe(Batch(number, 0, requests, 1, DispatchReason.IMMEDIATE, 0.0, 0.0), 0.01)
+        assert len(policy._confirmed_s) <= MOST_LIKES + 1
 
     def test_timetables_of_curves_that_were_refined_are_dropped(self) -> None:
         policy = policy_under(10)

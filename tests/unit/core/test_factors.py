@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace_server.core.factors import Factors, steps
+from headrace_server.core.factors import Factors, rising, steps
 
 
 def taught(factors: Factors, case: object, ratio: float, times: int) -> Factors:
     """Show it batches of one case that take `ratio` times what the bare curve says."""
     for _ in range(times):
-        factors.learn(case, math.log(ratio / factors.of(case)))
+        factors.learn(case, math.log(ratio))
     return factors
 
 
@@ -82,3 +82,31 @@ class TestSteps:
         written = steps(factors, 20, base, row)
         durations = [(base + r * (row + element)) * written[r] for r in range(1, 21)]
         assert durations == sorted(durations)
+
+
+class TestRising:
+    def factors(self, **seen: tuple[float, int]) -> Factors:
+        factors = Factors(doubt=1e-9, clip=9.0, most_cases=16)
+        for case, (ratio, times) in seen.items():
+            for _ in range(times):
+                factors.learn(int(case[1:]), math.log(ratio))
+        return factors
+
+    def test_cases_never_seen_are_as_the_one_before(self) -> None:
+        assert rising(self.factors(_2=(1.5, 9), _4=(2.0, 9)), 5) == pytest.approx(
+            [1.0, 1.0, 1.5, 1.5, 2.0, 2.0]
+        )
+
+    def test_one_odd_measurement_does_not_lift_those_behind_it(self) -> None:
+        written = rising(self.factors(_2=(6.0, 1), _8=(1.5, 200)), 8)
+        assert written[8] == pytest.approx(1.5, rel=0.1)
+        assert written == sorted(written)
+
+    def test_nothing_is_ever_faster_for_it(self) -> None:
+        assert rising(self.factors(_2=(0.5, 9)), 3) == [1.0] * 4
+
+    def test_what_was_clamped_is_forgotten_as_fast_as_anything(self) -> None:
+        factors = self.factors(_2=(0.85, 20_000))
+        for _ in range(150):
+            factors.learn(2, math.log(1.8))
+        assert rising(factors, 2)[2] == pytest.approx(1.8, rel=0.05)

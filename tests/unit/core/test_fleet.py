@@ -21,7 +21,7 @@ def fleet_of(*worker_ids: int, in_order: bool = False) -> Fleet:
 
 def candidate_id(fleet: Fleet) -> int | None:
     fleet.check_invariants()
-    worker = fleet.candidate()
+    worker = fleet.candidate(0.0)
     return None if worker is None else worker.id
 
 
@@ -50,11 +50,22 @@ def test_among_busy_workers_the_one_that_is_free_first_stages() -> None:
     fleet.assign(batch(2, 2), None, 0.0)
     assert candidate_id(fleet) == 1
     fleet.assign(batch(3, 1), 0.1, 0.0)
-    assert candidate_id(fleet) == 0, "worker 1 holds a staged batch already"
+    assert candidate_id(fleet) is None, "worker 1 is still the first, and has no room"
     fleet.assign(batch(4, 0), 0.1, 0.0)
-    assert candidate_id(fleet) == 2, "unknown comes last"
-    fleet.assign(batch(5, 2), 0.1, 0.0)
-    assert candidate_id(fleet) is None
+    fleet.finish(fleet.batches()[2], 0.1)
+    fleet.begin_next(1, 0.5, 0.1)
+    assert candidate_id(fleet) is None, "now worker 0 is, and has none either"
+
+
+def test_a_worker_of_which_nothing_is_known_comes_last() -> None:
+    fleet = fleet_of(0, 1)
+    fleet.assign(batch(0, 0), None, 0.0)
+    assert candidate_id(fleet) == 1
+    fleet.assign(batch(1, 1), 9.0, 0.0)
+    assert candidate_id(fleet) == 1
+    fleet.finish(fleet.running(1), 0.1)  # type: ignore[arg-type]
+    fleet.assign(batch(2, 1), None, 0.1)
+    assert candidate_id(fleet) == 0, "among the unknown the one that began first"
 
 
 def test_ordered_batches_stay_on_one_worker() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from headrace_server.core.cost import Curve
@@ -14,9 +16,9 @@ TIMES = Timetable(Curve(base=0.008, row=0.002, element=0.0, pair=0.0), 0, 8)
 """10 ms for one row, 24 ms for eight."""
 
 
-def outlook(*, arriving: float = 0.0, patience_s: float = 0.05, asked: float = 0.0) -> Outlook:
+def outlook(*, arriving: float = 0.0, patience_s: float = 0.05, enough: int = 0) -> Outlook:
     return Outlook(
-        now=0.0, times=TIMES, margin=1.0, arriving=arriving, patience_s=patience_s, asked=asked
+        now=0.0, times=TIMES, margin=1.0, arriving=arriving, patience_s=patience_s, enough=enough
     )
 
 
@@ -45,14 +47,14 @@ def test_a_busy_worker_begins_when_it_is_free() -> None:
 
 
 def test_a_batch_too_small_to_keep_up_loses_its_head() -> None:
-    # Three rows fit before 14 ms; five wait. 3 * 10 / 14 = 2.1 is the work per second of three.
+    # Three rows fit before 14 ms; five wait.
     waiting = due(0.014, *[0.05] * 4)
-    assert outlook(asked=2.0).losses(waiting, 0, [0.0], 1.0) == 0
-    assert outlook(asked=2.3).losses(waiting, 0, [0.0], 1.0) == 1
+    assert outlook(enough=3).losses(waiting, 0, [0.0], 1.0) == 0
+    assert outlook(enough=4).losses(waiting, 0, [0.0], 1.0) == 1
 
 
 def test_a_small_batch_is_no_loss_when_nobody_else_waits() -> None:
-    assert outlook(asked=9.0).losses(due(0.014), 0, [0.0], 1.0) == 0
+    assert outlook(enough=8).losses(due(0.014), 0, [0.0], 1.0) == 0
 
 
 def test_those_who_will_come_are_counted_too() -> None:
@@ -80,3 +82,9 @@ def test_it_looks_a_bounded_number_of_batches_ahead(count: int) -> None:
 
 def test_it_looks_at_a_bounded_number_of_those_who_are_too_late() -> None:
     assert outlook().losses(due(*[0.0] * 5_000), 0, [0.0], 1.0) == MAX_TURNS
+
+
+def test_those_who_have_all_the_time_are_never_lost() -> None:
+    everybody = [make_request(i) for i in range(3)]
+    forever = outlook(arriving=5.0, patience_s=math.inf)
+    assert forever.losses(everybody, 0, [0.0], 1.0) == 0

@@ -73,6 +73,11 @@ class TestCheapestGroup:
         joined = cheapest_group(near, 0, CURVES[0], bounds(most_bytes=80))
         assert (joined.first, joined.end) == (0, 2)
 
+    def test_a_wide_neighbour_does_not_narrow_the_groups_of_others(self) -> None:
+        near = [make_request(i, nbytes=10, length=10) for i in range(8)]
+        near.append(make_request(9, nbytes=2_000, length=2_000))
+        assert cheapest_group(near, 0, CURVES[0], bounds(most_bytes=100)).rows == 8
+
     def test_a_request_over_every_bound_still_rides_alone(self) -> None:
         near = [make_request(1, rows=20, nbytes=500, length=3), make_request(2, length=4)]
         alone = cheapest_group(near, 0, CURVES[0], bounds(most_bytes=100))
