@@ -1,8 +1,10 @@
 """The policies of batching on simulated workers, side by side.
 
-    python -m bench.simulate [--quick] [--out docs] [--processes 2]
+    python -m bench.simulate [--quick] [--out docs] [--processes 2] [--findings docs/simulation.json]
 
-Prints a report in Markdown and writes it to `simulation.md`, beside the raw data and pictures.
+Prints a report in Markdown and writes it to `simulation.md`, beside the raw data and pictures. What
+was simulated is the same from run to run; decisions are timed, which wants a quiet machine. So
+findings can be taken from an earlier run, and the decisions timed anew.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
+
 from bench.simulate import decisions
 from bench.simulate.report import report
-from bench.simulate.study import examine, full, quick
+from bench.simulate.study import Finding, examine, full, quick
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,12 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="a taste; too little to judge by")
     parser.add_argument("--out", type=Path, help="directory to write to (default: write nothing)")
+    parser.add_argument("--findings", type=Path, help="raw data to take the simulations from")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
     study = quick() if options.quick else full()
     # Alone on the machine, as far as that is up to us.
     times = decisions.measure(requests=study.timed_requests, rounds=study.timed_rounds)
-    findings = examine(study, processes=options.processes)
+    if options.findings:
+        kept = json.loads(options.findings.read_text())
+        findings = msgspec.convert(kept["findings"], list[Finding])
+    else:
+        findings = examine(study, processes=options.processes)
     pictures: list[Path] = []
     if options.out:
         try:
