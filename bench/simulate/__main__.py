@@ -1,6 +1,6 @@
 """The policies of batching on simulated workers, side by side.
 
-    python -m bench.simulate [--quick] [--out docs] [--processes 2] [--findings docs/simulation.json]
+    python -m bench.simulate [--quick] [--out docs] [--processes 2] [--findings FILE]
 
 Prints a report in Markdown and writes it to `simulation.md`, beside the raw data and pictures. What
 was simulated is the same from run to run; decisions are timed, which wants a quiet machine. So

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import accumulate, islice
+from operator import attrgetter
 
 from headrace_server.core.arrivals import ArrivingWork
 from headrace_server.core.cost import CostModel, Curve, Sample
@@ -64,6 +65,8 @@ LONGER = 1.5
 SILENCE = 5.0
 """Mean gaps between arrivals without any after which nobody is waited for any more: the burst is
 over. In a Poisson process one gap in 150 is so long; capacity does not suffer from it."""
+
+_DEADLINE_S = attrgetter("deadline_s")
 
 MOST_LIKES = 1024
 """Keys and lengths whose last confirmation is remembered."""
@@ -258,14 +261,23 @@ class AdaptivePolicy:
     ) -> tuple[list[Request], int, bool]:
         """As many as fit and are in time, in order of urgency; their rows; whether there is no
         room for the next one."""
-        members: list[Request] = []
         most_rows, most_bytes = self._max_rows, self._max_bytes
+        head, requests = group.head, group.requests
+        if group.rows == len(requests) and most_rows * group.widest_row <= most_bytes:
+            # Nearly always: single rows, and nobody's deadline before that of the most urgent.
+            in_time = most_rows
+            if times is not None and head.deadline_s < math.inf:
+                in_time = max(1, times.rows_within((head.deadline_s - start_s) / self._margin))
+            members = requests[: min(most_rows, in_time)]
+            if head.deadline_s <= min(map(_DEADLINE_S, members)):
+                return members, len(members), len(members) == most_rows
+        members = []
         rows_in_time = most_rows
         rows = 0
         row_nbytes = 0.0
         soonest_s = math.inf
         # Twice a batch: those whose own deadline forbids it are passed over, but not for ever.
-        for request in islice(group.requests, 2 * most_rows):
+        for request in islice(requests, 2 * most_rows):
             grown = rows + request.rows
             if request.nbytes > row_nbytes * request.rows:
                 row_nbytes = request.nbytes / request.rows

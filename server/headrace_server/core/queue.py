@@ -51,14 +51,16 @@ class Group:
     """The waiting requests of one batch key: those that may ride together.
 
     `requests` is in order of urgency and to be read only. The order by length is kept from the
-    first request on that differs from the others in length, until the group is empty.
+    first request on that differs from the others in length, until the group is empty. No row has
+    more bytes than `widest_row`, which does not fall before the group is empty either.
     """
 
-    __slots__ = ("_by_length", "_places", "requests", "rows")
+    __slots__ = ("_by_length", "_places", "requests", "rows", "widest_row")
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.rows = 0
+        self.widest_row = 0.0
         self._places: list[_Place] = []
         self._by_length: list[tuple[int, int, Request]] | None = None
 
@@ -91,6 +93,8 @@ class Group:
         self._places.insert(at, place)
         self.requests.insert(at, request)
         self.rows += request.rows
+        if request.nbytes > self.widest_row * request.rows:
+            self.widest_row = request.nbytes / request.rows
         if self._by_length is not None:
             insort(self._by_length, (request.length, request.id, request))
         elif request.length != self.requests[-1 if at == 0 else 0].length:
@@ -122,6 +126,7 @@ class Group:
         assert self._places == sorted(self._places), "the order of urgency is broken"
         assert [place[2] for place in self._places] == [r.id for r in self.requests]
         assert self.rows == sum(r.rows for r in self.requests), "rows are miscounted"
+        assert self.widest_row >= max(r.nbytes / r.rows for r in self.requests)
         if self._by_length is not None:
             by_length = sorted((r.length, r.id, r) for r in self.requests)
             assert self._by_length == by_length, "the order by length is broken"
