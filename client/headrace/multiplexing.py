@@ -25,7 +25,7 @@ who it talks to.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
@@ -205,12 +205,15 @@ class StreamCalls(Generic[Wait]):
             self._calls.pop(call.id, None)
         return call
 
-    def drain(self) -> list[StreamCall[Wait]]:
-        """Take every call that still waits."""
-        calls = []
-        while self._calls:  # one by one: another thread may be adding
-            calls.append(self._calls.popitem()[1])
-        return calls
+    def drain(self) -> Iterator[StreamCall[Wait]]:
+        """Take every call that still waits, one by one: each is the caller's to settle before the
+        next is taken. Other threads may open and forget calls meanwhile."""
+        while True:
+            try:
+                _, call = self._calls.popitem()
+            except KeyError:  # asked first, the last one could be forgotten in between
+                return
+            yield call
 
 
 def unpack(message: pb.ModelStreamInferResponse, request_id: str) -> pb.ModelInferResponse:

@@ -122,6 +122,25 @@ def test_large_requests_are_not_for_streams() -> None:
     assert len(calls) == 0
 
 
+class LastForgotten(dict[str, StreamCall[None]]):
+    """Calls of which another thread forgets the last one at the worst moment."""
+
+    def popitem(self) -> tuple[str, StreamCall[None]]:
+        if len(self) == 1:
+            self.clear()
+        return super().popitem()
+
+
+def test_calls_that_still_wait_are_taken_though_another_thread_forgets_one() -> None:
+    calls: StreamCalls[None] = StreamCalls()
+    _, two, three = (opened(calls)[0] for _ in range(3))
+    calls._calls = LastForgotten(calls._calls)
+    drained = iter(calls.drain())
+    assert next(drained) is three
+    assert len(calls) == 2, "each is settled before the next is taken"
+    assert list(drained) == [two]
+
+
 def test_cancellation_names_the_call() -> None:
     calls: StreamCalls[None] = StreamCalls()
     call, sent = opened(calls, "mine")
