@@ -24,6 +24,7 @@ who it talks to.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
@@ -101,6 +102,9 @@ MAX_MESSAGE_BYTES = 128 << 10
 """Larger requests go alone: on a stream all others would wait behind them, and what a stream
 saves per call is little against copying that much."""
 
+LONGEST_TOLD_S = 2.0**53 / 1e6
+"""Until a deadline, 285 years: farther ones are told as this, whose microseconds fit a float."""
+
 MAX_BUNDLE = 64
 """Messages in a bundle: the gain is nearly all there, and nobody is kept busy with one for long."""
 
@@ -166,7 +170,8 @@ class StreamCalls(Generic[Wait]):
         Args:
             request: what is asked.
             wait: kept with the call.
-            remaining_s: seconds until the deadline that the server is told; None for none.
+            remaining_s: seconds until the deadline that the server is told; None or infinite for
+                none.
 
         Raises:
             NotForStreams: the message is too large.
@@ -174,14 +179,19 @@ class StreamCalls(Generic[Wait]):
         request_id = request.id
         number = next(self._numbers)
         # The caller's id stays readable on the way.
-        call_id = request.id = f"{number}:{request_id}" if request_id else str(number)
-        if remaining_s is None:
+        call_id = f"{number}:{request_id}" if request_id else str(number)
+        if remaining_s == math.inf:
+            remaining_s = None
+        try:
+            request.id = call_id
+            if remaining_s is not None:
+                remaining_us = int(min(remaining_s, LONGEST_TOLD_S) * 1e6)
+                request.parameters[REMAINING_PARAMETER].int64_param = remaining_us
             data = request.SerializeToString()
-        else:
-            request.parameters[REMAINING_PARAMETER].int64_param = int(remaining_s * 1e6)
-            data = request.SerializeToString()
-            del request.parameters[REMAINING_PARAMETER]
-        request.id = request_id
+        finally:
+            request.id = request_id
+            if remaining_s is not None:
+                request.parameters.pop(REMAINING_PARAMETER, None)
         if len(data) > MAX_MESSAGE_BYTES:
             raise NotForStreams(answers_in_pieces=False)
         call = self._calls[call_id] = StreamCall(call_id, request_id, wait)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import grpc
@@ -82,6 +83,19 @@ def test_request_is_left_as_it_was() -> None:
     assert message.SerializeToString() == before
     sent = pb.ModelInferRequest.FromString(data)
     assert sent.parameters["headrace_remaining_us"].int64_param == 1_500_000
+
+
+@pytest.mark.parametrize(("remaining_s", "told_us"), [(math.inf, None), (1e13, 2**53)])
+def test_deadline_that_is_out_of_range_is_told_as_near_as_can_be(
+    remaining_s: float, told_us: int | None
+) -> None:
+    calls: StreamCalls[None] = StreamCalls()
+    message = request("mine")
+    before = message.SerializeToString()
+    _, data = calls.open(message, None, remaining_s)
+    assert message.SerializeToString() == before
+    parameters = pb.ModelInferRequest.FromString(data).parameters
+    assert [p.int64_param for p in parameters.values()] == ([] if told_us is None else [told_us])
 
 
 @pytest.mark.parametrize("stray", ["", "7", "mine"])
