@@ -10,8 +10,9 @@ metadata and are not sent the parameters:
 - metadata `headrace_unordered: true` of the stream: answers may come as they are ready, where
   otherwise they come in the order of the requests;
 - metadata `headrace_bundles: true` of the stream: a message of either side may be a bundle, which
-  names no model and has no id; each of its raw contents is a whole message. A message costs more
-  on its way than a request in it, so what is ready at the same time travels together;
+  names no model and has no id; each of its raw contents, `MAX_BUNDLE` at most, is a whole message.
+  A message costs more on its way than a request in it, so what is ready at the same time travels
+  together;
 - `headrace_remaining_us` of a request: microseconds until the caller's deadline;
 - `headrace_cancel` of a request that names no model: the id of a request to give up. That one is
   answered, with an error; the message that asks for it is not;

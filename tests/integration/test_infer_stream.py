@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from headrace.errors import STATUS_TRAILER, unpack_status
-from headrace.multiplexing import bundle_of_requests, unbundle
+from headrace.multiplexing import MAX_BUNDLE, bundle_of_requests, unbundle
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace_server.transport.infer_stream import StreamLimits
 from stream_stage import Stage, request, until
@@ -262,6 +262,35 @@ async def test_bundle_is_many_requests_and_many_answers_in_one_message(stage: St
     assert len(answers) == 3
     for value, answer in zip((1, 2, 3), answers, strict=True):
         check_answer(answer, value)
+
+
+async def test_bundle_is_opened_no_further_than_there_is_room(stage: Stage) -> None:
+    stream = stage.stream(BUNDLES)
+    bundle = bundle_of_requests([request(value).SerializeToString() for value in range(1, 7)])
+    await stream.write(pb.ModelInferRequest.FromString(bundle))
+    await stage.taken(LIMITS.max_requests)
+    other = stage.stream()
+    await other.write(request(9))
+    await stage.taken(LIMITS.max_requests + 1)
+    assert stage.held_values() == {1, 2, 3, 4, 9}
+    for value, next_one in ((1, 5), (2, 6)):
+        stage.complete(value)
+        check_answer(await stream.read(), value)
+        await until(lambda value=next_one: value in stage.held_values())
+    assert stage.held_values() == {3, 4, 5, 6, 9}
+
+
+async def test_bundle_of_more_than_a_client_sends_is_one_error(stage: Stage) -> None:
+    stream = stage.stream(BUNDLES)
+    one = request(1).SerializeToString()
+    await stream.write(pb.ModelInferRequest(raw_input_contents=[one] * (MAX_BUNDLE + 1)))
+    error = await stream.read()
+    assert f"expected at most {MAX_BUNDLE} messages, got {MAX_BUNDLE + 1}" in error.error_message
+    reason = error.infer_response.parameters["headrace_reason"].string_param
+    assert reason == "invalid_parameter"
+    await stream.write(request(2))
+    await stage.taken(1)
+    assert stage.held_values() == {2}
 
 
 async def test_malformed_bundle_is_an_error_and_the_stream_goes_on(stage: Stage) -> None:

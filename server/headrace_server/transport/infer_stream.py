@@ -148,41 +148,46 @@ class InferStream:
 
     async def _read(self) -> None:
         read = self._context.read
-        most, most_bytes = self._limits.max_requests, self._limits.max_bytes
-        while self._take(await read()):
-            while self._held >= most or self._held_bytes >= most_bytes:
-                self._room = self._loop.create_future()
-                await self._room
+        # After the last message comes grpc.aio.EOF.
+        while isinstance(message := await read(), pb.ModelInferRequest):
+            if message.model_name or not (self._bundles and message.raw_input_contents):
+                self._take(message)
+                await self._have_room()
+            elif len(bundle := message.raw_input_contents) <= MAX_BUNDLE:
+                # Without a pause where there is room: what came together is decided together.
+                for data in bundle:
+                    self._open(data)
+                    await self._have_room()
+            else:
+                self._malformed(f"expected at most {MAX_BUNDLE} messages, got {len(bundle)}")
+                await self._have_room()
 
-    def _take(self, message: object) -> bool:
-        """Returns whether there was one: after the last comes grpc.aio.EOF."""
-        if not isinstance(message, pb.ModelInferRequest):
-            return False
+    async def _have_room(self) -> None:
+        limits = self._limits
+        while self._held >= limits.max_requests or self._held_bytes >= limits.max_bytes:
+            self._room = self._loop.create_future()
+            await self._room
+
+    def _take(self, message: pb.ModelInferRequest) -> None:
         if message.model_name:
             self._admit(message)
-        elif self._bundles and message.raw_input_contents:
-            for data in message.raw_input_contents:
-                self._open(data)
         else:
             self._obey(message)
-        return True
 
     def _open(self, data: bytes) -> None:
         """One message out of a bundle; there are no bundles in bundles."""
         try:
             message = pb.ModelInferRequest.FromString(data)
         except DecodeError:
-            problem = f"expected a serialised ModelInferRequest, got {len(data)} other bytes"
-            parameter = "raw_input_contents"
-            error = ServingError(
-                Reason.INVALID_PARAMETER, parameter=parameter, model="", problem=problem
-            )
-            self._fail(self._enter(""), error)
-            return
-        if message.model_name:
-            self._admit(message)
+            self._malformed(f"expected a serialised ModelInferRequest, got {len(data)} other bytes")
         else:
-            self._obey(message)
+            self._take(message)
+
+    def _malformed(self, problem: str) -> None:
+        error = ServingError(
+            Reason.INVALID_PARAMETER, parameter="raw_input_contents", model="", problem=problem
+        )
+        self._fail(self._enter(""), error)
 
     def _admit(self, message: pb.ModelInferRequest) -> None:
         entry = self._enter(message.id)
