@@ -41,7 +41,7 @@ def rows_of(
         return AnswerTensor(shape, bytes(output.data[offsets[first] : offsets[end]]))
     stride = len(output.data) // output.shape[0]
     rows = output.data[first * stride : end * stride]
-    followed = [axis for axis in axes if 0 < length < padded == output.shape[axis]]
+    followed = [axis for axis in axes if 0 <= length < padded == output.shape[axis]]
     if not followed or not rows:
         return AnswerTensor(shape, bytes(rows))
     # Only the width of an element matters for cutting: BF16 has none that numpy knows.

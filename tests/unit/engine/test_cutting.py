@@ -38,6 +38,12 @@ def test_answers_to_padding_are_left_out(dtype: type) -> None:
     assert part.data == batch[0:1, :2].tobytes()
 
 
+def test_a_request_without_elements_gets_none_whoever_it_rides_with() -> None:
+    batch = np.arange(10, dtype=np.float32).reshape(2, 5)
+    part = rows_of(output(batch), 0, 1, (1,), 0, 5)
+    assert (part.shape, part.data) == ((1, 0), b"")
+
+
 def test_a_request_as_long_as_the_batch_keeps_everything() -> None:
     batch = np.arange(10, dtype=np.int64).reshape(2, 5)
     assert rows_of(output(batch), 1, 2, (1,), 5, 5).data == batch[1:].tobytes()
