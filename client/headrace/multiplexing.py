@@ -85,7 +85,8 @@ PROBE = pb.ModelInferRequest(id="probe").SerializeToString()
 """What a client sends first: whoever answers it by its id can be multiplexed."""
 
 MAX_IN_FLIGHT = 512
-"""Calls of one stream. Half of what Headrace reads ahead, so that cancellations are read."""
+"""Calls of one stream. Half of what Headrace reads ahead, and with `MAX_MESSAGE_BYTES` each no more
+bytes than it does, so that cancellations are read."""
 
 MAX_STREAMS = 4
 """Per client. One carries what an event loop can; more keep a burst from waiting in one line."""

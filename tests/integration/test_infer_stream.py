@@ -10,9 +10,15 @@ import grpc
 import pytest
 
 from headrace.errors import STATUS_TRAILER, unpack_status
-from headrace.multiplexing import MAX_BUNDLE, bundle_of_requests, unbundle
+from headrace.multiplexing import (
+    MAX_BUNDLE,
+    MAX_IN_FLIGHT,
+    MAX_MESSAGE_BYTES,
+    bundle_of_requests,
+    unbundle,
+)
 from headrace.protocol import grpc_service_pb2 as pb
-from headrace_server.transport.infer_stream import StreamLimits
+from headrace_server.transport.infer_stream import DEFAULT_LIMITS, StreamLimits
 from stream_stage import Stage, request, until
 
 UNORDERED = (("headrace_unordered", "true"),)
@@ -262,6 +268,12 @@ async def test_bundle_is_many_requests_and_many_answers_in_one_message(stage: St
     assert len(answers) == 3
     for value, answer in zip((1, 2, 3), answers, strict=True):
         check_answer(answer, value)
+
+
+def test_requests_of_our_own_client_never_keep_its_cancellations_from_being_read() -> None:
+    # Inputs are smaller than the messages that bring them, so this many stay below the bound.
+    assert DEFAULT_LIMITS.max_bytes >= MAX_IN_FLIGHT * MAX_MESSAGE_BYTES
+    assert DEFAULT_LIMITS.max_requests > MAX_IN_FLIGHT
 
 
 async def test_bundle_is_opened_no_further_than_there_is_room(stage: Stage) -> None:

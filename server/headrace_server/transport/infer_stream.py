@@ -45,10 +45,12 @@ class StreamLimits:
     after it stays in the network, where the caller feels it; nothing is refused.
 
     Args:
-        max_requests: twice what our own client puts on a stream, so that what it cancels is
-            always read, and enough for several of the largest batches.
+        max_requests: twice what our own client puts on a stream, and enough for several of the
+            largest batches.
         max_bytes: of their inputs, and of the answers that wait to be sent: a caller that does
-            not read holds this much and what the requests already taken come to, no more.
+            not read holds this much and what the requests already taken come to, no more. The
+            inputs that our own client has in flight stay below it, so that what it cancels is
+            read at once, unless answers wait: then once it has read enough of them.
 
     One message is always taken, whatever its size.
     """
