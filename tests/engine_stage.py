@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from doubles import FakeClock, PuppetExecutor, RecordingObserver
@@ -66,14 +66,24 @@ async def serve(
     max_requests: int = 100,
     max_bytes: int = 1 << 20,
     load_error: str = "",
+    preparing: PuppetExecutor | None = None,
     **settings: Any,
 ) -> Stage:
-    """Load a deployment; the settings are those of `BatchingSettings`, static by default."""
+    """Load a deployment; the settings are those of `BatchingSettings`, static by default.
+    `preparing` runs the stage before it, of models that have one."""
     spec = spec or spec_of()
     batching = BatchingSettings(spec.max_batch_size, **{"static": True, **settings})
     executor = PuppetExecutor(spec, workers=workers, load_error=load_error)
     clock, observer = FakeClock(), RecordingObserver()
     statistics, last_minute = Statistics(lambda: 1_000.0), LastMinute()
+
+    def preparation(rules: SchedulingRules) -> Deployment:
+        assert preparing is not None
+        alone = replace(rules, settings=BatchingSettings(0))
+        return Deployment(
+            spec.name, spec.version, preparing, lambda _: alone, clock, ObserverGroup()
+        )
+
     deployment = Deployment(
         spec.name,
         spec.version,
@@ -81,6 +91,7 @@ async def serve(
         lambda _: SchedulingRules(batching, max_requests, max_bytes),
         clock,
         ObserverGroup(observer, statistics, last_minute),
+        preparation,
     )
     await deployment.load()
     return Stage(deployment, executor, clock, observer, statistics, last_minute)

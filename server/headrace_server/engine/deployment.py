@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from headrace_server.core.cost import Sample
@@ -259,7 +259,9 @@ class Deployment:
     async def _prepare(self, preparation: Deployment, call: Call) -> Call:
         """Run the model's own `prepare` on the request; what comes out is what queues here."""
         arrived_s = self._clock.now()
-        answer = await preparation.infer(call)
+        # That stage has no queue policies of its own to judge the timeout by.
+        timeout_s = call.timeout_s if self.rules.refuses_late(call) else None
+        answer = await preparation.infer(replace(call, timeout_s=timeout_s))
         rows = call.tensors.rows
         if any(output.shape[0] != rows for output in answer.outputs):
             log.warning("model '%s': prepare changed the number of rows", self.name)

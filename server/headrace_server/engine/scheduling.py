@@ -71,12 +71,7 @@ class SchedulingRules:
         """
         settings = self.settings
         arrival_s = now if call.arrived_s is None else call.arrived_s
-        level = call.priority
-        if settings.static:
-            if not 1 <= level <= settings.priority_levels:
-                level = max(1, settings.default_priority_level)
-        elif not 1 <= level <= LEAST_PRIORITY:
-            level = DEFAULT_PRIORITY
+        level = self._level(call)
         policy = settings.queue_policies.get(level, settings.default_queue_policy)
         timeout_s = policy.default_timeout_s
         if call.timeout_s is not None and (policy.allow_timeout_override or not settings.static):
@@ -102,3 +97,20 @@ class SchedulingRules:
             level,
             length=length,
         )
+
+    def refuses_late(self, call: Call) -> bool:
+        """Whether a call is refused once its `timeout` parameter is up: that counts here, and does
+        not just put the call behind all others."""
+        settings = self.settings
+        policy = settings.queue_policies.get(self._level(call), settings.default_queue_policy)
+        counts = policy.allow_timeout_override or not settings.static
+        return counts and policy.timeout_action == "reject"
+
+    def _level(self, call: Call) -> int:
+        """The level asked for, or the default one if there is no such level."""
+        settings, level = self.settings, call.priority
+        if settings.static:
+            if 1 <= level <= settings.priority_levels:
+                return level
+            return max(1, settings.default_priority_level)
+        return level if 1 <= level <= LEAST_PRIORITY else DEFAULT_PRIORITY

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 
-from doubles import TIMING
+from doubles import TIMING, PuppetExecutor
 from engine_stage import call_of, serve, spec_of
 from headrace_server.core.adaptive import AGEING_S
 from headrace_server.core.errors import Reason, ServingError
@@ -192,6 +194,36 @@ class TestRefusal:
         stage = await serve()
         await reason_of(stage.submit(b"aa", remaining_s=0.0))
         assert stage.observer.told[-1] == "refused 0 deadline_exceeded"
+
+
+class TestPreparation:
+    @pytest.mark.parametrize("action", ["reject", "delay"])
+    @pytest.mark.parametrize("allowed", [False, True])
+    async def test_a_timeout_refuses_while_preparing_only_where_it_would_in_the_queue(
+        self, action: Literal["reject", "delay"], allowed: bool
+    ) -> None:
+        spec = spec_of()
+        preparation = PuppetExecutor(spec)
+        stage = await serve(
+            spec=replace(spec, prepared=spec.inputs),
+            preparing=preparation,
+            default_queue_policy=QueuePolicy(action, allow_timeout_override=allowed),
+        )
+        answers = []
+        for call in (call_of(b"aa"), call_of(b"bb"), call_of(b"cc", timeout_s=0.5)):
+            answers.append(asyncio.create_task(stage.deployment.infer(call)))
+            await one_turn()
+            stage.clock.advance()
+        assert list(preparation.batches) == [0, 1], "the third one waits"
+        stage.clock.advance(1.0)
+        preparation.complete(0)
+        stage.clock.advance()
+        if allowed and action == "reject":
+            assert await reason_of(answers[2]) is Reason.QUEUE_TIMEOUT
+        else:
+            assert list(preparation.batches) == [0, 1, 2]
+        await stage.deployment.stop()
+        await asyncio.gather(*answers, return_exceptions=True)
 
 
 class TestPriority:

@@ -114,6 +114,29 @@ class TestDeadline:
     def test_a_timeout_counts_where_there_is_no_policy(self) -> None:
         assert request(rules(static=False), timeout_s=1.0).deadline_s == 11.0
 
+    @pytest.mark.parametrize(
+        ("settings", "refused"),
+        [
+            ({}, False),
+            ({"static": False}, True),
+            ({"default_queue_policy": QueuePolicy(allow_timeout_override=True)}, True),
+            ({"default_queue_policy": QueuePolicy("delay", allow_timeout_override=True)}, False),
+        ],
+    )
+    def test_a_timeout_refuses_where_it_counts_and_nobody_is_delayed(
+        self, settings: dict[str, Any], refused: bool
+    ) -> None:
+        assert rules(**settings).refuses_late(call_of(b"aa", timeout_s=1.0)) is refused
+
+    def test_a_timeout_refuses_by_the_policy_of_its_level(self) -> None:
+        levels = rules(
+            priority_levels=2,
+            default_priority_level=2,
+            queue_policies={1: QueuePolicy(allow_timeout_override=True)},
+        )
+        answers = [levels.refuses_late(call_of(b"aa", priority=level)) for level in (1, 2, 0)]
+        assert answers == [True, False, False]
+
     def test_the_earlier_of_two_deadlines_counts(self) -> None:
         policy = QueuePolicy("delay", default_timeout_s=3.0)
         got = request(rules(default_queue_policy=policy), remaining_s=2.0)
