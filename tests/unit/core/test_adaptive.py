@@ -206,6 +206,12 @@ def test_callers_who_come_one_or_two_at_a_time_never_wait(count: int) -> None:
     assert dispatches(driver.settle()) == [[10]]
 
 
+def test_who_is_due_within_milliseconds_does_not_wait_for_the_pace() -> None:
+    driver = paced(3)
+    driver.submit(10, deadline_s=0.003)
+    assert dispatches(driver.settle()) == [[10]]
+
+
 def test_after_a_long_batch_nobody_waits() -> None:
     driver = SchedulerDriver(policy=AdaptivePolicy(16))
     for _ in range(3):
