@@ -91,6 +91,7 @@ class PuppetExecutor:
     ) -> None:
         self.held: dict[int, deque[int]] = {}
         self.batches: dict[int, Sequence[RequestTensors]] = {}
+        self.restarted: list[int] = []
         self.stopped = 0
         self.killed = 0
         self._spec = spec
@@ -113,6 +114,9 @@ class PuppetExecutor:
         assert batch_id not in self.batches, "a batch is run twice"
         self.held[worker_id].append(batch_id)
         self.batches[batch_id] = requests
+
+    def restart(self, worker_id: int) -> None:
+        self.restarted.append(worker_id)
 
     async def stop(self) -> None:
         self.stopped += 1

@@ -9,8 +9,8 @@ A scenario is a story in lines; `#` begins a comment.
 
 Events: `ready WORKER`, `lost WORKER`, `cancel ID`, `complete BATCH`, `fail BATCH`, `drain`,
 `abandon`, `wait` and `submit ID`, the last with any of `rows= key= bytes= deadline= delay=yes
-priority=`. The scheduler is woken after the last event of a moment, and whenever it asks to be
-between two moments.
+priority= length=`. The scheduler is woken after the last event of a moment, and whenever it asks to
+be between two moments. Options `timed=` and `load=`: what a full batch and loading took (seconds).
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from __future__ import annotations
 from typing import Any
 
 from headrace_server.core.adaptive import AdaptivePolicy
-from headrace_server.core.events import Action, Dispatch, Drained, Reject
+from headrace_server.core.events import Action, Dispatch, Drained, Reject, Restart
+from headrace_server.core.outage import Outage
 from headrace_server.core.queue import QueueLimits
+from headrace_server.core.watchdog import Watchdog
 from scheduler_driver import SchedulerDriver
 
 
@@ -67,12 +69,16 @@ def _options(words: list[str]) -> dict[str, str]:
 def _driver(options: dict[str, str]) -> SchedulerDriver:
     max_batch_size = int(options.pop("max_batch_size", "8"))
     adaptive = options.pop("policy", "static") == "adaptive"
+    timed_s = float(options.pop("timed", "0"))
+    sweep = [(max_batch_size, 0, timed_s)] if timed_s else []
     known: dict[str, Any] = {
-        "policy": AdaptivePolicy(max_batch_size) if adaptive else None,
+        "policy": AdaptivePolicy(max_batch_size, sweep) if adaptive else None,
         "max_batch_size": max_batch_size,
         "max_delay_s": float(options.pop("max_delay", "0")),
         "preferred_sizes": [int(size) for size in options.pop("preferred", "").split(",") if size],
         "preserve_ordering": options.pop("preserve_ordering", "no") == "yes",
+        "watchdog": Watchdog(sweep),
+        "outage": Outage(float(options.pop("load", "0"))),
         "limits": QueueLimits(max_requests=int(options.pop("max_requests", "100"))),
     }
     if options:
@@ -118,6 +124,7 @@ def _submit(driver: SchedulerDriver, request_id: int, options: dict[str, str]) -
         "deadline_s": float(options.pop("deadline", "inf")),
         "delay": options.pop("delay", "no") == "yes",
         "priority": int(options.pop("priority", "1")),
+        "length": int(options.pop("length", "0")),
     }
     if options:
         raise ValueError(f"unknown options {sorted(options)} of request {request_id}")
@@ -132,5 +139,7 @@ def _told(action: Action) -> str:
             return f"dispatch {where} [{ids}] rows={batch.rows} {batch.reason.value}"
         case Reject(request, reason):
             return f"reject {request.id} {reason.value}"
+        case Restart(worker_id):
+            return f"restart worker={worker_id}"
         case Drained():
             return "drained"

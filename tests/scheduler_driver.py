@@ -17,15 +17,18 @@ from headrace_server.core.events import (
     Reject,
     RequestCancelled,
     RequestSubmitted,
+    Restart,
     ServiceAbandoned,
     TimeAdvanced,
     WorkerLost,
     WorkerReady,
 )
+from headrace_server.core.outage import Outage
 from headrace_server.core.policy import BatchPolicy, StaticPolicy, StaticSettings
 from headrace_server.core.queue import QueueLimits
 from headrace_server.core.request import Batch, Request
 from headrace_server.core.scheduler import Scheduler
+from headrace_server.core.watchdog import Watchdog
 
 
 def make_request(
@@ -62,7 +65,8 @@ class SchedulerDriver:
     Every method is one event at `now`; it returns the actions, checks the scheduler's invariants
     and books the outcome. `settle` and `advance_to` send the wake-ups that are due.
     Without a `policy`, the static one follows the settings given. `outcomes` says how each request
-    left: "completed", "cancelled", or the reason of its refusal.
+    left: "completed", "cancelled", or the reason of its refusal. `restarted` lists the workers that
+    were to be ended because they hang; each is gone until it is added again.
     """
 
     def __init__(
@@ -76,16 +80,23 @@ class SchedulerDriver:
         max_batch_bytes: int = 1 << 28,
         limits: QueueLimits | None = None,
         preserve_ordering: bool = False,
+        watchdog: Watchdog | None = None,
+        outage: Outage | None = None,
     ) -> None:
         settings = StaticSettings(max_batch_size, preferred_sizes, max_delay_s, max_batch_bytes)
         self.scheduler = Scheduler(
-            policy or StaticPolicy(settings), limits, preserve_ordering=preserve_ordering
+            policy or StaticPolicy(settings),
+            limits,
+            preserve_ordering=preserve_ordering,
+            watchdog=watchdog,
+            outage=outage,
         )
         self.now = 0.0
         self.requests: dict[int, Request] = {}
         self.in_flight: dict[int, Batch] = {}
         self.outcomes: dict[int, str | Reason] = {}
         self.dispatched: list[Batch] = []
+        self.restarted: list[int] = []
         self.drained = 0
         for worker in range(workers):
             self.add_worker(worker)
@@ -199,8 +210,7 @@ class SchedulerDriver:
             case BatchFailed(batch_id) if batch_id in self.in_flight:
                 self._give_back(batch_id)
             case WorkerLost(worker_id):
-                for batch_id in self.running(worker_id):
-                    self._give_back(batch_id)
+                self._give_back_all(worker_id)
             case RequestCancelled(request_id):
                 riding = {r.id for batch in self.in_flight.values() for r in batch.requests}
                 if request_id in self.requests and request_id not in riding | set(self.outcomes):
@@ -209,6 +219,10 @@ class SchedulerDriver:
                 self.in_flight.clear()
             case _:
                 pass
+
+    def _give_back_all(self, worker_id: int) -> None:
+        for batch_id in self.running(worker_id):
+            self._give_back(batch_id)
 
     def _give_back(self, batch_id: int) -> None:
         for request in self.in_flight.pop(batch_id).requests:
@@ -223,6 +237,9 @@ class SchedulerDriver:
                 self.dispatched.append(batch)
             case Reject(request, reason):
                 self._leave(request.id, reason)
+            case Restart(worker_id):
+                self._give_back_all(worker_id)
+                self.restarted.append(worker_id)
             case Drained():
                 self.drained += 1
 

@@ -17,6 +17,7 @@ from headrace_server.core.errors import Reason
 from headrace_server.core.events import Action, BatchCompleted, BatchFailed, Dispatch
 from headrace_server.core.queue import QueueLimits
 from headrace_server.core.request import Batch, Request
+from headrace_server.core.watchdog import Watchdog
 from scheduler_driver import SchedulerDriver, rejections
 
 MAX_BATCH_SIZE = 8
@@ -58,6 +59,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_delay_s=st.sampled_from([0.0, 0.01, 1.0]),
         preserve_ordering=st.booleans(),
         max_requests=st.sampled_from([5, 1_000]),
+        hang_timeout_s=st.sampled_from([None, None, 0.05]),
         workers=st.integers(0, len(WORKERS)),
     )
     def begin(
@@ -68,6 +70,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_delay_s: float,
         preserve_ordering: bool,
         max_requests: int,
+        hang_timeout_s: float | None,
         workers: int,
     ) -> None:
         self.fresh, self.last_in, self.judged = set(), {}, 0
@@ -81,6 +84,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_batch_bytes=MAX_BATCH_BYTES,
             limits=QueueLimits(max_requests, max_requests_by_level={2: 4}),
             preserve_ordering=preserve_ordering,
+            watchdog=Watchdog(sweep, hang_timeout_s),
         )
         self.alive = set(range(workers))
 
@@ -101,8 +105,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.0, 0.001, 0.01, 0.1, 2.0]))
     def advance(self, seconds: float) -> None:
-        self.driver.advance_to(self.driver.now + seconds)
-        self.judge()
+        self.let_pass(seconds)
 
     @precondition(lambda self: self.driver.in_flight)
     @rule(choice=st.randoms(use_true_random=False), failed=st.sampled_from([False, False, True]))
@@ -151,15 +154,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "driver"):
             return
         driver = self.driver
-        for worker in set(WORKERS) - self.alive:
-            driver.add_worker(worker)
         driver.drain()
         # Every turn runs everything that was in flight and lets a whole queue delay pass.
         for _ in range(2 * len(driver.requests) + 2):
+            for worker in set(WORKERS) - self.alive:
+                driver.add_worker(worker)
+            self.alive = set(WORKERS)
             for batch in self.in_flight():
                 driver.complete(batch.id)
-            driver.advance_to(driver.now + 1.0)
-            self.judge()
+            self.let_pass(1.0)
         assert set(driver.outcomes) == set(driver.requests), "somebody starved"
         assert driver.drained == 1
         assert driver.scheduler.next_wakeup() is None
@@ -167,11 +170,22 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # -- judgement --------------------------------------------------------------------------
 
+    def let_pass(self, seconds: float) -> None:
+        """Let time pass, and judge after every wake-up: what was dispatched may hang in between."""
+        until_s = self.driver.now + seconds
+        while (wakeup_s := self.driver.scheduler.next_wakeup()) is not None and wakeup_s < until_s:
+            self.driver.advance_to(max(wakeup_s, self.driver.now))
+            self.judge()
+        self.driver.advance_to(until_s)
+        self.judge()
+
     def in_flight(self) -> list[Batch]:
         return list(self.driver.in_flight.values())
 
     def judge(self) -> None:
-        """Look at every batch that was dispatched since the last time."""
+        """Look at every batch that was dispatched since the last time, and at who is alive."""
+        self.alive -= set(self.driver.restarted)
+        self.driver.restarted.clear()
         batches = self.driver.dispatched[self.judged :]
         self.judged += len(batches)
         for batch in batches:

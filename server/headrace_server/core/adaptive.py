@@ -31,7 +31,7 @@ from headrace_server.core.explanation import Explanation, explanation_of
 from headrace_server.core.outlook import Outlook
 from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal, form_any
 from headrace_server.core.queue import Group, Queue, Urgency
-from headrace_server.core.request import Alone, Batch, DispatchReason, Request
+from headrace_server.core.request import Batch, DispatchReason, Request, cost_key
 from headrace_server.core.timetable import WORTHWHILE, Timetable
 from headrace_server.core.windows import Bounds, best_window, cheapest_group
 
@@ -175,8 +175,13 @@ class AdaptivePolicy:
 
     def expected_duration_s(self, batch: Batch) -> float | None:
         """What the cost model says of its rows and padded length."""
-        curve = self.cost.curve_for(_cost_key(batch.requests[0]), batch.running)
+        curve = self.cost.curve_for(cost_key(batch.requests[0]), batch.running)
         return None if curve is None else curve.at(batch.rows, batch.length)
+
+    def upper_duration_s(self, batch: Batch) -> float | None:
+        """The same, with the cost model's own margin."""
+        expected_s = self.expected_duration_s(batch)
+        return None if expected_s is None else expected_s * self.cost.margin
 
     def observe(self, batch: Batch, duration_s: float) -> None:
         """Take the batch into the cost model."""
@@ -188,7 +193,7 @@ class AdaptivePolicy:
             # Without lengths all members are alike.
             for request in batch.requests if batch.length else batch.requests[:1]:
                 self._confirmed_s[_like(request)] = done_s
-        key = _cost_key(batch.requests[0])
+        key = cost_key(batch.requests[0])
         self.cost.observe(batch.rows, batch.length, duration_s, key, batch.running)
 
     def explain(self, lengths: Sequence[int]) -> Explanation:
@@ -418,7 +423,7 @@ class AdaptivePolicy:
         return self._arriving.per_second(opening.now) * self.cost.slowdown(opening.running)
 
     def _curve(self, request: Request, opening: Opening) -> Curve | None:
-        return self.cost.curve_for(_cost_key(request), opening.running)
+        return self.cost.curve_for(cost_key(request), opening.running)
 
     def _timetable(self, curve: Curve, length: int) -> Timetable:
         """What the curve says of this length."""
@@ -432,9 +437,4 @@ class AdaptivePolicy:
 
 def _like(request: Request) -> Hashable:
     """What requests share that confirm what is known of each other's durations."""
-    return _cost_key(request), request.length.bit_length()
-
-
-def _cost_key(request: Request) -> Hashable:
-    key = request.key
-    return key.key if isinstance(key, Alone) else key
+    return cost_key(request), request.length.bit_length()

@@ -102,8 +102,16 @@ class Reject:
 
 
 @dataclass(slots=True, frozen=True)
+class Restart:
+    """End this worker, which hangs, at once, and start another in its place. It is taken for lost
+    already: what it held is run elsewhere, and news of its loss changes nothing."""
+
+    worker_id: int
+
+
+@dataclass(slots=True, frozen=True)
 class Drained:
     """Nothing waits and nothing runs: the workers may be stopped. Said once."""
 
 
-Action = Dispatch | Reject | Drained
+Action = Dispatch | Reject | Restart | Drained

@@ -28,12 +28,14 @@ class Worker:
 
     `expected_end_s`: when the running batch will probably complete; infinite when unknown.
     `stage_from_s`: from when on its successor may be staged though it could still grow.
+    `hung_from_s`: when the running batch will count as a hang.
     """
 
     id: int
     batches: deque[Batch] = field(default_factory=deque)
     expected_end_s: float = math.inf
     stage_from_s: float = math.inf
+    hung_from_s: float = math.inf
 
     def free_s(self, now: float) -> float:
         """When everything it holds will probably be done; `now` when that is unknown or past."""
@@ -63,6 +65,20 @@ class Fleet:
     def in_flight(self) -> int:
         """Batches dispatched and not answered."""
         return self._in_flight
+
+    @property
+    def empty(self) -> bool:
+        """Whether no worker lives."""
+        return not self._workers
+
+    @property
+    def next_hang_s(self) -> float:
+        """When the first running batch will count as a hang."""
+        return min((worker.hung_from_s for worker in self._workers.values()), default=math.inf)
+
+    def overdue(self, now: float) -> list[Worker]:
+        """Workers whose running batch counts as a hang."""
+        return [worker for worker in self._workers.values() if worker.hung_from_s <= now]
 
     def add(self, worker_id: int) -> None:
         """A worker starts to take batches."""
@@ -106,8 +122,10 @@ class Fleet:
         """When each worker could begin a batch more, ascending; see `Opening`."""
         return sorted(worker.free_s(now) for worker in self._workers.values())
 
-    def assign(self, batch: Batch, expected_s: float | None, now: float) -> None:
-        """Give the batch to its worker."""
+    def assign(
+        self, batch: Batch, expected_s: float | None, now: float, patience_s: float = math.inf
+    ) -> None:
+        """Give the batch to its worker; once it runs, `patience_s` is how long it may."""
         worker = self._workers[batch.worker_id]
         if len(worker.batches) >= STAGES:
             raise ValueError(f"worker {worker.id} already holds {STAGES} batches")
@@ -116,7 +134,7 @@ class Fleet:
         self._in_flight += 1
         if len(worker.batches) == 1:
             del self._idle[worker.id]
-            self._start(worker, expected_s, now)
+            self._start(worker, expected_s, now, patience_s)
 
     def finish(self, batch: Batch, now: float) -> float:
         """A worker answered its running batch; returns how long it ran, in seconds."""
@@ -126,7 +144,7 @@ class Fleet:
         worker.batches.popleft()
         self._in_flight -= 1
         if not worker.batches:
-            worker.expected_end_s = worker.stage_from_s = math.inf
+            worker.expected_end_s = worker.stage_from_s = worker.hung_from_s = math.inf
             self._idle[worker.id] = worker
         return now - batch.started_s
 
@@ -135,9 +153,11 @@ class Fleet:
         batches = self._workers[worker_id].batches
         return batches[0] if batches else None
 
-    def begin_next(self, worker_id: int, expected_s: float | None, now: float) -> None:
+    def begin_next(
+        self, worker_id: int, expected_s: float | None, now: float, patience_s: float = math.inf
+    ) -> None:
         """The batch that was staged on this worker runs from now on."""
-        self._start(self._workers[worker_id], expected_s, now)
+        self._start(self._workers[worker_id], expected_s, now, patience_s)
 
     def batches(self) -> list[Batch]:
         """Everything in flight."""
@@ -153,7 +173,8 @@ class Fleet:
         assert not self._in_order or len(busy) <= 1, "ordered batches are on several workers"
 
     @staticmethod
-    def _start(worker: Worker, expected_s: float | None, now: float) -> None:
+    def _start(worker: Worker, expected_s: float | None, now: float, patience_s: float) -> None:
+        worker.hung_from_s = now + patience_s
         worker.batches[0].started_s = now
         worker.batches[0].expected_s = expected_s
         if expected_s is None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
+from headrace_server.core.cost import CostModel, Sample
 from headrace_server.core.errors import Reason
 from headrace_server.core.explanation import Explanation
 from headrace_server.core.queue import Group, Queue, Urgency, by_level_and_arrival
-from headrace_server.core.request import Batch, DispatchReason, Request
+from headrace_server.core.request import Batch, DispatchReason, Request, cost_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,12 @@ class BatchPolicy(Protocol):
         ...
 
     def expected_duration_s(self, batch: Batch) -> float | None:
-        """How long this batch will probably run; None when nothing is known."""
+        """How long this batch will probably run; None when nothing is known, or shall not count
+        when batches are formed."""
+        ...
+
+    def upper_duration_s(self, batch: Batch) -> float | None:
+        """What this batch takes at most, 19 times out of 20; None when nothing is known."""
         ...
 
     def observe(self, batch: Batch, duration_s: float) -> None:
@@ -156,9 +162,13 @@ class StaticPolicy:
     Once the oldest of them has waited `max_delay_s`, everything collected goes. Before that, the
     largest preferred size that can be reached exactly wins, or whatever there is when nothing
     more would fit.
+
+    What batches cost is learned all the same, from the `sweep` on, but only to tell a worker that
+    is slow from one that hangs.
     """
 
-    def __init__(self, settings: StaticSettings) -> None:
+    def __init__(self, settings: StaticSettings, sweep: Iterable[Sample] = ()) -> None:
+        self._cost = CostModel(sweep)
         self._max_rows = settings.max_batch_size
         self._max_bytes = settings.max_batch_bytes
         self._max_delay_s = settings.max_delay_s
@@ -220,12 +230,21 @@ class StaticPolicy:
         return Formation(members, rows, DispatchReason.IMMEDIATE, complete)
 
     def expected_duration_s(self, batch: Batch) -> float | None:
-        """Nothing: fixed rules know no costs. So a batch that could still grow is never bound
+        """Nothing: fixed rules go by no costs. So a batch that could still grow is never bound
         before a worker is idle, as in Triton."""
         return None
 
+    def upper_duration_s(self, batch: Batch) -> float | None:
+        """See `BatchPolicy.upper_duration_s`."""
+        curve = self._cost.curve_for(cost_key(batch.requests[0]), batch.running)
+        if curve is None:
+            return None
+        return curve.at(batch.rows, batch.length) * self._cost.margin
+
     def observe(self, batch: Batch, duration_s: float) -> None:
-        """Learns nothing."""
+        """Take the batch into the cost model."""
+        key = cost_key(batch.requests[0])
+        self._cost.observe(batch.rows, batch.length, duration_s, key, batch.running)
 
     def explain(self, lengths: Sequence[int]) -> None:
         """Nothing: its rules are all there is to say."""

@@ -51,6 +51,12 @@ class Alone:
     id: int
 
 
+def cost_key(request: Request) -> Hashable:
+    """The batch key that its cost depends on: riding alone makes nothing cheaper."""
+    key = request.key
+    return key.key if isinstance(key, Alone) else key
+
+
 class DispatchReason(Enum):
     """Why a batch left the queue at that moment with that size; a metric label."""
 
@@ -87,6 +93,11 @@ class Batch:
 
     def __post_init__(self) -> None:
         self.length = max((request.length for request in self.requests), default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all inputs, padding left out."""
+        return sum(request.nbytes for request in self.requests)
 
     @property
     def padding_share(self) -> float:

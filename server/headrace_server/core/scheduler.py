@@ -6,6 +6,8 @@ Rules of this file:
   worker that is no longer its own is ignored. `now` never goes back.
 - Every request that was submitted leaves exactly once: in a completed batch, in a `Reject`, or
   because its caller cancelled it.
+- A worker that does not answer in time, and a model whose workers are lost for too long, make
+  nobody wait for ever.
 - A batch is bound as late as possible: when a worker is idle, or is about to be, or when waiting
   could not make it larger.
 """
@@ -28,6 +30,7 @@ from headrace_server.core.events import (
     Reject,
     RequestCancelled,
     RequestSubmitted,
+    Restart,
     ServiceAbandoned,
     TimeAdvanced,
     WorkerLost,
@@ -35,9 +38,11 @@ from headrace_server.core.events import (
 )
 from headrace_server.core.explanation import Explanation
 from headrace_server.core.fleet import Fleet, Worker
+from headrace_server.core.outage import Outage
 from headrace_server.core.policy import BatchPolicy, Formation, Hold, Opening, Refusal
 from headrace_server.core.queue import Queue, QueueLimits
 from headrace_server.core.request import Alone, Batch, Request
+from headrace_server.core.watchdog import LATE_S, LEAST_S, Watchdog
 
 MAX_ATTEMPTS = 2
 """Times that a request may be running when its worker is lost, before it is given up."""
@@ -52,10 +57,14 @@ class Scheduler:
         limits: QueueLimits | None = None,
         *,
         preserve_ordering: bool = False,
+        watchdog: Watchdog | None = None,
+        outage: Outage | None = None,
     ) -> None:
         self._policy = policy
         self._queue = Queue(limits or QueueLimits(), policy.urgency)
         self._fleet = Fleet(in_order=preserve_ordering)
+        self._watchdog = watchdog or Watchdog()
+        self._outage = outage or Outage()
         self._live: dict[int, Request] = {}
         self._batches: dict[int, Batch] = {}
         self._next_batch_id = 0
@@ -94,8 +103,12 @@ class Scheduler:
 
         A moment that has already come means: as soon as the events at hand are handled.
         """
+        wakeup = min(self._decide_at_s, self._fleet.next_hang_s)
         deadline_s = self._queue.next_deadline_s()
-        wakeup = self._decide_at_s if deadline_s is None else min(self._decide_at_s, deadline_s)
+        if deadline_s is not None:
+            wakeup = min(wakeup, deadline_s)
+        if len(self._queue) > 0:
+            wakeup = min(wakeup, self._outage.due_s)
         return None if wakeup == math.inf else wakeup
 
     def explain(self, lengths: Sequence[int]) -> Explanation | None:
@@ -122,6 +135,8 @@ class Scheduler:
         request = event.request
         if self._closed_for is not None:
             return [Reject(request, self._closed_for)]
+        if now >= self._outage.due_s:
+            return [Reject(request, Reason.MODEL_UNAVAILABLE)]
         self._policy.arrived(request, now)
         if request.deadline_s <= now and not request.delay_when_late:
             return [Reject(request, request.late_reason)]
@@ -155,14 +170,23 @@ class Scheduler:
         return self._decide(now)
 
     def _on_worker_ready(self, event: WorkerReady, now: float) -> list[Action]:
+        if self._fleet.empty:
+            self._outage.first_worker_ready(now)
         self._fleet.add(event.worker_id)
         return self._decide(now)
 
     def _on_worker_lost(self, event: WorkerLost, now: float) -> list[Action]:
         if event.worker_id not in self._fleet:
             return []
+        return self._lose(event.worker_id, now) + self._decide(now)
+
+    def _lose(self, worker_id: int, now: float) -> list[Action]:
+        """Take back what a worker held: what it ran is tried alone, what it did not begin is as
+        good as new."""
         actions: list[Action] = []
-        lost = self._fleet.remove(event.worker_id)
+        lost = self._fleet.remove(worker_id)
+        if self._fleet.empty:
+            self._outage.last_worker_lost(now)
         for batch in lost:
             del self._batches[batch.id]
         for batch in lost:
@@ -177,13 +201,15 @@ class Scheduler:
                     self._try_alone(request)
                 else:
                     self._queue.push(request)
-        return actions + self._decide(now)
+        return actions
 
     def _on_batch_completed(self, event: BatchCompleted, now: float) -> list[Action]:
         batch = self._batches.pop(event.batch_id, None)
         if batch is None:
             return []
         self._policy.observe(batch, self._fleet.finish(batch, now))
+        self._watchdog.answered(batch)
+        self._outage.answered()
         for request in batch.requests:
             del self._live[request.id]
         self._begin_staged(batch.worker_id, now)
@@ -194,6 +220,7 @@ class Scheduler:
         if batch is None:
             return []
         self._fleet.finish(batch, now)
+        self._outage.answered()
         actions: list[Action] = []
         for request in batch.requests:
             if request.cancelled:
@@ -206,7 +233,14 @@ class Scheduler:
         return actions + self._decide_soon(now)
 
     def _on_time_advanced(self, event: TimeAdvanced, now: float) -> list[Action]:
-        return self._decide(now)
+        actions: list[Action] = []
+        for worker in self._fleet.overdue(now):
+            if now - worker.hung_from_s > LATE_S:
+                worker.hung_from_s = now + LEAST_S
+                continue
+            self._watchdog.hung(worker.batches[0])
+            actions += [Restart(worker.id), *self._lose(worker.id, now)]
+        return actions + self._decide(now)
 
     def _on_drain_started(self, event: DrainStarted, now: float) -> list[Action]:
         self._closed_for = Reason.STOPPING
@@ -254,6 +288,10 @@ class Scheduler:
             else:
                 self._queue.remove(request)
                 actions.append(self._reject(request, request.late_reason))
+        if now >= self._outage.due_s:
+            for request in list(self._queue):
+                self._queue.remove(request)
+                actions.append(self._reject(request, Reason.MODEL_UNAVAILABLE))
         self._decide_at_s = math.inf
         self._rows_considered = 0
         while len(self._queue) > 0:
@@ -293,14 +331,19 @@ class Scheduler:
         )
         self._next_batch_id += 1
         self._batches[batch.id] = batch
-        self._fleet.assign(batch, self._policy.expected_duration_s(batch), now)
+        expected_s = self._policy.expected_duration_s(batch)
+        self._fleet.assign(batch, expected_s, now, self._patience_s(batch))
         return Dispatch(batch)
 
     def _begin_staged(self, worker_id: int, now: float) -> None:
         staged = self._fleet.running(worker_id)
         if staged is not None:
             staged.running = self._fleet.running_with()
-            self._fleet.begin_next(worker_id, self._policy.expected_duration_s(staged), now)
+            expected_s = self._policy.expected_duration_s(staged)
+            self._fleet.begin_next(worker_id, expected_s, now, self._patience_s(staged))
+
+    def _patience_s(self, batch: Batch) -> float:
+        return self._watchdog.patience_s(batch, self._policy.upper_duration_s(batch))
 
     def _reject(self, request: Request, reason: Reason) -> Reject:
         del self._live[request.id]

@@ -25,6 +25,7 @@ from headrace_server.core.events import (
     Reject,
     RequestCancelled,
     RequestSubmitted,
+    Restart,
     ServiceAbandoned,
     TimeAdvanced,
     WorkerLost,
@@ -52,6 +53,10 @@ from headrace_server.workers.executor import (
 log = logging.getLogger("headrace.engine")
 
 
+NO_WORKER = "its workers are lost again and again, the repository index says why"
+"""What a caller is told who waited for one, or would have to."""
+
+
 class DeploymentState(Enum):
     """Where a deployment stands. The value is the word of the repository index."""
 
@@ -75,7 +80,8 @@ class Deployment:
 
     Life: constructed LOADING; `load` makes it READY or UNAVAILABLE; `drain` lets it finish and
     `stop` ends its workers. While no worker lives it stays in the state READY but `ready` is
-    false: requests wait for the worker that is being restarted.
+    false: requests wait for the worker that is being restarted, as long as the scheduler lets
+    them, and `shown` tells the index what is amiss.
     """
 
     def __init__(
@@ -93,6 +99,8 @@ class Deployment:
         self.state = DeploymentState.LOADING
         self.reason = ""
         self.workers: dict[int, WorkerState] = {}
+        self._why_lost = ""
+        self._load_began_s = 0.0
         self._executor = executor
         self._make_rules = rules
         self._make_preparation = preparation
@@ -140,6 +148,17 @@ class Deployment:
         )
 
     @property
+    def shown(self) -> tuple[DeploymentState, str]:
+        """What the repository index says: state and reason, by what is so at this moment."""
+        if self.state is not DeploymentState.READY or self.ready:
+            return self.state, self.reason
+        stage = self._preparation
+        if stage is not None and not stage.ready:
+            return stage.shown
+        why = f"its last worker was lost ({self._why_lost or 'its socket was closed'})"
+        return DeploymentState.UNAVAILABLE, f"{why}; another one is being started"
+
+    @property
     def prepares(self) -> bool:
         """Whether requests are prepared before they queue: `infer` does it, `submit` does not."""
         return self._preparation is not None
@@ -170,6 +189,7 @@ class Deployment:
     async def load(self) -> None:
         """Start the workers; never raises for the model's sake: see `state` and `reason`."""
         self._observer.deployment_added(self)
+        self._load_began_s = self._clock.now()
         try:
             await self._executor.start(self)
             await self._load_preparation()
@@ -327,12 +347,16 @@ class Deployment:
         """See `ExecutorListener.model_loaded`."""
         self._spec = spec
         self._rules = self._make_rules(spec)
-        self._scheduler = self._rules.scheduler(sweep)
+        self._scheduler = self._rules.scheduler(sweep, self._clock.now() - self._load_began_s)
         self._riding = RidingRules(spec)
         self._cut_axes = ragged_output_axes(spec)
 
     def worker_state_changed(self, worker_id: int, state: WorkerState, detail: str) -> None:
         """See `ExecutorListener.worker_state_changed`."""
+        if detail:
+            self._why_lost = detail
+        if self.workers.get(worker_id) is state:
+            return  # how it was lost became known a moment after the loss
         self.workers[worker_id] = state
         self._observer.worker_state_changed(self, worker_id, state)
 
@@ -344,8 +368,7 @@ class Deployment:
     def worker_lost(self, worker_id: int, detail: str) -> None:
         """See `ExecutorListener.worker_lost`."""
         self.worker_state_changed(worker_id, WorkerState.LOST, detail)
-        for batch in [b for b in self._in_flight.values() if b.worker_id == worker_id]:
-            del self._in_flight[batch.id]
+        self._take_back(worker_id)
         self._handle(WorkerLost(worker_id))
 
     def batch_completed(
@@ -437,6 +460,8 @@ class Deployment:
                     self._dispatch(batch, now)
                 case Reject(request, reason):
                     self._reject(request, reason, now)
+                case Restart(worker_id):
+                    self._restart(worker_id, now)
                 case Drained():
                     self._drained.set()
 
@@ -446,12 +471,30 @@ class Deployment:
         self._executor.run(batch.worker_id, batch.id, tensors)
         self._observer.batch_dispatched(self, batch, now)
 
+    def _restart(self, worker_id: int, now: float) -> None:
+        running = self._take_back(worker_id)[0]
+        log.warning(
+            "worker %d of model '%s' hangs: %d rows were not answered in %.1f s; ending it",
+            worker_id,
+            self.name,
+            running.rows,
+            now - running.started_s,
+        )
+        self._executor.restart(worker_id)
+
+    def _take_back(self, worker_id: int) -> list[Batch]:
+        """What was in flight on this worker, the running batch first; it is not any more."""
+        taken = [batch for batch in self._in_flight.values() if batch.worker_id == worker_id]
+        for batch in taken:
+            del self._in_flight[batch.id]
+        return taken
+
     def _reject(self, request: Request, reason: Reason, now: float) -> None:
         ticket = self._tickets.pop(request.id, None)
         if ticket is None:
             return  # cancelled while it was in flight
         if not ticket.future.done():
-            error = ServingError(reason, model=self.name)
+            error = ServingError(reason, model=self.name, why=NO_WORKER)
             error.counted = True
             ticket.future.set_exception(error)
         self._observer.request_refused(self, request, reason, now)

@@ -98,7 +98,9 @@ class Engine:
     def index(self) -> list[IndexRow]:
         """Every model of the repository with its state."""
         rows = [
-            IndexRow(d.name, str(d.version), d.state.value, d.reason) for d in self.deployments()
+            IndexRow(d.name, str(d.version), state.value, reason)
+            for d in self.deployments()
+            for state, reason in [d.shown]
         ]
         rows += [
             IndexRow(model, version, DeploymentState.UNAVAILABLE.value, reason)

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from headrace_server.core.adaptive import DEFAULT_PRIORITY, LEAST_PRIORITY, AdaptivePolicy
 from headrace_server.core.cost import Sample
 from headrace_server.core.errors import Reason
+from headrace_server.core.outage import Outage
 from headrace_server.core.policy import BatchPolicy, StaticPolicy, StaticSettings
 from headrace_server.core.queue import QueueLimits
 from headrace_server.core.request import Request
 from headrace_server.core.scheduler import Scheduler
+from headrace_server.core.watchdog import Watchdog
 from headrace_server.engine.calls import Call
 from headrace_server.models.batching import BatchingSettings
 
@@ -32,8 +34,9 @@ class SchedulingRules:
     max_requests: int
     max_bytes: int
 
-    def scheduler(self, sweep: Sequence[Sample] = ()) -> Scheduler:
-        """A new scheduler that follows these rules, and plans from these timed batches."""
+    def scheduler(self, sweep: Sequence[Sample] = (), load_s: float = 0.0) -> Scheduler:
+        """A new scheduler that follows these rules, and plans from these timed batches and from
+        how long a worker took to load the model."""
         settings = self.settings
         # A model without a batch dimension runs each request alone.
         most_rows = max(1, settings.max_batch_size)
@@ -46,7 +49,8 @@ class SchedulingRules:
                     preferred_sizes=settings.preferred_batch_sizes,
                     max_delay_s=settings.max_queue_delay_s,
                     max_batch_bytes=most_bytes,
-                )
+                ),
+                sweep,
             )
         else:
             policy = AdaptivePolicy(most_rows, sweep, most_bytes)
@@ -58,7 +62,13 @@ class SchedulingRules:
             },
             default_max_requests_by_level=settings.default_queue_policy.max_queue_size,
         )
-        return Scheduler(policy, limits, preserve_ordering=settings.preserve_ordering)
+        return Scheduler(
+            policy,
+            limits,
+            preserve_ordering=settings.preserve_ordering,
+            watchdog=Watchdog(sweep, settings.hang_timeout_s),
+            outage=Outage(load_s),
+        )
 
     def request(
         self, request_id: int, key: Hashable, length: int, call: Call, now: float

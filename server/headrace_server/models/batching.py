@@ -17,6 +17,7 @@ from headrace_server.models.errors import ConfigError
 
 OBJECTIVE = "objective_ms"
 MAX_BATCH_BYTES = "max_batch_bytes"
+HANG_TIMEOUT = "hang_timeout_s"
 """Parameters of a config.pbtxt that set what Triton's batching block has no field for."""
 
 Number = TypeVar("Number", int, float)
@@ -56,6 +57,9 @@ class BatchingSettings:
     ``max_batch_bytes`` bounds the inputs of a batch once they are padded, and so those of a single
     request; None: no request is too large, and batches stay within what the policy thinks fit. What
     the server adds to what clients sent, masks and defaults, does not count.
+
+    ``hang_timeout_s`` is how long a batch may run before its worker counts as hung; None: as the
+    cost model expects it.
     """
 
     max_batch_size: int
@@ -69,6 +73,7 @@ class BatchingSettings:
     queue_policies: Mapping[int, QueuePolicy] = field(default_factory=lambda: MappingProxyType({}))
     objective_s: float | None = None
     max_batch_bytes: int | None = None
+    hang_timeout_s: float | None = None
 
 
 def batching_settings(
@@ -78,14 +83,19 @@ def batching_settings(
 
     Raises:
         ConfigError: a preferred size that no batch can have; priority levels that contradict
-            each other or ``preserve_ordering``; an objective or a bound that is none, or an
-            objective beside fixed rules.
+            each other or ``preserve_ordering``; an objective, a bound or a timeout that is none,
+            or an objective beside fixed rules.
     """
     if config is None:
         return BatchingSettings(max_batch_size)
-    objective, most_bytes = batching_parameters(config, locate)
+    objective, most_bytes, hang_timeout_s = batching_parameters(config, locate)
     if not config.HasField("dynamic_batching"):
-        return BatchingSettings(max_batch_size, objective_s=objective, max_batch_bytes=most_bytes)
+        return BatchingSettings(
+            max_batch_size,
+            objective_s=objective,
+            max_batch_bytes=most_bytes,
+            hang_timeout_s=hang_timeout_s,
+        )
     block = config.dynamic_batching
 
     def refuse(name: str, message: str) -> NoReturn:
@@ -121,14 +131,16 @@ def batching_settings(
             {level: _queue_policy(policy) for level, policy in block.priority_queue_policy.items()}
         ),
         max_batch_bytes=most_bytes,
+        hang_timeout_s=hang_timeout_s,
     )
 
 
 def batching_parameters(
     config: ModelConfig, locate: Locate = locate_nowhere
-) -> tuple[float | None, int | None]:
-    """What the parameters ``objective_ms`` and ``max_batch_bytes`` say: the latency objective in
-    seconds, and the most bytes of a batch; None where they are not given.
+) -> tuple[float | None, int | None, float | None]:
+    """What the parameters ``objective_ms``, ``max_batch_bytes`` and ``hang_timeout_s`` say: the
+    latency objective in seconds, the most bytes of a batch, and the seconds after which one counts
+    as a hang; None where they are not given.
 
     Raises:
         ConfigError: one is no positive number, or the objective stands beside ``dynamic_batching``.
@@ -138,7 +150,7 @@ def batching_parameters(
         where = locate(f'parameters["{name}"]')
         raise ConfigError(f"{where} {message}")
 
-    objective_s = most_bytes = None
+    objective_s = most_bytes = hang_timeout_s = None
     if OBJECTIVE in config.parameters:
         if config.HasField("dynamic_batching"):
             refuse(
@@ -156,7 +168,12 @@ def batching_parameters(
         most_bytes = _number(int, text)
         if most_bytes is None or most_bytes < 1:
             refuse(MAX_BATCH_BYTES, f"must be a positive whole number of bytes, got '{text}'")
-    return objective_s, most_bytes
+    if HANG_TIMEOUT in config.parameters:
+        text = config.parameters[HANG_TIMEOUT].string_value
+        hang_timeout_s = _number(float, text)
+        if hang_timeout_s is None or not 0 < hang_timeout_s < math.inf:
+            refuse(HANG_TIMEOUT, f"must be a positive number of seconds, got '{text}'")
+    return objective_s, most_bytes, hang_timeout_s
 
 
 def _number(kind: Callable[[str], Number], text: str) -> Number | None:

@@ -125,6 +125,11 @@ class Executor(Protocol):
         worker's sake: failures come through the listener."""
         ...
 
+    def restart(self, worker_id: int) -> None:
+        """End a worker that hangs, at once and unasked, and start another in its place. Its loss
+        is reported as any other, later; it answers nothing any more."""
+        ...
+
     async def stop(self) -> None:
         """End all workers, without a word to the listener. Safe to call twice."""
         ...

@@ -42,6 +42,11 @@ class InlineExecutor:
         """See `Executor.run`."""
         asyncio.get_running_loop().call_soon(self._run, batch_id, tuple(requests))
 
+    def restart(self, worker_id: int) -> None:
+        """See `Executor.restart`. There is no other process to end: it only lets go of what it
+        was given."""
+        asyncio.get_running_loop().call_soon(self._restart, worker_id)
+
     async def stop(self) -> None:
         """See `Executor.stop`."""
         if self._model is not None:
@@ -55,6 +60,11 @@ class InlineExecutor:
     def devices(self) -> Sequence[str]:
         """See `Executor.devices`."""
         return [self._device]
+
+    def _restart(self, worker_id: int) -> None:
+        if self._listener is not None:
+            self._listener.worker_lost(worker_id, "took too long")
+            self._listener.worker_ready(worker_id)
 
     def _run(self, batch_id: int, requests: Sequence[RequestTensors]) -> None:
         if self._model is None or self._runner is None or self._listener is None:

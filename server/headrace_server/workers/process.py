@@ -188,6 +188,15 @@ class WorkerProcess:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
+    def give_up(self) -> None:
+        """End the process at once and take it for lost from now on: it may take a while until the
+        kernel has ended it."""
+        self.kill()
+        if self._connection is not None:
+            self._connection.close()
+        if not self.lost.done():
+            self.lost.set_result(None)
+
     async def _unless_dead(self, future: asyncio.Future[T]) -> T:
         await asyncio.wait((future, self.died), return_when=asyncio.FIRST_COMPLETED)
         if future.done():

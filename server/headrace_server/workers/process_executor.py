@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from headrace_server.models.repository import ModelSource
@@ -25,6 +26,10 @@ from headrace_server.workers.process import WorkerDiedError, WorkerProcess
 MAX_FIRST_STARTS = 3
 """Times that a worker may die on its first way to READY before the model counts as broken."""
 
+LOAD_TIMEOUT_S = 900.0
+"""From the start of a worker to READY: some ten times what the largest models need that fit on one
+machine. What takes longer hangs."""
+
 log = logging.getLogger("headrace.workers")
 
 
@@ -33,7 +38,9 @@ class ProcessExecutor:
 
     Worker ids are seats: a restarted process takes the id of the lost one. The first worker tells
     which GPUs torch sees, so that the front never has to import torch. `cache` is a directory in
-    which timed batches are kept from one load to the next.
+    which timed batches are kept from one load to the next. A worker that is not ready
+    `load_timeout_s` seconds after its start is ended: one that hangs would hang again, so a first
+    one is not tried twice, while one that replaces a lost worker is started again with back-off.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class ProcessExecutor:
         role: Role = Role.SERVE,
         cache: Path | None = None,
         backoff: Backoff | None = None,
+        load_timeout_s: float = LOAD_TIMEOUT_S,
     ) -> None:
         self._source = source
         self._config = config
@@ -54,6 +62,7 @@ class ProcessExecutor:
         self._cores = cores
         self._cache = "" if cache is None else str(cache)
         self._backoff = backoff or Backoff()
+        self._load_timeout_s = load_timeout_s
         self._listener: ExecutorListener | None = None
         self._spec: ModelSpec | None = None
         self._placements: tuple[Placement, ...] = ()
@@ -83,6 +92,12 @@ class ProcessExecutor:
         """See `Executor.run`."""
         self._serving[worker_id].run(batch_id, requests)
 
+    def restart(self, worker_id: int) -> None:
+        """See `Executor.restart`."""
+        process = self._serving.get(worker_id)
+        if process is not None:
+            process.give_up()
+
     async def stop(self) -> None:
         """See `Executor.stop`."""
         for seat in self._seats:
@@ -107,11 +122,12 @@ class ProcessExecutor:
         for attempt in range(1, MAX_FIRST_STARTS + 1):
             process = self._new_process(0)
             try:
-                hello = await process.spawn()
-                self._placements = place(
-                    self._groups, cuda_devices=hello.cuda_devices, cores=self._cores
-                )
-                return process, await self._load(process, 0, sweep=True)
+                async with self._in_time(process):
+                    hello = await process.spawn()
+                    self._placements = place(
+                        self._groups, cuda_devices=hello.cuda_devices, cores=self._cores
+                    )
+                    return process, await self._load(process, 0, sweep=True)
             except WorkerDiedError as error:
                 self._processes.discard(process)
                 if attempt == MAX_FIRST_STARTS:
@@ -133,8 +149,9 @@ class ProcessExecutor:
             try:
                 if process is None:
                     process = self._new_process(seat)
-                    await process.spawn()
-                    loaded = await self._load(process, seat, sweep=False)
+                    async with self._in_time(process):
+                        await process.spawn()
+                        loaded = await self._load(process, seat, sweep=False)
                     if loaded.spec != self._spec:
                         raise ModelLoadError("the files of the model changed while it was served")
                     if losses:
@@ -167,7 +184,9 @@ class ProcessExecutor:
             if not ready.done() and losses >= MAX_FIRST_STARTS:
                 ready.set_exception(_died_while_loading(detail, losses))
                 return
-            if not served_s:
+            if served_s:
+                self._listener.worker_state_changed(seat, WorkerState.LOST, detail)
+            else:
                 self._listener.worker_lost(seat, detail)
             when = f"in {delay_s:.1f} s" if delay_s else "now"
             log.warning(
@@ -192,6 +211,19 @@ class ProcessExecutor:
         return await process.load(
             self._source, self._config, self._role, placement, sweep=sweep, cache=self._cache
         )
+
+    @asynccontextmanager
+    async def _in_time(self, process: WorkerProcess) -> AsyncIterator[None]:
+        """Bounds what is awaited inside. Raises `ModelLoadError` when it takes too long."""
+        try:
+            async with asyncio.timeout(self._load_timeout_s):
+                yield
+        except TimeoutError:
+            process.kill()
+            raise ModelLoadError(
+                f"expected the model to load and warm up within {self._load_timeout_s:g} s "
+                "(--load-timeout), and ended a worker that had not"
+            ) from None
 
     def _new_process(self, seat: int) -> WorkerProcess:
         listener = self._listener

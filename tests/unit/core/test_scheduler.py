@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from headrace_server.core.events import BatchCompleted, BatchFailed, Drained
 from headrace_server.core.fleet import MAX_STAGE_LEAD_S, STAGE_LEAD_SHARE
 from headrace_server.core.queue import QueueLimits
 from headrace_server.core.request import DispatchReason
+from headrace_server.core.watchdog import Watchdog
 from scheduler_driver import SchedulerDriver, dispatches, rejections
 
 Drive = Callable[..., SchedulerDriver]
@@ -22,9 +24,14 @@ def taking(base_s: float, row_s: float = 0.0) -> AdaptivePolicy:
     return AdaptivePolicy(8, [(rows, 0, base_s + rows * row_s) for rows in (1, 2, 4, 8)])
 
 
+def patient() -> Watchdog:
+    """For tests of all other wake-ups: no batch ever counts as a hang."""
+    return Watchdog(timeout_s=math.inf)
+
+
 class TestForming:
     def test_a_lone_request_goes_at_once(self, drive: Drive) -> None:
-        driver = drive()
+        driver = drive(watchdog=patient())
         driver.submit(1)
         assert driver.scheduler.next_wakeup() == driver.now
         assert dispatches(driver.settle()) == [[1]]
@@ -109,7 +116,7 @@ class TestStaging:
         assert driver.waiting == [3], "no third batch on one worker"
 
     def test_an_incomplete_batch_stays_open_when_nothing_is_known(self, drive: Drive) -> None:
-        driver = drive()
+        driver = drive(watchdog=patient())
         driver.submit(1)
         driver.settle()
         driver.submit(2)
@@ -144,7 +151,7 @@ class TestStaging:
     def test_behind_a_batch_of_a_millisecond_nothing_is_staged_that_could_grow(
         self, drive: Drive
     ) -> None:
-        driver = drive(policy=taking(0.001))
+        driver = drive(policy=taking(0.001), watchdog=patient())
         driver.submit(1)
         driver.settle()
         driver.submit(2)
@@ -249,7 +256,7 @@ class TestEventsOfOneMoment:
         assert dispatches(driver.settle()) == [[3]], "staged behind the second batch"
 
     def test_a_request_that_can_only_wait_wakes_nobody(self, drive: Drive) -> None:
-        driver = drive()
+        driver = drive(watchdog=patient())
         driver.submit(1)
         driver.settle()
         driver.submit(2)

@@ -18,7 +18,7 @@ from headrace_server.engine.calls import Answer
 from headrace_server.engine.deployment import DeploymentState
 from headrace_server.models.batching import QueuePolicy
 from headrace_server.models.spec import TensorSpec
-from headrace_server.workers.executor import BatchOutput
+from headrace_server.workers.executor import BatchOutput, WorkerState
 
 
 async def reason_of(answer: Awaitable[Answer]) -> Reason:
@@ -322,6 +322,65 @@ class TestWorkers:
         stage.workers.restore(0)
         stage.workers.lose(0)
         assert await reason_of(answer) is Reason.WORKER_LOST
+
+    async def test_a_worker_that_hangs_is_ended_and_its_calls_are_answered_by_another(self) -> None:
+        stage = await serve(workers=2, hang_timeout_s=1.5)
+        answer = stage.submit(b"aa")
+        stage.clock.advance(1.5)
+        assert stage.workers.restarted == [0]
+        stage.workers.lose(0)
+        stage.workers.complete(1)
+        assert (await answer).outputs[0].data == b"aa"
+
+    async def test_an_answer_that_comes_after_all_reaches_nobody_twice(self) -> None:
+        stage = await serve(workers=2, hang_timeout_s=1.5)
+        answer = stage.submit(b"aa")
+        stage.clock.advance(1.5)
+        stage.workers.complete(0)
+        assert not answer.done()
+        stage.workers.complete(1)
+        assert (await answer).outputs[0].data == b"aa"
+
+    async def test_an_idle_deployment_is_not_woken_by_its_watchdog(self) -> None:
+        stage = await serve(hang_timeout_s=1.5)
+        answer = stage.submit(b"aa")
+        stage.workers.complete(0)
+        stage.clock.advance(100.0)
+        await answer
+        assert stage.clock.armed == 1
+        assert stage.workers.restarted == []
+
+    async def test_the_index_says_that_and_why_no_worker_lives(self) -> None:
+        stage = await serve()
+        assert stage.deployment.shown == (DeploymentState.READY, "")
+        stage.workers.lose(0)
+        state, reason = stage.deployment.shown
+        assert state is DeploymentState.UNAVAILABLE
+        assert (
+            reason == "its last worker was lost (killed by SIGKILL); another one is being started"
+        )
+        stage.workers.restore(0)
+        assert stage.deployment.shown == (DeploymentState.READY, "")
+
+    async def test_how_a_worker_was_lost_may_become_known_later(self) -> None:
+        stage = await serve()
+        stage.deployment.worker_lost(0, "")
+        told = list(stage.observer.told)
+        stage.deployment.worker_state_changed(0, WorkerState.LOST, "exited with status 3")
+        assert stage.observer.told == told, "one loss, told once"
+        assert "exited with status 3" in stage.deployment.shown[1]
+
+    async def test_nobody_waits_for_ever_in_a_crash_loop(self) -> None:
+        stage = await serve()
+        stage.workers.lose(0)
+        waiting = stage.submit(b"aa")
+        stage.clock.advance(60.0)
+        assert await reason_of(waiting) is Reason.MODEL_UNAVAILABLE
+        assert await reason_of(stage.submit(b"bb")) is Reason.MODEL_UNAVAILABLE
+        stage.workers.restore(0)
+        answer = stage.submit(b"cc")
+        stage.workers.complete(0)
+        assert (await answer).outputs[0].data == b"cc"
 
     async def test_a_batch_that_nobody_waits_for_is_ignored(self) -> None:
         stage = await serve()

@@ -51,6 +51,23 @@ def test_a_bound_on_bytes_that_is_no_positive_whole_number_is_refused(value: str
     assert str(refused.value).endswith(f"got '{value}'")
 
 
+def hang_timeout(value: str) -> str:
+    return f'parameters {{ key: "hang_timeout_s" value {{ string_value: "{value}" }} }}'
+
+
+@pytest.mark.parametrize("block", ["", "dynamic_batching { }"])
+def test_a_hang_timeout_is_read_under_either_policy(block: str) -> None:
+    assert settings(hang_timeout("2.5") + block).hang_timeout_s == 2.5
+    assert settings(block).hang_timeout_s is None
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1", "inf", "nan", "1 s"])
+def test_a_hang_timeout_that_is_no_positive_number_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match="must be a positive number of seconds") as refused:
+        settings(hang_timeout(value))
+    assert str(refused.value).endswith(f"got '{value}'")
+
+
 def test_an_objective_beside_fixed_rules_is_refused() -> None:
     with pytest.raises(ConfigError, match="dynamic_batching follows fixed rules; drop one"):
         settings(objective("50") + "dynamic_batching { }")

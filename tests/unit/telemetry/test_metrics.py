@@ -43,6 +43,9 @@ class IdleExecutor:
     def run(self, worker_id: int, batch_id: int, requests: Sequence[RequestTensors]) -> None:
         raise AssertionError("nothing is dispatched here")
 
+    def restart(self, worker_id: int) -> None:
+        pass
+
     async def stop(self) -> None:
         pass
 
