@@ -199,6 +199,7 @@ def deployment_of(
             cores=1,
             role=Role.PREPARE,
             cache=config.cache_path,
+            load_timeout_s=config.load_timeout_s,
         )
         return Deployment(
             source.name,
@@ -206,7 +207,11 @@ def deployment_of(
             executor,
             lambda spec: replace(
                 rules,
-                settings=BatchingSettings(max_batch_size=0, objective_s=rules.settings.objective_s),
+                settings=BatchingSettings(
+                    max_batch_size=0,
+                    objective_s=rules.settings.objective_s,
+                    hang_timeout_s=rules.settings.hang_timeout_s,
+                ),
             ),
             clock,
             RefusalsOf(observer),
@@ -215,7 +220,14 @@ def deployment_of(
     return Deployment(
         source.name,
         source.version,
-        ProcessExecutor(source, written, groups, cores=cores, cache=config.cache_path),
+        ProcessExecutor(
+            source,
+            written,
+            groups,
+            cores=cores,
+            cache=config.cache_path,
+            load_timeout_s=config.load_timeout_s,
+        ),
         lambda spec: _rules(_settings_of(entry, spec), config),
         clock,
         observer,

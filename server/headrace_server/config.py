@@ -20,6 +20,7 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Milliseconds = Annotated[float, msgspec.Meta(gt=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+LongEnough = Annotated[float, msgspec.Meta(gt=0)]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -37,6 +38,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     that the workers of all models share; by default all but one, which the front takes.
     `objective_ms`: milliseconds that a request may take which brings no deadline of its own, where
     neither the model's configuration says otherwise nor fixed rules are asked for.
+    `load_timeout_s`: a worker that has not loaded and warmed up its model by then is ended.
     `cache_dir`: what is measured of models is kept there; empty or "none" keeps nothing.
     """
 
@@ -44,6 +46,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     grpc_port: Port = 8001
     metrics_port: Port = 8002
     drain_timeout_s: Seconds = 30.0
+    load_timeout_s: LongEnough = 900.0
     max_queue_requests: Positive = 16_384
     max_queue_bytes: Positive = 1 << 30
     objective_ms: Milliseconds | None = None

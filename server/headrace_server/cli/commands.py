@@ -103,6 +103,10 @@ def serve(
         float | None,
         _setting("drain_timeout_s", "Seconds to finish admitted requests in when stopping."),
     ] = None,
+    load_timeout: Annotated[
+        float | None,
+        _setting("load_timeout_s", "Seconds that a worker may take to load and warm up its model."),
+    ] = None,
     max_queue_requests: Annotated[
         int | None, _setting("max_queue_requests", "Requests that may wait, for each model.")
     ] = None,
@@ -149,6 +153,7 @@ def serve(
         "grpc_port": grpc_port,
         "metrics_port": metrics_port,
         "drain_timeout_s": drain_timeout,
+        "load_timeout_s": load_timeout,
         "max_queue_requests": max_queue_requests,
         "max_queue_bytes": max_queue_bytes,
         "objective_ms": objective_ms,
