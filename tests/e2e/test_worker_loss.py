@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from headrace.aio import AsyncClient
 from headrace_server.testing import ServerProcess
 from reading_metrics import metric
+from worker_processes import alive, workers_of
 
 pytestmark = pytest.mark.e2e
 
@@ -85,17 +85,3 @@ async def test_workers_end_with_a_server_that_is_killed(
 
 
 READY = 'headrace_workers{model="slow",state="ready",version="1"}'
-
-
-def workers_of(pid: int) -> list[int]:
-    children: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        children += [int(child) for child in (task / "children").read_text().split()]
-    return children
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

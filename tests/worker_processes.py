@@ -1,0 +1,21 @@
+"""Finds the worker processes of a running server, for tests that kill them (Linux only)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def workers_of(pid: int) -> list[int]:
+    """The process ids of all children of a front."""
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        children += [int(child) for child in (task / "children").read_text().split()]
+    return children
+
+
+def alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
