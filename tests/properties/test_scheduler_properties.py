@@ -172,6 +172,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def let_pass(self, seconds: float) -> None:
         """Let time pass, and judge after every wake-up: what was dispatched may hang in between."""
+        self.judge()
         until_s = self.driver.now + seconds
         while (wakeup_s := self.driver.scheduler.next_wakeup()) is not None and wakeup_s < until_s:
             self.driver.advance_to(max(wakeup_s, self.driver.now))
