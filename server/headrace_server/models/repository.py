@@ -133,6 +133,8 @@ def _checked_config(directory: Path, override: ModelConfig | None) -> ModelConfi
     if config is None:
         if not file.exists():
             return None
+        if not lies_in(directory.parent, file):
+            raise ConfigError(f"{file} {ESCAPES}")
         text = ConfigText.read(file)
         config, locate = text.parse(), text.locate
     check_config(config, directory.name, locate)
@@ -195,9 +197,19 @@ def _model_file(directory: Path, config: ModelConfig | None) -> tuple[Path, Mode
     )
     found = [(file, kind) for file, kind in candidates if file.is_file()]
     if len(found) == 1:
+        if not lies_in(directory.parent.parent, found[0][0]):
+            raise ModelError(f"{found[0][0]} {ESCAPES}")
         return found[0]
     expected = f"'{filename}'" if filename else f"exactly one of {_filenames()}"
     raise ModelError(f"expected {expected} in {directory}, found {_listing(directory)}")
+
+
+ESCAPES = "leads out of the repository; expected a file, or a link, that stays inside"
+
+
+def lies_in(repository: Path, file: Path) -> bool:
+    """Whether that is so once every link on the way is followed. The repository may be one."""
+    return file.resolve().is_relative_to(repository.resolve())
 
 
 def _kind_of(filename: str) -> ModelKind | None:

@@ -20,7 +20,7 @@ from headrace_server.models.datatypes import config_type, config_type_name
 from headrace_server.models.errors import ConfigError, ModelError
 from headrace_server.models.loading import LoadedModel
 from headrace_server.models.program import Tensor
-from headrace_server.models.repository import ModelSource
+from headrace_server.models.repository import ESCAPES, ModelSource, lies_in
 from headrace_server.models.spec import DYNAMIC, ModelSpec, TensorSpec
 from headrace_server.models.torch_types import TORCH_DTYPES
 
@@ -152,7 +152,11 @@ def _configured_tensor(
         case "random_data":
             return _random(tensor, full)
         case "input_data_file":
-            row = _from_file(what, tensor, shape, directory / data.input_data_file)
+            file = directory / data.input_data_file
+            # Of the warm-up directory of a model of the repository.
+            if not lies_in(directory.parent.parent, file):
+                raise ConfigError(f"{what}: {file} {ESCAPES}")
+            row = _from_file(what, tensor, shape, file)
             if rows is None:
                 return row
             if isinstance(row, torch.Tensor):

@@ -1,5 +1,6 @@
 """A repository is scanned: versions, files, and what is wrong with either."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,27 @@ def test_missing_repository_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RepositoryError, match="Not a directory"):
         scan(tmp_path / "file")
+
+
+@pytest.mark.parametrize("link", ["m", "m/1", "m/1/model.pt2", "m/config.pbtxt"])
+def test_a_link_out_of_the_repository_is_refused(tmp_path: Path, link: str) -> None:
+    outside = put(tmp_path / "outside", "m/1/model.pt2", m="max_batch_size: 4")
+    repository = put(tmp_path / "repository", "m/1/model.pt2", m="max_batch_size: 4")
+    shutil.move(repository / link, tmp_path / "aside")
+    (repository / link).symlink_to(outside / link)
+    entry = only(scan(repository))
+    assert not entry.versions
+    assert entry.error is not None
+    assert "leads out of the repository" in entry.error
+
+
+def test_links_that_stay_inside_are_followed_and_the_repository_may_be_one(
+    tmp_path: Path,
+) -> None:
+    # As Kubernetes mounts a ConfigMap: every name is a link into a directory beside it.
+    put(tmp_path / "mounted" / "..data", "model.pt2")
+    put(tmp_path / "mounted", m="max_batch_size: 4")
+    (tmp_path / "mounted" / "m" / "1").mkdir()
+    (tmp_path / "mounted" / "m" / "1" / "model.pt2").symlink_to("../../..data/model.pt2")
+    (tmp_path / "repository").symlink_to("mounted")
+    assert versions(only(scan(tmp_path / "repository"))) == [1]

@@ -78,6 +78,8 @@ def test_file_holds_one_row_for_the_whole_batch(tmp_path: Path) -> None:
         (IDS.replace("INT64", "FP32") % "zero_data: true", None, "write data_type: TYPE_INT64"),
         (IDS.replace("2 ]", "3 ]") % "zero_data: true", None, r"dims are \[3, 3\], expected \[-1"),
         (IDS % 'input_data_file: "gone"', None, "gone cannot be read"),
+        (IDS % 'input_data_file: "/etc/passwd"', None, "passwd leads out of the repository"),
+        (IDS % f'input_data_file: "{"../" * 9}etc/passwd"', None, "leads out of the repository"),
         (IDS % 'input_data_file: "short"', None, "expected 48 bytes in .*short, got 1"),
         (IDS % "zero_data: true", TEXT % 'input_data_file: "short"', "input 'text': .*short: "),
     ],
