@@ -19,6 +19,7 @@ class Reason(Enum):
     UNKNOWN_INPUT = "unknown_input"
     DUPLICATE_INPUT = "duplicate_input"
     UNKNOWN_OUTPUT = "unknown_output"
+    DUPLICATE_OUTPUT = "duplicate_output"
     WRONG_DATATYPE = "wrong_datatype"
     WRONG_SHAPE = "wrong_shape"
     WRONG_BYTE_COUNT = "wrong_byte_count"

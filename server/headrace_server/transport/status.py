@@ -58,6 +58,9 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
         Reason.UNKNOWN_OUTPUT: _invalid(
             "unexpected inference output '{output}' for model '{model}'; it gives {names}"
         ),
+        Reason.DUPLICATE_OUTPUT: _invalid(
+            "output '{output}' for model '{model}' is asked for more than once"
+        ),
         Reason.WRONG_DATATYPE: _invalid(
             "inference input '{input}' data-type is '{got}', but model '{model}' expects "
             "'{expected}'"

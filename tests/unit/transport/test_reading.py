@@ -7,7 +7,7 @@ import pytest
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace_server.core.errors import Reason, ServingError
 from headrace_server.models.spec import ModelSpec, TensorSpec
-from headrace_server.transport.reading import RequestReader
+from headrace_server.transport.reading import MAX_BYTES_ELEMENTS, RequestReader
 
 
 def reader(*shape: int, max_batch_size: int = 4, **options: object) -> RequestReader:
@@ -73,3 +73,38 @@ def test_the_earlier_of_two_deadlines_counts(transport_s: float | None, expected
     call = reader(2).read(message, transport_s)
     assert call.remaining_s == expected_s
     assert call.tensors.parameters == {}
+
+
+def test_an_absurd_rank_is_refused_before_it_is_copied() -> None:
+    details = refused(reader(-1), request(*[1] * 1_000, nbytes=1))
+    assert details["got"] == "1000 dimensions"
+
+
+def texts(shape: tuple[int, ...]) -> RequestReader:
+    return RequestReader(ModelSpec("m", 1, "python", 0, (TensorSpec("x", "BYTES", shape),), ()))
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_more_text_elements_than_the_loop_should_look_at_are_refused(typed: bool) -> None:
+    count = MAX_BYTES_ELEMENTS + 1
+    message = pb.ModelInferRequest(model_name="m")
+    tensor = message.inputs.add(name="x", datatype="BYTES", shape=[count])
+    if typed:
+        tensor.contents.bytes_contents.extend([b""] * count)
+    else:
+        message.raw_input_contents.append(bytes(4 * count))
+    with pytest.raises(ServingError) as caught:
+        texts((-1,)).read(message, None)
+    assert caught.value.reason is Reason.MALFORMED_CONTENTS
+    assert f"at most {MAX_BYTES_ELEMENTS} elements, got {count}" in str(caught.value)
+
+
+def test_an_output_asked_for_twice_is_refused() -> None:
+    reading = RequestReader(ModelSpec("m", 1, "python", 4, (), (TensorSpec("y", "FP32", [1]),)))
+    message = pb.ModelInferRequest(model_name="m")
+    message.outputs.add(name="y")
+    assert reading.outputs(message) == (0,)
+    message.outputs.add(name="y")
+    with pytest.raises(ServingError) as caught:
+        reading.outputs(message)
+    assert caught.value.reason is Reason.DUPLICATE_OUTPUT
