@@ -11,6 +11,7 @@ stubs.
 
 from typing import TYPE_CHECKING
 
+from headrace.access import Tls
 from headrace.aio import AsyncClient
 from headrace.answers import (
     BatchStatistics,
@@ -64,6 +65,7 @@ __all__ = [
     "ServerError",
     "ServerMetadata",
     "TensorMetadata",
+    "Tls",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",

@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 import grpc
 
 from headrace import messages
+from headrace.access import Tls, access_of
 from headrace.aio_streams import AsyncStreams
 from headrace.answers import (
     IndexEntry,
@@ -24,7 +25,7 @@ from headrace.answers import (
     ServerMetadata,
 )
 from headrace.attempts import Attempts, Timeout
-from headrace.channels import ChannelOptions, channel_options
+from headrace.channels import ChannelOptions
 from headrace.errors import InvalidRequest, NotFound, ServerError, server_error
 from headrace.explanations import ModelExplanation
 from headrace.messages import Inputs, Parameters
@@ -62,12 +63,16 @@ class AsyncClient:
         multiplex: True sends calls of `infer` over a few streams that they share, which costs both
             sides less per call; `auto` does so under load, where the server answers in any order.
             See the README for what that means behind a load balancer.
-        credentials: of the connection, such as `grpc.ssl_channel_credentials()`; None means
-            plain text.
+        tls: True secures the connection, and checks the server against the authorities that gRPC
+            brings along; `headrace.Tls` names others, and the client's own certificate.
+        token: the server's `headrace token`, sent with every call. Without TLS whoever is on the
+            way can read it.
+        credentials: of the connection, where `tls` does not say enough.
         options: gRPC channel options, on top of the SDK's own.
 
     Raises:
         RuntimeError: no event loop runs.
+        InvalidInput: `tls` names files that cannot be used, or `token` is none.
 
     Example:
         >>> async with AsyncClient("127.0.0.1:8001") as client:
@@ -83,17 +88,15 @@ class AsyncClient:
         retry: RetryPolicy = DEFAULT_RETRY,
         metadata: Mapping[str, str | bytes] | None = None,
         multiplex: Multiplex = False,
+        tls: bool | Tls = False,
+        token: str = "",
         credentials: grpc.ChannelCredentials | None = None,
         options: ChannelOptions = (),
     ) -> None:
         asyncio.get_running_loop()  # gRPC would bind to a loop that nobody runs
-        chosen = channel_options(options)
-        self._channel = (
-            grpc.aio.insecure_channel(target, chosen)
-            if credentials is None
-            else grpc.aio.secure_channel(target, credentials, chosen)
-        )
-        self._call_metadata = tuple((metadata or {}).items())
+        access = access_of(tls, token, credentials)
+        self._channel = access.aio_channel(target, options)
+        self._call_metadata = (*access.metadata, *(metadata or {}).items())
         self._stub = GRPCInferenceServiceStub(self._channel)
         self._explanation_stub = ExplanationServiceStub(self._channel)
         self._streams = (

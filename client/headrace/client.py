@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 import grpc
 
 from headrace import messages
+from headrace.access import Tls, access_of
 from headrace.answers import (
     IndexEntry,
     InferResult,
@@ -24,7 +25,7 @@ from headrace.answers import (
 )
 from headrace.attempts import Attempts, Timeout
 from headrace.blocking_streams import BlockingStreams
-from headrace.channels import ChannelOptions, channel_options
+from headrace.channels import ChannelOptions
 from headrace.errors import InvalidRequest, NotFound, ServerError, server_error
 from headrace.explanations import ModelExplanation
 from headrace.messages import Inputs, Parameters
@@ -60,9 +61,15 @@ class Client:
         multiplex: True sends calls of `infer` over a few streams that they share, which costs both
             sides less per call; `auto` does so under load, where the server answers in any order.
             See the README for what that means behind a load balancer.
-        credentials: of the connection, such as `grpc.ssl_channel_credentials()`; None means
-            plain text.
+        tls: True secures the connection, and checks the server against the authorities that gRPC
+            brings along; `headrace.Tls` names others, and the client's own certificate.
+        token: the server's `headrace token`, sent with every call. Without TLS whoever is on the
+            way can read it.
+        credentials: of the connection, where `tls` does not say enough.
         options: gRPC channel options, on top of the SDK's own.
+
+    Raises:
+        InvalidInput: `tls` names files that cannot be used, or `token` is none.
 
     Example:
         >>> with Client("127.0.0.1:8001") as client:
@@ -78,16 +85,14 @@ class Client:
         retry: RetryPolicy = DEFAULT_RETRY,
         metadata: Mapping[str, str | bytes] | None = None,
         multiplex: Multiplex = False,
+        tls: bool | Tls = False,
+        token: str = "",
         credentials: grpc.ChannelCredentials | None = None,
         options: ChannelOptions = (),
     ) -> None:
-        chosen = channel_options(options)
-        self._channel = (
-            grpc.insecure_channel(target, chosen)
-            if credentials is None
-            else grpc.secure_channel(target, credentials, chosen)
-        )
-        self._call_metadata = tuple((metadata or {}).items())
+        access = access_of(tls, token, credentials)
+        self._channel = access.channel(target, options)
+        self._call_metadata = (*access.metadata, *(metadata or {}).items())
         self._stub = GRPCInferenceServiceStub(self._channel)
         self._explanation_stub = ExplanationServiceStub(self._channel)
         self._streams = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from headrace.access import OPEN_ACCESS, Access
 from headrace_server.bench.plan import Load
 from headrace_server.bench.results import Seconds
 
@@ -24,6 +25,7 @@ class Setup:
     index: int
     processes: int
     seed: int
+    access: Access = OPEN_ACCESS
 
 
 @dataclass(frozen=True, slots=True)

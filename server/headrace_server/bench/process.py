@@ -31,7 +31,7 @@ async def _follow(wire: Wire, selector: IdleSelector) -> None:
     stops: asyncio.Queue[Stop] = asyncio.Queue()
     setup = wire.recv()
     assert isinstance(setup, Setup)
-    transport = TRANSPORTS[setup.transport](setup.address, setup.timeout_s)
+    transport = TRANSPORTS[setup.transport](setup.address, setup.timeout_s, setup.access)
     generator = Generator(setup, transport, selector)
     loop = asyncio.get_running_loop()
 

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import grpc
 
+from headrace.access import OPEN_ACCESS, Access
 from headrace.aio_streams import AsyncStreams
-from headrace.channels import channel_options
 from headrace.errors import ServerError, server_error
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.protocol.grpc_service_pb2_grpc import GRPCInferenceServiceStub
@@ -38,17 +38,18 @@ class Transport(Protocol):
 class UnaryTransport:
     """One call for each request, all over one connection."""
 
-    def __init__(self, address: str, timeout_s: float) -> None:
-        self._channel = grpc.aio.insecure_channel(address, channel_options(()))
+    def __init__(self, address: str, timeout_s: float, access: Access = OPEN_ACCESS) -> None:
+        self._channel = access.aio_channel(address)
         # Without serialisers gRPC takes and gives bytes.
         self._call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
         self._call = self._channel.unary_unary(METHOD)
+        self._metadata = access.metadata
         self._timeout_s = timeout_s
 
     async def send(self, request: bytes) -> str:
         """One call."""
         try:
-            await self._call(request, timeout=self._timeout_s)
+            await self._call(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as failure:
             return _reason(server_error(failure))
         return ""
@@ -61,17 +62,18 @@ class UnaryTransport:
 class StreamTransport:
     """What a client with `multiplex=True` does: calls share streams, once one of them is open."""
 
-    def __init__(self, address: str, timeout_s: float) -> None:
-        self._channel = grpc.aio.insecure_channel(address, channel_options(()))
+    def __init__(self, address: str, timeout_s: float, access: Access = OPEN_ACCESS) -> None:
+        self._channel = access.aio_channel(address)
         unary = GRPCInferenceServiceStub(self._channel).ModelInfer
-        self._call = AsyncStreams(self._channel, unary, (), True)
+        self._call = AsyncStreams(self._channel, unary, access.metadata, True)
+        self._metadata = access.metadata
         self._timeout_s = timeout_s
 
     async def send(self, request: bytes) -> str:
         """One call, over a stream or beside it."""
         message = pb.ModelInferRequest.FromString(request)
         try:
-            await self._call(message, timeout=self._timeout_s, metadata=())
+            await self._call(message, timeout=self._timeout_s, metadata=self._metadata)
         except ServerError as error:
             return _reason(error)
         except grpc.aio.AioRpcError as failure:
@@ -84,26 +86,26 @@ class StreamTransport:
         await self._channel.close()
 
 
-TRANSPORTS: Mapping[str, Callable[[str, float], Transport]] = {
+TRANSPORTS: Mapping[str, Callable[[str, float, Access], Transport]] = {
     "unary": UnaryTransport,
     "stream": StreamTransport,
 }
-"""Each takes the server's address (host:port) and the seconds that a request may take."""
+"""Each takes the server's address (host:port), the seconds that a request may take, and access."""
 
 
 def _reason(error: ServerError) -> str:
     return error.reason or error.code.name
 
 
-def probe(address: str, request: bytes, timeout_s: float) -> None:
+def probe(address: str, request: bytes, timeout_s: float, access: Access = OPEN_ACCESS) -> None:
     """Send one request and wait for its answer, before a load of its kind is sent.
 
     Raises:
         ServerError: the call failed.
     """
-    with grpc.insecure_channel(address, channel_options(())) as channel:
+    with access.channel(address) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
         try:
-            call(request, timeout=timeout_s)
+            call(request, timeout=timeout_s, metadata=access.metadata)
         except grpc.RpcError as failure:
             raise server_error(failure) from failure

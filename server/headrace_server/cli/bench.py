@@ -38,7 +38,7 @@ def bench(options: Options) -> bool:
             a step in which it answered nothing.
     """
     loads = loads_of(options)
-    with connected(options.address, CALL_TIMEOUT_S) as client:
+    with connected(options.address, CALL_TIMEOUT_S, options.access) as client:
         requests = _requests(client, options)
         steps = _measure(client, options, loads, requests)
     if not steps:
@@ -76,7 +76,7 @@ def _requests(client: Client, options: Options) -> list[bytes]:
     except ValueError as error:
         raise CommandError(str(error), USAGE) from None
     try:
-        probe(options.address, requests[0], options.timeout)
+        probe(options.address, requests[0], options.timeout, options.access)
     except InvalidRequest as error:
         hint = "" if options.input_file else "; see --shape and --input"
         raise CommandError(f"the model refuses the inputs: {error}{hint}") from None
@@ -133,6 +133,7 @@ def _setups(options: Options, requests: Sequence[bytes]) -> list[Setup]:
             index,
             options.processes,
             options.seed,
+            options.access,
         )
         for index in range(options.processes)
     ]

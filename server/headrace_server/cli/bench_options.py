@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from headrace.access import OPEN_ACCESS, Access
 from headrace_server.bench.arrivals import Arrivals, Renewal, Trace
 from headrace_server.bench.plan import ClosedLoop, Load, OpenLoop, Timing
 from headrace_server.bench.transport import TRANSPORTS
@@ -46,6 +47,7 @@ class Options:
     seed: int
     json_file: Path | None
     plot_file: Path | None
+    access: Access = OPEN_ACCESS
 
     def __post_init__(self) -> None:
         if self.transport not in TRANSPORTS:

@@ -56,6 +56,33 @@ Version = Annotated[
     str, typer.Option(help="Version of the model; by default the newest.", show_default=False)
 ]
 Address = Annotated[str, typer.Option(help="The server's gRPC address, host:port.")]
+WithTls = Annotated[
+    bool, typer.Option("--tls", help="Secure the connection; public authorities are trusted.")
+]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="PEM file: who signs the server's certificate.", show_default=False
+    ),
+]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="PEM file: the client's own certificate.", show_default=False
+    ),
+]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="PEM file: its private key.", show_default=False),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="File with the token to show; on a command line others could read it.",
+        show_default=False,
+    ),
+]
 Timeout = Annotated[float, typer.Option(help="Seconds that a call may take.", min=0.001)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -76,6 +103,9 @@ def _root(
     ] = False,
 ) -> None:
     """Serve PyTorch models over gRPC with dynamic batching, and call them."""
+    # gRPC's own lines about a port in use, a certificate not trusted and the like; the error that
+    # follows says it better. Before anything imports it.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 @app.command()
@@ -144,8 +174,6 @@ def serve(
     The command line goes before the environment, which goes before the file.
     """
     require_server_extra("serve")
-    # gRPC's own lines about a port in use and the like; the error that follows says it better.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from headrace_server.cli.serve import serve
 
     arguments = {
@@ -215,12 +243,19 @@ def infer(
     ] = False,
     version: Version = "",
     address: Address = DEFAULT_ADDRESS,
+    tls: WithTls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
     timeout: Timeout = 60.0,
     as_json: Json = False,
 ) -> None:
     """Send one request to a running server and print the answer."""
+    from headrace_server.cli.connection import access_from
     from headrace_server.cli.infer import infer
 
+    access = access_from(tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key, token_file=token_file)
     infer(
         model,
         values or [],
@@ -229,6 +264,7 @@ def infer(
         zeros=zeros,
         version=version,
         address=address,
+        access=access,
         timeout=timeout,
         as_json=as_json,
     )
@@ -236,12 +272,21 @@ def infer(
 
 @app.command()
 def models(
-    address: Address = DEFAULT_ADDRESS, timeout: Timeout = 10.0, as_json: Json = False
+    address: Address = DEFAULT_ADDRESS,
+    tls: WithTls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
+    timeout: Timeout = 10.0,
+    as_json: Json = False,
 ) -> None:
     """List the models of a running server, with their states and what they have done so far."""
+    from headrace_server.cli.connection import access_from
     from headrace_server.cli.models import models
 
-    models(address, timeout=timeout, as_json=as_json)
+    access = access_from(tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key, token_file=token_file)
+    models(address, access, timeout=timeout, as_json=as_json)
 
 
 @app.command()
@@ -249,6 +294,11 @@ def explain(
     model: ModelName,
     version: Version = "",
     address: Address = DEFAULT_ADDRESS,
+    tls: WithTls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
     timeout: Timeout = 10.0,
     as_json: Json = False,
     plot: Annotated[
@@ -261,9 +311,19 @@ def explain(
     ] = None,
 ) -> None:
     """Say what batches of a model cost, where batching pays, and how the last minute's went."""
+    from headrace_server.cli.connection import access_from
     from headrace_server.cli.explain import explain
 
-    explain(model, version=version, address=address, timeout=timeout, as_json=as_json, plot=plot)
+    access = access_from(tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key, token_file=token_file)
+    explain(
+        model,
+        version=version,
+        address=address,
+        access=access,
+        timeout=timeout,
+        as_json=as_json,
+        plot=plot,
+    )
 
 
 class _NumberLists(TyperCommand):
@@ -349,6 +409,11 @@ def bench(
     rows: Annotated[int, typer.Option(help="Rows in each request.", min=1)] = 1,
     version: Version = "",
     address: Address = DEFAULT_ADDRESS,
+    tls: WithTls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
     timeout: Timeout = 10.0,
     duration: Annotated[
         float,
@@ -398,7 +463,9 @@ def bench(
     """
     from headrace_server.cli.bench import bench
     from headrace_server.cli.bench_options import Options
+    from headrace_server.cli.connection import access_from
 
+    access = access_from(tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key, token_file=token_file)
     options = Options(
         model=model,
         version=version,
@@ -418,6 +485,7 @@ def bench(
         seed=seed,
         json_file=json_file,
         plot_file=plot_file,
+        access=access,
     )
     if not bench(options):
         raise typer.Exit(FAILED)

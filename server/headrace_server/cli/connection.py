@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from headrace import Client, RetryPolicy
+from headrace.access import Access, Tls
 from headrace.errors import HeadraceError, InvalidInput, Unavailable, Unimplemented
 from headrace_server.cli.errors import FAILED, USAGE, CommandError
 
@@ -14,7 +16,7 @@ ONCE = RetryPolicy(max_attempts=1)
 
 
 @contextmanager
-def connected(address: str, timeout_s: float) -> Iterator[Client]:
+def connected(address: str, timeout_s: float, access: Access) -> Iterator[Client]:
     """A client of the server at `address` (host:port) until the block ends; each call may
     take `timeout_s`.
 
@@ -22,10 +24,40 @@ def connected(address: str, timeout_s: float) -> Iterator[Client]:
         CommandError: a call in the block failed.
     """
     try:
-        with Client(address, timeout=timeout_s, retry=ONCE) as client:
+        with Client(
+            address,
+            timeout=timeout_s,
+            retry=ONCE,
+            tls=access.tls or False,
+            token=access.token,
+        ) as client:
             yield client
     except HeadraceError as error:
         raise _command_error(address, error) from None
+
+
+def access_from(
+    *, tls: bool, ca: Path | None, cert: Path | None, key: Path | None, token_file: Path | None
+) -> Access:
+    """What the flags of a command come to; any of the PEM files asks for TLS.
+
+    Raises:
+        CommandError: the token file cannot be read, or holds no token.
+    """
+    token = ""
+    if token_file is not None:
+        try:
+            token = token_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise CommandError(f"cannot read {token_file}: {error.strerror}", USAGE) from None
+        except UnicodeDecodeError:
+            token = ""
+        if len(token.split()) != 1:
+            raise CommandError(
+                f"expected one token in {token_file}, as 'headrace token' prints it", USAGE
+            )
+    secured = tls or ca is not None or cert is not None or key is not None
+    return Access(Tls(ca, cert, key) if secured else None, token)
 
 
 def _command_error(address: str, error: HeadraceError) -> CommandError:

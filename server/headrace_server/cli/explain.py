@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from headrace.access import Access
 from headrace.explanations import Activity, CostCurve, LearnedPlan, ModelExplanation, Quantiles
 from headrace_server.cli.batch_ranges import by_range
 from headrace_server.cli.connection import connected
@@ -22,7 +23,14 @@ BAR_COLUMNS = 30
 
 
 def explain(
-    model: str, *, version: str, address: str, timeout: float, as_json: bool, plot: Path | None
+    model: str,
+    *,
+    version: str,
+    address: str,
+    access: Access,
+    timeout: float,
+    as_json: bool,
+    plot: Path | None,
 ) -> None:
     """Ask a running server, print the answer, and draw it into the file `plot` if one is given;
     `timeout` is in seconds.
@@ -32,7 +40,7 @@ def explain(
     """
     if plot is not None:
         check_picture("explain", plot)
-    with connected(address, timeout) as client:
+    with connected(address, timeout, access) as client:
         explanation = client.explain(model, version)
     if plot is not None:
         from headrace_server.cli.explain_plot import draw

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.text import Text
 
+from headrace.access import Access
 from headrace.answers import ModelMetadata
 from headrace_server.cli.connection import connected
 from headrace_server.cli.output import print_json, result_console, table
@@ -29,6 +30,7 @@ def infer(
     zeros: bool,
     version: str,
     address: str,
+    access: Access,
     timeout: float,
     as_json: bool,
 ) -> None:
@@ -37,7 +39,7 @@ def infer(
     Raises:
         CommandError: a value does not fit its input, or the call fails.
     """
-    with connected(address, timeout) as client:
+    with connected(address, timeout, access) as client:
         metadata = client.model_metadata(model, version)
         inputs = read_inputs(metadata, rows, named, json_input, zeros=zeros)
         outputs = client.infer(model, inputs, version=version)

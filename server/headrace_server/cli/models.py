@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from rich.text import Text
 
 from headrace import Client
+from headrace.access import Access
 from headrace.answers import IndexEntry, ModelStatistics
 from headrace_server.cli.connection import connected
 from headrace_server.cli.output import print_json, result_console, state_text, table
@@ -27,13 +28,13 @@ class Row:
     mean_compute_ms: float | None = None
 
 
-def models(address: str, *, timeout: float, as_json: bool) -> None:
+def models(address: str, access: Access, *, timeout: float, as_json: bool) -> None:
     """Print one line for each version; `timeout` is in seconds, for each call.
 
     Raises:
         CommandError: a call fails.
     """
-    with connected(address, timeout) as client:
+    with connected(address, timeout, access) as client:
         statistics = {(entry.name, entry.version): entry for entry in client.statistics()}
         rows = [
             _row(client, entry, statistics.get((entry.name, entry.version)))

@@ -1,0 +1,129 @@
+"""How a client gets in: TLS, its own certificate, its token."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import grpc
+
+from headrace.channels import ChannelOptions, channel_options
+from headrace.errors import InvalidInput
+
+__all__ = ["OPEN_ACCESS", "Access", "Tls", "access_of"]
+
+_File: TypeAlias = str | os.PathLike[str]
+_Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM files that secure a connection; read when the client is made.
+
+    Args:
+        ca: authorities that the server's certificate is checked against; None takes those that
+            gRPC brings along, which sign the public web.
+        cert: the client's own certificate chain, where the server asks for one.
+        key: its private key, without a password.
+    """
+
+    ca: _File | None = None
+    cert: _File | None = None
+    key: _File | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """For a secure channel.
+
+        Raises:
+            InvalidInput: a file cannot be read or is not what it should be.
+        """
+        if (self.cert is None) != (self.key is None):
+            raise InvalidInput("expected a certificate and its key together, got one of them")
+        # gRPC takes anything and fails each connection, with a text that names no file.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if self.ca is not None:
+            _check(self.ca, "certificates", lambda: context.load_verify_locations(self.ca))
+        if self.cert is not None and self.key is not None:
+            cert, key = self.cert, self.key
+            _check(
+                cert,
+                f"a certificate and its key in {key},",
+                lambda: context.load_cert_chain(cert, key, password=lambda: ""),
+            )
+        return grpc.ssl_channel_credentials(
+            root_certificates=_read(self.ca),
+            private_key=_read(self.key),
+            certificate_chain=_read(self.cert),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What opens a channel to a server; the token does not show in its repr."""
+
+    tls: Tls | None = None
+    token: str = field(default="", repr=False)
+    other: grpc.ChannelCredentials | None = field(default=None, repr=False)
+
+    @property
+    def metadata(self) -> _Metadata:
+        """What every call brings."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+    def channel(self, target: str, options: ChannelOptions = ()) -> grpc.Channel:
+        """A channel for threads. Raises `InvalidInput` for files that make no TLS."""
+        credentials, chosen = self._credentials(), channel_options(options)
+        if credentials is None:
+            return grpc.insecure_channel(target, chosen)
+        return grpc.secure_channel(target, credentials, chosen)
+
+    def aio_channel(self, target: str, options: ChannelOptions = ()) -> grpc.aio.Channel:
+        """The same for asyncio."""
+        credentials, chosen = self._credentials(), channel_options(options)
+        if credentials is None:
+            return grpc.aio.insecure_channel(target, chosen)
+        return grpc.aio.secure_channel(target, credentials, chosen)
+
+    def _credentials(self) -> grpc.ChannelCredentials | None:
+        return self.other if self.tls is None else self.tls.credentials()
+
+
+OPEN_ACCESS = Access()
+"""Plain text, and nobody in particular."""
+
+
+def access_of(
+    tls: bool | Tls, token: str, credentials: grpc.ChannelCredentials | None = None
+) -> Access:
+    """What the arguments of a client's constructor come to.
+
+    Raises:
+        InvalidInput: they contradict each other, or the token cannot travel in metadata.
+    """
+    if tls and credentials is not None:
+        raise InvalidInput("expected tls or credentials, got both")
+    if not token.isascii() or any(c.isspace() or not c.isprintable() for c in token):
+        raise InvalidInput("expected a token of printable ASCII characters without spaces")
+    chosen = tls if isinstance(tls, Tls) else Tls() if tls else None
+    return Access(chosen, token, credentials)
+
+
+def _check(file: _File, what: str, load: Callable[[], None]) -> None:
+    try:
+        load()
+    except (ssl.SSLError, ValueError) as error:
+        reason = (getattr(error, "reason", None) or str(error)).lower().replace("_", " ")
+        raise InvalidInput(f"expected {what} in PEM in {os.fspath(file)}: {reason}") from None
+    except OSError as error:
+        raise InvalidInput(f"cannot read {os.fspath(file)}: {error.strerror}") from None
+
+
+def _read(file: _File | None) -> bytes | None:
+    try:
+        return None if file is None else Path(file).read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"cannot read {file}: {error.strerror}") from None
