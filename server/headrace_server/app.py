@@ -29,8 +29,9 @@ from headrace_server.models.repository import ModelEntry, ModelSource, scan
 from headrace_server.models.spec import ModelSpec, Role
 from headrace_server.telemetry.exposition import MetricsEndpoint
 from headrace_server.telemetry.metrics import PrometheusMetrics
+from headrace_server.transport.certificates import CertificateFiles, Certificates
 from headrace_server.transport.explanation_service import ExplanationService
-from headrace_server.transport.grpc_server import GrpcServer
+from headrace_server.transport.grpc_server import GrpcLimits, GrpcServer
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
 from headrace_server.workers.executor import ModelLoadError
@@ -49,14 +50,19 @@ log = logging.getLogger("headrace.app")
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a running server listens, as host:port."""
+    """Where a running server listens, as host:port, and where to scrape it."""
 
     grpc: str
     metrics: str
+    metrics_url: str
 
 
 class Server:
-    """One server over one repository: `start`, then `run_until_stopped` or `stop`."""
+    """One server over one repository: `start`, then `run_until_stopped` or `stop`.
+
+    Raises:
+        RepositoryError, CertificateError: what the configuration names cannot be used.
+    """
 
     def __init__(
         self, repository: Path, config: ServerConfig, observers: Sequence[Observer] = ()
@@ -74,7 +80,10 @@ class Server:
                 self._statistics, self._metrics, self._last_minute, self._health, *observers
             )
         )
-        self._endpoint = MetricsEndpoint(self._metrics)
+        self._tls = _certificates(config)
+        self._endpoint = MetricsEndpoint(
+            self._metrics, None if self._tls is None else self._tls.context
+        )
         self._release = release
         self._grpc: GrpcServer | None = None
 
@@ -89,6 +98,8 @@ class Server:
             InferenceService(self.engine, self._statistics, self._config_of, self._release),
             ExplanationService(self.engine, self._last_minute, clock.now),
             self._health,
+            limits=GrpcLimits(self._config.max_message_bytes, self._config.max_connections),
+            tls=self._tls,
         )
         host = self._config.host
         # An IPv6 address stands in brackets where a port follows.
@@ -102,7 +113,9 @@ class Server:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
-        return Addresses(f"{shown}:{grpc_port}", f"{shown}:{metrics_port}")
+        metrics = f"{shown}:{metrics_port}"
+        url = f"{self._endpoint.scheme}://{metrics}/metrics"
+        return Addresses(f"{shown}:{grpc_port}", metrics, url)
 
     async def run_until_stopped(self) -> None:
         """Serve until SIGTERM or SIGINT, then finish what was admitted; a second signal ends
@@ -175,6 +188,13 @@ class Server:
     def _end_workers_now(self) -> None:
         for deployment in self.engine.deployments():
             deployment.kill()
+
+
+def _certificates(config: ServerConfig) -> Certificates | None:
+    if not config.tls_cert:
+        return None
+    ca = Path(config.tls_client_ca) if config.tls_client_ca else None
+    return Certificates(CertificateFiles(Path(config.tls_cert), Path(config.tls_key), ca))
 
 
 def deployment_of(

@@ -18,6 +18,8 @@ ENVIRONMENT_PREFIX = "HEADRACE_"
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+MessageBytes = Annotated[int, msgspec.Meta(ge=1, le=(1 << 31) - 1)]
+"""gRPC counts them in 32 bits."""
 Milliseconds = Annotated[float, msgspec.Meta(gt=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 LongEnough = Annotated[float, msgspec.Meta(gt=0)]
@@ -34,6 +36,8 @@ class ConfigurationError(Exception):
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that can be set about a server. Port 0 takes a free port.
 
+    `tls_cert` and `tls_key` (PEM files) secure both ports; with `tls_client_ca` clients must show a
+    certificate that it signed. `max_message_bytes`: of one request, decompressed.
     `max_queue_requests` and `max_queue_bytes` bound the queue of each model. `cores`: CPU cores
     that the workers of all models share; by default all but one, which the front takes.
     `objective_ms`: milliseconds that a request may take which brings no deadline of its own, where
@@ -45,6 +49,11 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     host: str = "127.0.0.1"
     grpc_port: Port = 8001
     metrics_port: Port = 8002
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    max_message_bytes: MessageBytes = 256 << 20
+    max_connections: Positive = 4_096
     drain_timeout_s: Seconds = 30.0
     load_timeout_s: LongEnough = 900.0
     max_queue_requests: Positive = 16_384
@@ -95,7 +104,15 @@ def load_config(
             _check(source, spelled, key, value)
             merged[key] = value
     merged.setdefault("cache_dir", _user_cache(environment))
-    return msgspec.convert(merged, ServerConfig, strict=False)
+    config = msgspec.convert(merged, ServerConfig, strict=False)
+    for given_file, needed in (
+        ("tls_cert", "tls_key"),
+        ("tls_key", "tls_cert"),
+        ("tls_client_ca", "tls_cert"),
+    ):
+        if getattr(config, given_file) and not getattr(config, needed):
+            raise ConfigurationError(f"'{flag_of(given_file)}' needs '{flag_of(needed)}' beside it")
+    return config
 
 
 def variable_of(field: str) -> str:

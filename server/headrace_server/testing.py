@@ -35,6 +35,7 @@ class ServerProcess:
             *("--grpc-port", "0", "--metrics-port", "0", "--log-format", "json"),
             *flags,
         ]
+        self._scheme = "https" if "--tls-cert" in flags else "http"
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -111,6 +112,6 @@ class ServerProcess:
                 if '"server ready"' in line:
                     event = json.loads(line)
                     self.grpc_address = event["grpc"]
-                    self.metrics_url = f"http://{event['metrics']}/metrics"
+                    self.metrics_url = f"{self._scheme}://{event['metrics']}/metrics"
                     self._ready.set()
         self._ready.set()  # ended: whoever waits shall look

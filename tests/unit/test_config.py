@@ -50,6 +50,11 @@ def test_every_setting_can_come_from_the_environment() -> None:
         "HEADRACE_HOST": "::1",
         "HEADRACE_GRPC_PORT": "1",
         "HEADRACE_METRICS_PORT": "2",
+        "HEADRACE_TLS_CERT": "c",
+        "HEADRACE_TLS_KEY": "k",
+        "HEADRACE_TLS_CLIENT_CA": "a",
+        "HEADRACE_MAX_MESSAGE_BYTES": "6",
+        "HEADRACE_MAX_CONNECTIONS": "7",
         "HEADRACE_DRAIN_TIMEOUT_S": "0.5",
         "HEADRACE_LOAD_TIMEOUT_S": "60",
         "HEADRACE_MAX_QUEUE_REQUESTS": "3",
@@ -65,6 +70,11 @@ def test_every_setting_can_come_from_the_environment() -> None:
         host="::1",
         grpc_port=1,
         metrics_port=2,
+        tls_cert="c",
+        tls_key="k",
+        tls_client_ca="a",
+        max_message_bytes=6,
+        max_connections=7,
         drain_timeout_s=0.5,
         load_timeout_s=60.0,
         max_queue_requests=3,
@@ -93,6 +103,9 @@ def test_other_environment_variables_are_none_of_its_business() -> None:
         ("drain_timeout_s", "nan"),
         ("max_queue_requests", 0),
         ("max_queue_bytes", 0),
+        ("max_message_bytes", 0),
+        ("max_message_bytes", 1 << 31),
+        ("max_connections", 0),
         ("objective_ms", 0),
         ("objective_ms", "nan"),
         ("cores", 0),
@@ -121,6 +134,12 @@ def test_a_bad_value_is_refused_even_where_another_source_overrides_it(
 ) -> None:
     settings_file.write_text('grpc_port = "http"')
     assert "file" in refusal({"grpc_port": 8001}, file=settings_file)
+
+
+@pytest.mark.parametrize("alone", ["tls_cert", "tls_key", "tls_client_ca"])
+def test_half_of_a_certificate_is_refused_with_the_other_half(alone: str) -> None:
+    text = refusal({alone: "file"})
+    assert f"'--{alone.replace('_', '-')}' needs '--tls-" in text
 
 
 def test_a_refused_choice_lists_the_choices() -> None:

@@ -121,13 +121,32 @@ def serve(
     ] = None,
     host: Annotated[
         str | None,
-        _setting("host", "Address to listen on. There is no TLS: think before you widen it."),
+        _setting("host", "Address to listen on. Before you widen it, see --tls-cert."),
     ] = None,
     grpc_port: Annotated[
         int | None, _setting("grpc_port", "Port for gRPC; 0 takes a free one.")
     ] = None,
     metrics_port: Annotated[
         int | None, _setting("metrics_port", "Port for Prometheus; 0 takes a free one.")
+    ] = None,
+    tls_cert: Annotated[
+        str | None,
+        _setting(
+            "tls_cert", "PEM file: certificate chain for both ports; read again when renewed."
+        ),
+    ] = None,
+    tls_key: Annotated[
+        str | None, _setting("tls_key", "PEM file: the private key, without a password.")
+    ] = None,
+    tls_client_ca: Annotated[
+        str | None,
+        _setting("tls_client_ca", "PEM file: who signs the certificates clients must then show."),
+    ] = None,
+    max_message_bytes: Annotated[
+        int | None, _setting("max_message_bytes", "Bytes of one request, decompressed.")
+    ] = None,
+    max_connections: Annotated[
+        int | None, _setting("max_connections", "Connections for gRPC at the same time.")
     ] = None,
     drain_timeout: Annotated[
         float | None,
@@ -180,6 +199,11 @@ def serve(
         "host": host,
         "grpc_port": grpc_port,
         "metrics_port": metrics_port,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
+        "max_message_bytes": max_message_bytes,
+        "max_connections": max_connections,
         "drain_timeout_s": drain_timeout,
         "load_timeout_s": load_timeout,
         "max_queue_requests": max_queue_requests,

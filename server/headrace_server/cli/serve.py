@@ -22,6 +22,7 @@ from headrace_server.config import ConfigurationError, ServerConfig, load_config
 from headrace_server.models.errors import RepositoryError
 from headrace_server.telemetry import logs
 from headrace_server.telemetry.exposition import MetricsPortError
+from headrace_server.transport.certificates import CertificateError
 from headrace_server.transport.grpc_server import PortUnavailableError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -48,7 +49,12 @@ def serve(repository: Path, arguments: Mapping[str, object], file: Path | None) 
     watched = config.log_format == "text" and console.is_terminal
     try:
         asyncio.run(_serve(repository, config, console if watched else None))
-    except (RepositoryError, PortUnavailableError, MetricsPortError) as error:
+    except (
+        RepositoryError,
+        CertificateError,
+        PortUnavailableError,
+        MetricsPortError,
+    ) as error:
         raise CommandError(str(error)) from None
 
 
@@ -68,7 +74,7 @@ async def _serve(repository: Path, config: ServerConfig, terminal: Console | Non
         print_summary(terminal, addresses, server.engine, release_of("headrace"))
     else:
         log.info("server ready", extra={"grpc": addresses.grpc, "metrics": addresses.metrics})
-    _warn(server, config.host)
+    _warn(server, config)
     await server.run_until_stopped()
 
 
@@ -96,11 +102,22 @@ async def _start(server: Server) -> Addresses | None:
         raise
 
 
-def _warn(server: Server, host: str) -> None:
-    if not is_loopback(host):
-        log.warning("%s is reachable from other machines, without TLS or authentication", host)
+def _warn(server: Server, config: ServerConfig) -> None:
+    exposure = exposed_without(config)
+    if exposure:
+        log.warning("%s is reachable from other machines, without %s", config.host, exposure)
     if not any(deployment.ready for deployment in server.engine.deployments()):
         log.error("no model is ready: every inference will be refused")
+
+
+def exposed_without(config: ServerConfig) -> str:
+    """What a server that other machines can reach lacks; empty where nothing is missing."""
+    if is_loopback(config.host):
+        return ""
+    lacking = [] if config.tls_cert else ["TLS"]
+    if not config.tls_client_ca:
+        lacking.append("authentication")
+    return " or ".join(lacking)
 
 
 def is_loopback(host: str) -> bool:

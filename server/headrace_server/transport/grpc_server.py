@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -14,19 +17,23 @@ from headrace.protocol import (
     grpc_service_pb2_grpc,
     model_config_pb2,
 )
+from headrace_server.transport.certificates import Certificates
 from headrace_server.transport.explanation_service import ExplanationService
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
 
 OPTIONS: tuple[tuple[str, int], ...] = (
-    # Stock clients send messages of any size; what a model takes is checked against its spec.
-    ("grpc.max_receive_message_length", -1),
+    # What we send is what a model answers; what we take is in `options_of`.
     ("grpc.max_send_message_length", -1),
     # Otherwise a second server on the same port shares it silently instead of failing.
     ("grpc.so_reuseport", 0),
     # Clients that ping to keep idle connections open are welcome.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Whoever connects and says nothing is gone sooner than after gRPC's two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # Calls of one connection under way; more wait on the caller's side. gRPC sets no limit.
+    ("grpc.max_concurrent_streams", 8_192),
 )
 
 
@@ -34,14 +41,53 @@ class PortUnavailableError(Exception):
     """The address cannot be listened on; the text is one line for the operator."""
 
 
+@dataclass(frozen=True, slots=True)
+class GrpcLimits:
+    """What the server takes at most. gRPC refuses what is beyond it before the message is
+    allocated: a compressed one counts as what it becomes.
+
+    Args:
+        max_message_bytes: of one message.
+        max_connections: at the same time.
+    """
+
+    max_message_bytes: int = 256 << 20
+    max_connections: int = 4_096
+
+
+DEFAULT_LIMITS = GrpcLimits()
+
+
+def options_of(limits: GrpcLimits) -> tuple[tuple[str, int], ...]:
+    """The options of gRPC's server under these limits."""
+    return (
+        *OPTIONS,
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+    )
+
+
 class GrpcServer:
-    """Serves the inference, explanation, health and reflection services on one port."""
+    """Serves the inference, explanation, health and reflection services on one port.
+
+    Args:
+        tls: secures the port; None means plain text.
+        interceptors: see each call before its service does.
+    """
 
     def __init__(
-        self, inference: InferenceService, explanation: ExplanationService, health: HealthReporter
+        self,
+        inference: InferenceService,
+        explanation: ExplanationService,
+        health: HealthReporter,
+        *,
+        limits: GrpcLimits = DEFAULT_LIMITS,
+        tls: Certificates | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         self._inference = inference
-        self._server = grpc.aio.server(options=OPTIONS)
+        self._tls = tls
+        self._server = grpc.aio.server(interceptors=interceptors, options=options_of(limits))
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
         explanation_pb2_grpc.add_ExplanationServiceServicer_to_server(explanation, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, self._server)
@@ -63,7 +109,11 @@ class GrpcServer:
             PortUnavailableError: the address is taken or is none of this machine's.
         """
         try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
+            bound = (
+                self._server.add_insecure_port(f"{host}:{port}")
+                if self._tls is None
+                else self._server.add_secure_port(f"{host}:{port}", self._tls.credentials())
+            )
         except RuntimeError:
             bound = 0
         if not bound:
