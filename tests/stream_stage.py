@@ -25,10 +25,13 @@ from headrace_server.models.completion import complete_config
 from headrace_server.models.spec import TensorSpec
 from headrace_server.telemetry.metrics import PrometheusMetrics
 from headrace_server.transport.explanation_service import ExplanationService
-from headrace_server.transport.grpc_server import GrpcServer
+from headrace_server.transport.gate import Gate, GateInterceptor
+from headrace_server.transport.grpc_server import DEFAULT_LIMITS as GRPC_LIMITS
+from headrace_server.transport.grpc_server import GrpcLimits, GrpcServer
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
 from headrace_server.transport.infer_stream import DEFAULT_LIMITS, StreamLimits
+from headrace_server.transport.tenants import Tenants
 
 WORKERS = 8
 
@@ -37,7 +40,12 @@ class Stage:
     """A server whose model gives every input back, each request in a batch of its own, on
     `WORKERS` workers. Requests are told apart by the value that they repeat."""
 
-    def __init__(self, limits: StreamLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        limits: StreamLimits = DEFAULT_LIMITS,
+        grpc_limits: GrpcLimits = GRPC_LIMITS,
+        gate: tuple[Callable[[], Tenants], Callable[[], float]] | None = None,
+    ) -> None:
         self.metrics = PrometheusMetrics("test")
         statistics, health = Statistics(time.time), HealthReporter()
         last_minute = LastMinute()
@@ -57,12 +65,21 @@ class Stage:
             self.engine.observer,
         )
         self.engine.add(self.deployment)
+        guard = None if gate is None else Gate(gate[0], self.engine, gate[1])
+        health.watch(self.engine)
         self.server = GrpcServer(
             InferenceService(
-                self.engine, statistics, lambda d: complete_config(d.spec, None), "test", limits
+                self.engine,
+                statistics,
+                lambda d: complete_config(d.spec, None),
+                "test",
+                limits,
+                guard,
             ),
-            ExplanationService(self.engine, last_minute, LoopClock().now),
+            ExplanationService(self.engine, last_minute, LoopClock().now, guard),
             health,
+            limits=grpc_limits,
+            interceptors=() if guard is None else (GateInterceptor(guard),),
         )
 
     async def start(self) -> None:

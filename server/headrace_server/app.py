@@ -31,9 +31,11 @@ from headrace_server.telemetry.exposition import MetricsEndpoint
 from headrace_server.telemetry.metrics import PrometheusMetrics
 from headrace_server.transport.certificates import CertificateFiles, Certificates
 from headrace_server.transport.explanation_service import ExplanationService
+from headrace_server.transport.gate import Gate, GateInterceptor
 from headrace_server.transport.grpc_server import GrpcLimits, GrpcServer
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
+from headrace_server.transport.tenants import TokensFile
 from headrace_server.workers.executor import ModelLoadError
 from headrace_server.workers.placement import InstanceGroup, available_cores, instance_groups
 from headrace_server.workers.process_executor import ProcessExecutor
@@ -61,7 +63,7 @@ class Server:
     """One server over one repository: `start`, then `run_until_stopped` or `stop`.
 
     Raises:
-        RepositoryError, CertificateError: what the configuration names cannot be used.
+        RepositoryError, CertificateError, TokensError: what the configuration names cannot be used.
     """
 
     def __init__(
@@ -84,6 +86,10 @@ class Server:
         self._endpoint = MetricsEndpoint(
             self._metrics, None if self._tls is None else self._tls.context
         )
+        self._gate: Gate | None = None
+        if config.tokens:
+            tokens = TokensFile(Path(config.tokens), time.monotonic)
+            self._gate = Gate(tokens.tenants, self.engine, time.monotonic)
         self._release = release
         self._grpc: GrpcServer | None = None
 
@@ -95,11 +101,14 @@ class Server:
         """
         clock = LoopClock()
         self._grpc = GrpcServer(
-            InferenceService(self.engine, self._statistics, self._config_of, self._release),
-            ExplanationService(self.engine, self._last_minute, clock.now),
+            InferenceService(
+                self.engine, self._statistics, self._config_of, self._release, gate=self._gate
+            ),
+            ExplanationService(self.engine, self._last_minute, clock.now, self._gate),
             self._health,
             limits=GrpcLimits(self._config.max_message_bytes, self._config.max_connections),
             tls=self._tls,
+            interceptors=() if self._gate is None else (GateInterceptor(self._gate),),
         )
         host = self._config.host
         # An IPv6 address stands in brackets where a port follows.

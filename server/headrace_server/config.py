@@ -37,7 +37,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Everything that can be set about a server. Port 0 takes a free port.
 
     `tls_cert` and `tls_key` (PEM files) secure both ports; with `tls_client_ca` clients must show a
-    certificate that it signed. `max_message_bytes`: of one request, decompressed.
+    certificate that it signed. `tokens`: TOML file that says who may do what; empty lets everybody
+    do everything. `max_message_bytes`: of one request, decompressed.
     `max_queue_requests` and `max_queue_bytes` bound the queue of each model. `cores`: CPU cores
     that the workers of all models share; by default all but one, which the front takes.
     `objective_ms`: milliseconds that a request may take which brings no deadline of its own, where
@@ -52,6 +53,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     tls_cert: str = ""
     tls_key: str = ""
     tls_client_ca: str = ""
+    tokens: str = ""
     max_message_bytes: MessageBytes = 256 << 20
     max_connections: Positive = 4_096
     drain_timeout_s: Seconds = 30.0

@@ -1,4 +1,4 @@
-"""The command line: `headrace serve`, `check`, `infer`, `models`, `explain` and `bench`.
+"""The command line: `headrace serve`, `check`, `token`, `infer`, `models`, `explain` and `bench`.
 
 Nothing is imported before it is needed: the SDK alone installs this command too, and then it can
 still say what is missing.

@@ -121,7 +121,7 @@ def serve(
     ] = None,
     host: Annotated[
         str | None,
-        _setting("host", "Address to listen on. Before you widen it, see --tls-cert."),
+        _setting("host", "Address to listen on. Before you widen it, see --tls-cert and --tokens."),
     ] = None,
     grpc_port: Annotated[
         int | None, _setting("grpc_port", "Port for gRPC; 0 takes a free one.")
@@ -141,6 +141,10 @@ def serve(
     tls_client_ca: Annotated[
         str | None,
         _setting("tls_client_ca", "PEM file: who signs the certificates clients must then show."),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        _setting("tokens", "TOML file: who may use which models, how much; see 'headrace token'."),
     ] = None,
     max_message_bytes: Annotated[
         int | None, _setting("max_message_bytes", "Bytes of one request, decompressed.")
@@ -202,6 +206,7 @@ def serve(
         "tls_cert": tls_cert,
         "tls_key": tls_key,
         "tls_client_ca": tls_client_ca,
+        "tokens": tokens,
         "max_message_bytes": max_message_bytes,
         "max_connections": max_connections,
         "drain_timeout_s": drain_timeout,
@@ -225,6 +230,14 @@ def check(repository: Repository, as_json: Json = False) -> None:
 
     if not check(repository, as_json=as_json):
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def token() -> None:
+    """Print a new token for a client, and the line that lets the server know it."""
+    from headrace_server.cli.token import token
+
+    token()
 
 
 @app.command()

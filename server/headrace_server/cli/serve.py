@@ -24,6 +24,7 @@ from headrace_server.telemetry import logs
 from headrace_server.telemetry.exposition import MetricsPortError
 from headrace_server.transport.certificates import CertificateError
 from headrace_server.transport.grpc_server import PortUnavailableError
+from headrace_server.transport.tenants import TokensError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -52,6 +53,7 @@ def serve(repository: Path, arguments: Mapping[str, object], file: Path | None) 
     except (
         RepositoryError,
         CertificateError,
+        TokensError,
         PortUnavailableError,
         MetricsPortError,
     ) as error:
@@ -115,7 +117,7 @@ def exposed_without(config: ServerConfig) -> str:
     if is_loopback(config.host):
         return ""
     lacking = [] if config.tls_cert else ["TLS"]
-    if not config.tls_client_ca:
+    if not (config.tokens or config.tls_client_ca):
         lacking.append("authentication")
     return " or ".join(lacking)
 

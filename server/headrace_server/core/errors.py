@@ -45,6 +45,10 @@ class Reason(Enum):
     WORKER_LOST = "worker_lost"
     MODEL_FAILED = "model_failed"
 
+    UNAUTHENTICATED = "unauthenticated"
+    NOT_ALLOWED = "not_allowed"
+    RATE_LIMITED = "rate_limited"
+
     MODEL_CONTROL_REFUSED = "model_control_refused"
     UNSUPPORTED = "unsupported"
     INTERNAL = "internal"

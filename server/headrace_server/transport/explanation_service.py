@@ -11,6 +11,7 @@ from headrace_server.engine.deployment import Deployment
 from headrace_server.engine.engine import Engine
 from headrace_server.engine.last_minute import Activity, BatchSample, LastMinute, Quantiles
 from headrace_server.transport.failing import answering
+from headrace_server.transport.gate import Gate
 
 MAX_SAMPLES = 500
 """Batches that are told one by one: enough for a picture, some 20 kB."""
@@ -23,7 +24,14 @@ class ExplanationService(rpc.ExplanationServiceServicer):
         now: the engine's clock.
     """
 
-    def __init__(self, engine: Engine, last_minute: LastMinute, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        last_minute: LastMinute,
+        now: Callable[[], float],
+        gate: Gate | None = None,
+    ) -> None:
+        self._gate = gate
         self._engine = engine
         self._last_minute = last_minute
         self._now = now
@@ -31,6 +39,8 @@ class ExplanationService(rpc.ExplanationServiceServicer):
     @answering
     async def ExplainModel(self, request: pb.ExplainModelRequest) -> pb.ExplainModelResponse:
         """What the policy of one version of a model goes by, and its last minute."""
+        if self._gate is not None:
+            self._gate.check_model(request.name)
         deployment = self._engine.find(request.name, request.version)
         explanation = deployment.explain(self._last_minute.typical_lengths(deployment))
         activity = self._last_minute.of(deployment, self._now())

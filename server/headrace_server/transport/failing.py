@@ -12,7 +12,7 @@ import grpc
 
 from headrace.errors import STATUS_TRAILER, pack_status
 from headrace_server.core.errors import Reason, ServingError
-from headrace_server.transport.status import STATUS, public_text
+from headrace_server.transport.status import STATUS, public_text, retry_after_s
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Service = TypeVar("Service")
@@ -27,7 +27,8 @@ async def refuse(context: Context, error: ServingError) -> NoReturn:
     status = STATUS[error.reason]
     text = public_text(error)
     code: int = status.code.value[0]
-    details = pack_status(code, text, error.reason.value, retry_after_s=status.retry_after_s)
+    hint_s = retry_after_s(error)
+    details = pack_status(code, text, error.reason.value, retry_after_s=hint_s)
     await context.abort(status.code, text, ((STATUS_TRAILER, details),))
     raise AssertionError("abort raises")
 

@@ -16,6 +16,7 @@ from headrace_server.engine.engine import Engine
 from headrace_server.engine.statistics import Statistics
 from headrace_server.transport.deadlines import remaining_s
 from headrace_server.transport.failing import Context, answering, fail, refuse
+from headrace_server.transport.gate import Gate
 from headrace_server.transport.infer_stream import DEFAULT_LIMITS, InferStream, StreamLimits
 from headrace_server.transport.reading import RequestReader, wants_timing
 from headrace_server.transport.writing import ResponseWriter, add_timing, statistics_message
@@ -34,7 +35,9 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         config_of: Callable[[Deployment], ModelConfig],
         version: str,
         stream_limits: StreamLimits = DEFAULT_LIMITS,
+        gate: Gate | None = None,
     ) -> None:
+        self._gate = gate
         self._engine = engine
         self._statistics = statistics
         self._config_of = config_of
@@ -51,6 +54,8 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         """Run one request, in a batch with others."""
         # Written out rather than wrapped: one coroutine less on the path of every request.
         try:
+            if self._gate is not None:
+                self._gate.admit(request)
             deployment = self._engine.find(request.model_name, request.model_version)
             codec = self._codecs.get(deployment)
             if codec is None:
@@ -76,7 +81,12 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
     ) -> None:
         """Run many requests, each on its own, and answer them over the same stream."""
         stream = InferStream(
-            self._engine, self._codec_of, self._count_invalid, self._stream_limits, context
+            self._engine,
+            self._codec_of,
+            self._count_invalid,
+            self._stream_limits,
+            context,
+            self._gate,
         )
         self._streams.add(stream)
         await stream.run()
@@ -121,6 +131,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
     @answering
     async def ModelMetadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         """The signature of a model."""
+        self._check_model(request.name)
         deployment = self._engine.find(request.name, request.version)
         spec = deployment.spec
         batch = [-1] if spec.max_batch_size else []
@@ -146,6 +157,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
     @answering
     async def ModelConfig(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
         """The model's configuration, complete, whether or not there was a file."""
+        self._check_model(request.name)
         deployment = self._engine.find(request.name, request.version)
         return pb.ModelConfigResponse(config=self._config_of(deployment))
 
@@ -155,11 +167,13 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
     ) -> pb.ModelStatisticsResponse:
         """Counts and durations of one model, one version, or all."""
         if request.name:
+            self._check_model(request.name)
             self._engine.look_up(request.name, request.version)
         chosen = [
             deployment
             for deployment in self._engine.deployments()
             if deployment.loaded
+            and self._may_see(deployment.name)
             and request.name in ("", deployment.name)
             and request.version in ("", str(deployment.version))
         ]
@@ -179,7 +193,8 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
             models=[
                 index(name=row.model, version=row.version, state=row.state, reason=row.reason)
                 for row in self._engine.index()
-                if not request.ready or row.state == DeploymentState.READY.value
+                if self._may_see(row.model)
+                and (not request.ready or row.state == DeploymentState.READY.value)
             ]
         )
 
@@ -198,6 +213,13 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         raise ServingError(Reason.MODEL_CONTROL_REFUSED)
 
     # -- inside -----------------------------------------------------------------------------
+
+    def _check_model(self, model: str) -> None:
+        if self._gate is not None:
+            self._gate.check_model(model)
+
+    def _may_see(self, model: str) -> bool:
+        return self._gate is None or self._gate.allows(model)
 
     def _codec_of(self, deployment: Deployment) -> tuple[RequestReader, ResponseWriter]:
         return self._codecs.get(deployment) or self._codec(deployment)

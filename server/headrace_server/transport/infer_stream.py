@@ -34,8 +34,9 @@ from headrace_server.engine.deployment import Deployment
 from headrace_server.engine.engine import Engine
 from headrace_server.transport.deadlines import remaining_s
 from headrace_server.transport.failing import Context, refuse, unexpected
+from headrace_server.transport.gate import Gate
 from headrace_server.transport.reading import RequestReader, wants_timing
-from headrace_server.transport.status import STATUS, public_text
+from headrace_server.transport.status import STATUS, public_text, retry_after_s
 from headrace_server.transport.writing import ResponseWriter, add_timing
 
 
@@ -101,8 +102,10 @@ class InferStream:
         count_invalid: CountInvalid,
         limits: StreamLimits,
         context: Context,
+        gate: Gate | None = None,
     ) -> None:
         self._engine = engine
+        self._gate = gate
         self._codec_of = codec_of
         self._count_invalid = count_invalid
         self._limits = limits
@@ -198,6 +201,8 @@ class InferStream:
         left_s = None if deadline_s is None else max(0.0, deadline_s - self._loop.time())
         future: asyncio.Future[Answer]
         try:
+            if self._gate is not None:
+                self._gate.admit(message)
             deployment = self._engine.find(message.model_name, message.model_version)
             reader, entry.writer = self._codec_of(deployment)
             entry.positions = reader.outputs(message)
@@ -348,7 +353,7 @@ def _take_back(future: asyncio.Future[Answer], entry: _Entry) -> None:
 
 def _error_message(entry: _Entry) -> pb.ModelStreamInferResponse:
     assert entry.error is not None
-    status = STATUS[entry.error.reason]
-    code: int = status.code.value[0]
+    code: int = STATUS[entry.error.reason].code.value[0]
     text = public_text(entry.error)
-    return pack_error(entry.id, code, text, entry.error.reason.value, status.retry_after_s)
+    reason = entry.error.reason.value
+    return pack_error(entry.id, code, text, reason, retry_after_s(entry.error))

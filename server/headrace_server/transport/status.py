@@ -15,7 +15,8 @@ from headrace_server.core.errors import Reason, ServingError
 class PublicStatus:
     """What a caller is told. `text` is a format string over the error's details.
 
-    `retry_after_s`: when a retry makes sense, after how long; None when it makes none.
+    `retry_after_s`: when a retry makes sense, after how long; None when it makes none. An error
+    that knows better has a detail of that name.
     """
 
     code: grpc.StatusCode
@@ -130,6 +131,22 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
         Reason.MODEL_FAILED: PublicStatus(
             grpc.StatusCode.INTERNAL, 500, "model '{model}' failed to run this request"
         ),
+        Reason.UNAUTHENTICATED: PublicStatus(
+            grpc.StatusCode.UNAUTHENTICATED,
+            401,
+            "expected the metadata 'authorization: Bearer TOKEN' with a token that this server "
+            "knows",
+        ),
+        # The same whether or not there is such a model: names are nobody's business either.
+        Reason.NOT_ALLOWED: PublicStatus(
+            grpc.StatusCode.PERMISSION_DENIED, 403, "this token does not allow {what}"
+        ),
+        Reason.RATE_LIMITED: PublicStatus(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            429,
+            "this token's limit of {limit} {unit} per second is used up",
+            1.0,
+        ),
         Reason.MODEL_CONTROL_REFUSED: _unavailable(
             "explicit model load / unload is not allowed when the server does not run with "
             "model control mode EXPLICIT",
@@ -158,6 +175,12 @@ def public_text(error: ServingError) -> str:
 
 MAX_TEXT = 1_000
 """Characters: it travels in trailers, which clients bound to some kilobytes."""
+
+
+def retry_after_s(error: ServingError) -> float | None:
+    """After how many seconds a retry makes sense; None if it makes none."""
+    told = error.details.get("retry_after_s")
+    return told if isinstance(told, float) else STATUS[error.reason].retry_after_s
 
 
 class _Details(dict[str, object]):

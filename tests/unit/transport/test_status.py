@@ -8,11 +8,14 @@ import grpc
 import pytest
 
 from headrace_server.core.errors import Reason, ServingError
-from headrace_server.transport.status import STATUS, public_text
+from headrace_server.transport.status import STATUS, public_text, retry_after_s
 
 HTTP = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.UNIMPLEMENTED: 501,
     grpc.StatusCode.INTERNAL: 500,
@@ -61,4 +64,11 @@ def test_only_refusals_that_pass_by_themselves_suggest_a_retry() -> None:
         Reason.OVERLOADED,
         Reason.OBJECTIVE_MISSED,
         Reason.STOPPING,
+        Reason.RATE_LIMITED,
     }
+
+
+def test_an_error_that_knows_better_when_to_retry_is_believed() -> None:
+    assert retry_after_s(ServingError(Reason.RATE_LIMITED, retry_after_s=7.5)) == 7.5
+    assert retry_after_s(ServingError(Reason.RATE_LIMITED)) == 1.0
+    assert retry_after_s(ServingError(Reason.CANCELLED)) is None

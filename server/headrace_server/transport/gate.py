@@ -1,0 +1,181 @@
+"""Who may do what, where there is a tokens file; without one nothing of this runs.
+
+Who calls is found out once per call, before its message is read. Which model, and how much, is
+asked for each request, those of a stream too: what a token may do can change while it is open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+
+from headrace.protocol import grpc_service_pb2 as pb
+from headrace_server.core.errors import Reason, ServingError
+from headrace_server.engine.engine import Engine
+from headrace_server.transport.failing import Context, refuse
+from headrace_server.transport.tenants import Tenant, Tenants
+from headrace_server.transport.token_bucket import TokenBucket
+
+_INFERENCE = "/inference.GRPCInferenceService/"
+
+OPEN_METHODS = frozenset(
+    {_INFERENCE + name for name in ("ServerLive", "ServerReady", "ModelReady")}
+    | {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List"}
+    | {"/grpc.health.v1.Health/Watch"}
+)
+"""Whoever decides where calls go must get an answer without being anybody."""
+
+TENANT_METHODS = frozenset(
+    {
+        _INFERENCE + name
+        for name in (
+            *("ModelInfer", "ModelStreamInfer", "ServerMetadata", "ModelMetadata"),
+            *("ModelConfig", "ModelStatistics", "RepositoryIndex"),
+        )
+    }
+    | {"/headrace.v1.ExplanationService/ExplainModel"}
+    | {
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+        for version in ("v1alpha", "v1")
+    }
+)
+"""Every tenant may call these; of models each sees its own. All others are for admins."""
+
+_CALLER: ContextVar[bytes] = ContextVar("headrace_caller")
+"""The digest of the token that came with the call."""
+
+_SCHEME = "bearer "
+
+
+class Gate:
+    """Lets requests pass, or raises what their callers are told.
+
+    Args:
+        tenants: asked each time, so that a changed file counts at once.
+        engine: says which models are known, and whose observer counts refusals.
+        now: a monotonic clock in seconds.
+    """
+
+    def __init__(
+        self, tenants: Callable[[], Tenants], engine: Engine, now: Callable[[], float]
+    ) -> None:
+        self._tenants = tenants
+        self._engine = engine
+        self._now = now
+        self._buckets: dict[tuple[str, str], TokenBucket] = {}
+
+    def enter(self, method: str, metadata: object) -> None:
+        """Find out who calls; what follows in this context is done in that name.
+
+        Raises:
+            ServingError: nobody known, or somebody who may not call this method.
+        """
+        digest = _digest(metadata)
+        tenant = None if digest is None else self._tenants().find(digest)
+        if digest is None or tenant is None:
+            raise self._counted("", Reason.UNAUTHENTICATED)
+        if method not in TENANT_METHODS and not tenant.admin:
+            what = f"{method.rpartition('/')[2]}, which is for admins"
+            raise self._counted("", Reason.NOT_ALLOWED, what=what)
+        _CALLER.set(digest)
+
+    def admit(self, message: pb.ModelInferRequest) -> None:
+        """Let one inference request pass, and count it. Raises `ServingError`."""
+        model = message.model_name
+        tenant = self.check_model(model)
+        now = self._now()
+        asked = [
+            (self._bucket(tenant, unit, rate, now), unit, amount)
+            for unit, rate, amount in (
+                ("requests", tenant.requests_per_second, 1),
+                ("bytes", tenant.bytes_per_second, message.ByteSize()),
+            )
+            if rate is not None
+        ]
+        for bucket, unit, _ in asked:
+            wait_s = bucket.wait_s(now)
+            if wait_s > 0:
+                raise self._counted(
+                    model,
+                    Reason.RATE_LIMITED,
+                    limit=f"{bucket.rate:,.15g}",
+                    unit=unit,
+                    retry_after_s=wait_s,
+                )
+        for bucket, _, amount in asked:
+            bucket.take(amount)
+
+    def check_model(self, model: str) -> Tenant:
+        """Who calls, if they may use this model. Raises `ServingError`."""
+        tenant = self._caller()
+        if tenant is None:  # taken back while the stream is open
+            raise self._counted(model, Reason.UNAUTHENTICATED)
+        if not tenant.may_use(model):
+            raise self._counted(model, Reason.NOT_ALLOWED, what=f"the use of model '{model}'")
+        return tenant
+
+    def allows(self, model: str) -> bool:
+        """Whether who calls may use this model."""
+        tenant = self._caller()
+        return tenant is not None and tenant.may_use(model)
+
+    def _caller(self) -> Tenant | None:
+        return self._tenants().find(_CALLER.get())
+
+    def _bucket(self, tenant: Tenant, unit: str, rate: float, now: float) -> TokenBucket:
+        bucket = self._buckets.get((tenant.name, unit))
+        if bucket is None or bucket.rate != rate:
+            bucket = self._buckets[tenant.name, unit] = TokenBucket(rate, now)
+        return bucket
+
+    def _counted(self, model: str, reason: Reason, **details: object) -> ServingError:
+        # A name that no model has is not worth a label: callers could make up any number.
+        known = model if self._engine.knows(model) else ""
+        self._engine.observer.call_invalid(known, "", reason)
+        error = ServingError(reason, **details)
+        error.counted = True
+        return error
+
+
+class GateInterceptor(grpc.aio.ServerInterceptor):
+    """Asks the gate before a call's message is read."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Refuse the call, or go on."""
+        method = handler_call_details.method
+        if method not in OPEN_METHODS:
+            try:
+                self._gate.enter(method, handler_call_details.invocation_metadata)
+            except ServingError as error:
+                return _refusing(error)
+        return await continuation(handler_call_details)
+
+
+def _refusing(error: ServingError) -> Any:
+    async def refused(requests: object, context: Context) -> None:
+        await refuse(context, error)
+
+    # Of a stream no message is read before the method runs; callers cannot tell the difference.
+    return grpc.stream_stream_rpc_method_handler(refused)
+
+
+def _digest(metadata: Any) -> bytes | None:
+    """Of the one token in `authorization: Bearer ...`; None where there is none, or several."""
+    found = [value for key, value in metadata or () if key == "authorization"]
+    if len(found) != 1 or not isinstance(found[0], str):
+        return None
+    scheme, token = found[0][: len(_SCHEME)], found[0][len(_SCHEME) :]
+    if scheme.lower() != _SCHEME:
+        return None
+    return hashlib.sha256(token.strip().encode()).digest()
