@@ -216,6 +216,7 @@ def deployment_of(
     observer: Observer,
 ) -> Deployment:
     """A deployment of one version on worker processes, not loaded yet."""
+    source = replace(source, pickle=source.name in config.pickle_models)
     written = b"" if entry.config is None else entry.config.SerializeToString()
     groups = instance_groups(entry.config)
 

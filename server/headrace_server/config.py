@@ -38,7 +38,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     `tls_cert` and `tls_key` (PEM files) secure both ports; with `tls_client_ca` clients must show a
     certificate that it signed. `tokens`: TOML file that says who may do what; empty lets everybody
-    do everything. `max_message_bytes`: of one request, decompressed.
+    do everything. `max_message_bytes`: of one request, decompressed. `allow_pickle`: names of the
+    models, separated by commas, that may load pickled Python objects, which is to run code.
     `max_queue_requests` and `max_queue_bytes` bound the queue of each model. `cores`: CPU cores
     that the workers of all models share; by default all but one, which the front takes.
     `objective_ms`: milliseconds that a request may take which brings no deadline of its own, where
@@ -56,6 +57,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     tokens: str = ""
     max_message_bytes: MessageBytes = 256 << 20
     max_connections: Positive = 4_096
+    allow_pickle: str = ""
     drain_timeout_s: Seconds = 30.0
     load_timeout_s: LongEnough = 900.0
     max_queue_requests: Positive = 16_384
@@ -65,6 +67,11 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     cache_dir: str = ""
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
+
+    @property
+    def pickle_models(self) -> frozenset[str]:
+        """The names in `allow_pickle`."""
+        return frozenset(name.strip() for name in self.allow_pickle.split(",") if name.strip())
 
     @property
     def cache_path(self) -> Path | None:

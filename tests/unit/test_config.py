@@ -56,6 +56,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
         "HEADRACE_TOKENS": "t",
         "HEADRACE_MAX_MESSAGE_BYTES": "6",
         "HEADRACE_MAX_CONNECTIONS": "7",
+        "HEADRACE_ALLOW_PICKLE": "m, n",
         "HEADRACE_DRAIN_TIMEOUT_S": "0.5",
         "HEADRACE_LOAD_TIMEOUT_S": "60",
         "HEADRACE_MAX_QUEUE_REQUESTS": "3",
@@ -77,6 +78,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
         tokens="t",
         max_message_bytes=6,
         max_connections=7,
+        allow_pickle="m, n",
         drain_timeout_s=0.5,
         load_timeout_s=60.0,
         max_queue_requests=3,
@@ -142,6 +144,11 @@ def test_a_bad_value_is_refused_even_where_another_source_overrides_it(
 def test_half_of_a_certificate_is_refused_with_the_other_half(alone: str) -> None:
     text = refusal({alone: "file"})
     assert f"'--{alone.replace('_', '-')}' needs '--tls-" in text
+
+
+def test_models_that_may_unpickle_are_named_one_by_one() -> None:
+    assert load_config({"allow_pickle": "a, b,"}, {}).pickle_models == {"a", "b"}
+    assert load_config({}, {}).pickle_models == frozenset()
 
 
 def test_a_refused_choice_lists_the_choices() -> None:

@@ -152,6 +152,14 @@ def serve(
     max_connections: Annotated[
         int | None, _setting("max_connections", "Connections for gRPC at the same time.")
     ] = None,
+    allow_pickle: Annotated[
+        str | None,
+        _setting(
+            "allow_pickle",
+            "Names of models, separated by commas, that may load pickled objects: that runs "
+            "code of whoever wrote the file.",
+        ),
+    ] = None,
     drain_timeout: Annotated[
         float | None,
         _setting("drain_timeout_s", "Seconds to finish admitted requests in when stopping."),
@@ -209,6 +217,7 @@ def serve(
         "tokens": tokens,
         "max_message_bytes": max_message_bytes,
         "max_connections": max_connections,
+        "allow_pickle": allow_pickle,
         "drain_timeout_s": drain_timeout,
         "load_timeout_s": load_timeout,
         "max_queue_requests": max_queue_requests,

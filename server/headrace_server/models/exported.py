@@ -1,8 +1,9 @@
 """Loads `model.pt2`: a program written by `torch.export.save`. Needs no configuration.
 
-An exported program is a graph of operators with its weights: loading it runs no code of its
-author. The graph may still ask for any operator that torch has, so it deserves the trust of a
-model, not that of a stranger's upload.
+An exported program is a graph of operators with its weights. Weights and constants that are pickled
+Python objects are refused unless the operator allows them, but that makes no sandbox: the graph may
+ask for anything that can be reached from the name `torch`, and sizes are expressions that sympy
+evaluates. It deserves the trust of a model, not that of a stranger's upload.
 
 Workers only: imports torch.
 """
@@ -14,6 +15,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -56,7 +58,7 @@ def load_exported(source: ModelSource, config: ModelConfig | None, device: str) 
         ModelError: the file is no exported program, or not one of plain tensors.
         ConfigError: the configuration contradicts the program.
     """
-    _check_archive(source.file)
+    _check_archive(source.file, pickle=source.pickle)
     program = _on_device(_load(source.file), device)
     tensors = read_tensors(program, source.file)
     call = _Call(_module(program), tensors)
@@ -215,6 +217,8 @@ def _load(file: Path) -> ExportedProgram:
             return torch.export.load(file)
         except Exception as error:
             cause = kept[-1] if kept else error
+            if isinstance(cause, UnpicklingError):
+                raise cause from error
             raise ModelError(
                 f"{file}: expected a program saved by torch.export.save that torch "
                 f"{torch.__version__} can read, got {type(cause).__name__}: {cause}"
@@ -239,7 +243,7 @@ def _kept_log() -> Iterator[list[BaseException]]:
         logger.removeFilter(keep)
 
 
-def _check_archive(file: Path) -> None:
+def _check_archive(file: Path, *, pickle: bool) -> None:
     """Recognise by their contents the files that are often mistaken for exported programs."""
     expected = f"{file}: expected a program saved by torch.export.save, found"
     try:
@@ -247,6 +251,8 @@ def _check_archive(file: Path) -> None:
             names = archive.namelist()
     except zipfile.BadZipFile:
         raise ModelError(f"{expected} no zip archive; is it complete?") from None
+    if not pickle and any("/data/constants/opaque_obj_" in name for name in names):
+        raise UnpicklingError("an opaque constant")  # torch would call pickle.loads on it
     if any("/data/aotinductor/" in name for name in names):
         raise ModelError(
             f"{expected} an AOTInductor package, which carries no names, types or shapes; "

@@ -1,11 +1,17 @@
 """Loads a model file on a device, whatever its kind, and runs it with its answers checked.
 
+Pickled Python objects run code of whoever wrote the file. They are refused, with torch's own
+switch for that, unless the operator allows them for this model by name.
+
 Workers only: imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pickle import UnpicklingError
 
 import torch
 
@@ -94,15 +100,39 @@ def load_model(
 ) -> LoadedModel:
     """Load ``source`` on ``device`` (``cpu``, ``cuda:0``) and reconcile it with ``config``.
 
+    From then on `torch.load` takes plain tensors alone in this process, whatever its caller asks
+    for, unless ``source.pickle``.
+
     Raises:
-        ModelError: the file is missing, damaged, or not what its name says.
+        ModelError: the file is missing, damaged, or not what its name says, or holds pickled
+            objects that it may not load.
         ConfigError: the configuration contradicts the model.
     """
     if not source.file.is_file():
         raise ModelError(f"expected a model file, found nothing at {source.file}")
-    if source.kind is ModelKind.PYTHON:
-        return LoadedModel(load_python(source, config, device, role), device)
-    return LoadedModel(_LOADERS[source.kind](source, config, device), device)
+    os.environ[FORCE_WEIGHTS_ONLY] = "0" if source.pickle else "1"
+    with _refusing_pickle(source):
+        if source.kind is ModelKind.PYTHON:
+            return LoadedModel(load_python(source, config, device, role), device)
+        return LoadedModel(_LOADERS[source.kind](source, config, device), device)
+
+
+FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""Goes before the `weights_only=False` that torch.export.load itself gives for some tensors."""
+
+
+@contextmanager
+def _refusing_pickle(source: ModelSource) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        causes = [error, error.__cause__, error.__context__]
+        if source.pickle or not any(isinstance(cause, UnpicklingError) for cause in causes):
+            raise
+        raise ModelError(
+            f"{source.file}: holds pickled Python objects, which run code of whoever wrote them; "
+            f"expected plain tensors, or a server started with --allow-pickle {source.name}"
+        ) from error
 
 
 _LOADERS = {

@@ -37,12 +37,16 @@ class ModelKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """One version of a model on disk: all that a worker needs to load it, with the config."""
+    """One version of a model on disk: all that a worker needs to load it, with the config.
+
+    `pickle`: whether the operator lets it load pickled Python objects.
+    """
 
     name: str
     version: int
     file: Path
     kind: ModelKind
+    pickle: bool = False
 
     @property
     def directory(self) -> Path:

@@ -31,7 +31,7 @@ class Hello(msgspec.Struct, tag=True, array_like=True, frozen=True):
 class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Front to worker: load this model. `config` is a serialized ModelConfig, empty for none;
     `role` a value of `models.spec.Role`; `sweep` asks for timed batches, which may come from the
-    directory `cache` and are kept there unless it is empty."""
+    directory `cache` and are kept there unless it is empty; `pickle` as in `ModelSource`."""
 
     model: str
     version: int
@@ -43,6 +43,7 @@ class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     threads: int
     sweep: bool
     cache: str
+    pickle: bool = False
 
 
 class Progress(msgspec.Struct, tag=True, array_like=True, frozen=True):

@@ -138,6 +138,7 @@ class WorkerProcess:
                 placement.threads,
                 sweep,
                 cache,
+                source.pickle,
             )
         )
         loaded = await self._unless_dead(self._loaded)

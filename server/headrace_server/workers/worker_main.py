@@ -83,7 +83,8 @@ class _Session:
         from headrace_server.workers.sweep_cache import known_sweep
 
         config = ModelConfig.FromString(load.config) if load.config else None
-        source = ModelSource(load.model, load.version, Path(load.file), ModelKind(load.kind))
+        kind = ModelKind(load.kind)
+        source = ModelSource(load.model, load.version, Path(load.file), kind, load.pickle)
         self._send(frames.Progress(WorkerState.LOADING.value))
         role, cache = Role(load.role), Path(load.cache) if load.cache else None
         model = load_model(source, config, load.device, role)
