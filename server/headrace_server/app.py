@@ -106,7 +106,11 @@ class Server:
             ),
             ExplanationService(self.engine, self._last_minute, clock.now, self._gate),
             self._health,
-            limits=GrpcLimits(self._config.max_message_bytes, self._config.max_connections),
+            limits=GrpcLimits(
+                self._config.max_message_bytes,
+                self._config.max_connections,
+                compressed=self._config.compression == "accept",
+            ),
             tls=self._tls,
             interceptors=() if self._gate is None else (GateInterceptor(self._gate),),
         )

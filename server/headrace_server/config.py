@@ -23,10 +23,15 @@ MessageBytes = Annotated[int, msgspec.Meta(ge=1, le=(1 << 31) - 1)]
 Milliseconds = Annotated[float, msgspec.Meta(gt=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 LongEnough = Annotated[float, msgspec.Meta(gt=0)]
+Compression = Literal["refuse", "accept"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-_CHOICES = {"log_format": get_args(LogFormat), "log_level": get_args(LogLevel)}
+_CHOICES = {
+    "compression": get_args(Compression),
+    "log_format": get_args(LogFormat),
+    "log_level": get_args(LogLevel),
+}
 
 
 class ConfigurationError(Exception):
@@ -38,7 +43,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     `tls_cert` and `tls_key` (PEM files) secure both ports; with `tls_client_ca` clients must show a
     certificate that it signed. `tokens`: TOML file that says who may do what; empty lets everybody
-    do everything. `max_message_bytes`: of one request, decompressed. `allow_pickle`: names of the
+    do everything. `max_message_bytes`: of one request. `compression`: whether compressed requests
+    are taken, which gRPC unpacks whole before any limit counts. `allow_pickle`: names of the
     models, separated by commas, that may load pickled Python objects, which is to run code.
     `max_queue_requests` and `max_queue_bytes` bound the queue of each model. `cores`: CPU cores
     that the workers of all models share; by default all but one, which the front takes.
@@ -57,6 +63,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     tokens: str = ""
     max_message_bytes: MessageBytes = 256 << 20
     max_connections: Positive = 4_096
+    compression: Compression = "refuse"
     allow_pickle: str = ""
     drain_timeout_s: Seconds = 30.0
     load_timeout_s: LongEnough = 900.0

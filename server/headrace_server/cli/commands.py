@@ -147,10 +147,17 @@ def serve(
         _setting("tokens", "TOML file: who may use which models, how much; see 'headrace token'."),
     ] = None,
     max_message_bytes: Annotated[
-        int | None, _setting("max_message_bytes", "Bytes of one request, decompressed.")
+        int | None, _setting("max_message_bytes", "Bytes of one request.")
     ] = None,
     max_connections: Annotated[
         int | None, _setting("max_connections", "Connections for gRPC at the same time.")
+    ] = None,
+    compression: Annotated[
+        str | None,
+        _setting(
+            "compression",
+            "refuse or accept compressed requests, which are unpacked before their size is known.",
+        ),
     ] = None,
     allow_pickle: Annotated[
         str | None,
@@ -217,6 +224,7 @@ def serve(
         "tokens": tokens,
         "max_message_bytes": max_message_bytes,
         "max_connections": max_connections,
+        "compression": compression,
         "allow_pickle": allow_pickle,
         "drain_timeout_s": drain_timeout,
         "load_timeout_s": load_timeout,
