@@ -60,7 +60,7 @@ class Finding:
 
 def full() -> Study:
     """Everything."""
-    requests = 3_000
+    requests = 2_000
     grid = [
         Point("gpu", process, workers, objective, requests)
         for workers, process, objective in product(

@@ -226,7 +226,10 @@ class AdaptivePolicy:
         if (
             cut_short
             and head.deadline_s <= min(request.deadline_s for request in members)
-            and self._better_without(group, len(members), times, rows, opening)
+            and (
+                rate < self._shed_below(head, times, opening)
+                or self._better_without(group, len(members), times, rows, opening)
+            )
         ):
             return Refusal(head, Reason.OVERLOADED)
         count = self._enough(members, rows, times, opening)

@@ -274,3 +274,11 @@ def test_point_that_nobody_carries_has_no_ratio() -> None:
     assert found.ours is None
     assert found.rival is None
     assert found.ratio is None
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_overload_costs_no_goodput(workers: int) -> None:
+    point = Point("gpu", "poisson", workers, 4.08, 1_500)
+    full, over = (load * point.ours(load, 0).on_time_share for load in (1.0, 1.5))
+    assert over >= 0.95 * full
+    assert over * point.rate >= 0.9 * point.ceiling(1.5)
