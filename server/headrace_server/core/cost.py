@@ -43,6 +43,14 @@ class Curve:
         smooth_s = self.base + rows * (self.row + length * (self.element + length * self.pair))
         return smooth_s * self.step(rows) if self.steps else smooth_s
 
+    def upto(self, most_rows: int, length: int) -> list[float]:
+        """Seconds for batches of 1 to `most_rows` rows."""
+        per_row = self.row + length * (self.element + length * self.pair)
+        smooth_s = [self.base + rows * per_row for rows in range(1, most_rows + 1)]
+        if not self.steps:
+            return smooth_s
+        return [s * self.step(rows) for rows, s in enumerate(smooth_s, start=1)]
+
     def step(self, rows: int) -> float:
         """The factor of a batch of so many rows."""
         steps = self.steps

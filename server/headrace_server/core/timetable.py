@@ -24,7 +24,7 @@ class Timetable:
 
     def __init__(self, curve: Curve, length: int, most_rows: int) -> None:
         self._most_rows = most_rows
-        self._durations = [0.0, *(curve.at(rows, length) for rows in range(1, most_rows + 1))]
+        self._durations = [0.0, *curve.upto(most_rows, length)]
         self._row_s = self._durations[1]
         self._enough: list[int] = []
         self._best: list[float] = []
@@ -71,6 +71,7 @@ class Timetable:
     def _best_rates(self) -> list[float]:
         """The most work per second of batches of up to 0, 1, 2, ... rows."""
         if not self._best:
-            rates = (self.rate(rows, 1) for rows in range(self._most_rows + 1))
-            self._best = list(accumulate(rates, max))
+            row_s, durations = self._row_s, self._durations
+            rates = (row_s * rows / durations[rows] for rows in range(1, self._most_rows + 1))
+            self._best = list(accumulate(rates, max, initial=0.0))
         return self._best

@@ -155,6 +155,12 @@ def batches(model: CostModel, count: int, duration_s: float, **how: object) -> N
         model.observe(4, 0, duration_s, **how)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("steps", [(), (1.0, 1.5, 2.0)])
+def test_a_curve_written_out_is_the_curve(steps: tuple[float, ...]) -> None:
+    curve = Curve(base=2e-3, row=1e-3, element=1e-5, pair=1e-8, steps=steps)
+    assert curve.upto(5, 40) == [curve.at(rows, 40) for rows in range(1, 6)]
+
+
 class TestSteps:
     TILE = 8
 
