@@ -325,6 +325,8 @@ class AdaptivePolicy:
             enough = WORTHWHILE * max(rates)
             count = 1 + next(i for i, rate in enumerate(rates) if rate >= enough)
             enough_rows, rate = by_count[count - 1], rates[count - 1]
+        if count == len(members):
+            return count
         short = rate < HOLD_BELOW * self._need(opening)
         much_longer = times.duration_s(rows) > LONGER * times.duration_s(enough_rows)
         return len(members) if short and not much_longer else count
@@ -354,10 +356,10 @@ class AdaptivePolicy:
         """The formation, or a hold while it falls short of the need.
 
         Nobody waits with one worker, nor where deadlines leave all the time: there batches grow
-        by themselves while the workers are busy, and soon enough. While other
-        workers are idle there is time to make good for a small batch, so less is asked. The wait
-        ends at the last moment at which a batch that takes `grown_s` is in time, or when nobody
-        has come for a while.
+        by themselves while the workers are busy, and soon enough. While other workers are idle
+        there is time to make good for a small batch, so less is asked. The wait ends at the last
+        moment at which a batch that takes `grown_s` is in time, or when nobody has come for a
+        while.
         """
         head = formation.requests[0]
         workers = len(opening.free_s)
