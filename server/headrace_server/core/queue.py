@@ -8,8 +8,9 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
-from headrace_server.core.request import Request
+from headrace_server.core.request import NOWHERE, Place, Request
 
 DELAYED_LEVEL = 2**64
 """Behind every real priority level (they end at 2^64 - 1): where late, delayed requests wait."""
@@ -17,9 +18,7 @@ DELAYED_LEVEL = 2**64
 Urgency = tuple[int, float]
 """A level, lower ones first, and within it a moment, earlier ones first."""
 
-_Place = tuple[int, float, int]
-"""An urgency, and the id of the request that has it: unique, and arrivals of one moment keep
-their order."""
+_PLACE = attrgetter("place")
 
 
 def by_level_and_arrival(request: Request) -> Urgency:
@@ -46,6 +45,11 @@ class QueueLimits:
                 f"max_requests={self.max_requests}, max_bytes={self.max_bytes}"
             )
 
+    @property
+    def bounds_levels(self) -> bool:
+        """Whether any level has a bound of its own."""
+        return bool(self.max_requests_by_level or self.default_max_requests_by_level)
+
 
 class Group:
     """The waiting requests of one batch key: those that may ride together.
@@ -55,13 +59,12 @@ class Group:
     more bytes than `widest_row`, which does not fall before the group is empty either.
     """
 
-    __slots__ = ("_by_length", "_places", "requests", "rows", "widest_row")
+    __slots__ = ("_by_length", "requests", "rows", "widest_row")
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.rows = 0
         self.widest_row = 0.0
-        self._places: list[_Place] = []
         self._by_length: list[tuple[int, int, Request]] | None = None
 
     @property
@@ -88,28 +91,30 @@ class Group:
         first = max(0, at - reach)
         return [entry[2] for entry in ordered[first : at + reach + 1]], at - first
 
-    def _add(self, place: _Place, request: Request) -> None:
-        at = bisect_left(self._places, place)
-        self._places.insert(at, place)
-        self.requests.insert(at, request)
+    def _add(self, request: Request) -> None:
+        requests = self.requests
+        if self._by_length is not None:
+            insort(self._by_length, (request.length, request.id, request))
+        elif requests and request.length != requests[0].length:
+            self._by_length = sorted((r.length, r.id, r) for r in (*requests, request))
+        if not requests or requests[-1].place < request.place:
+            requests.append(request)
+        else:
+            insort(requests, request, key=_PLACE)
         self.rows += request.rows
         if request.nbytes > self.widest_row * request.rows:
             self.widest_row = request.nbytes / request.rows
-        if self._by_length is not None:
-            insort(self._by_length, (request.length, request.id, request))
-        elif request.length != self.requests[-1 if at == 0 else 0].length:
-            self._by_length = sorted((r.length, r.id, r) for r in self.requests)
 
-    def _take(self, places: Sequence[_Place], taken: Sequence[Request]) -> None:
-        """Drop these; a run of neighbours, in either order, goes at once."""
+    def _take(self, taken: Sequence[Request], rows: int) -> None:
+        """Drop these, of so many rows; a run of neighbours, in either order, goes at once."""
         count = len(taken)
-        if self._places[:count] == places:
-            del self._places[:count], self.requests[:count]
+        requests = self.requests
+        if requests[:count] == taken:
+            del requests[:count]
         else:
-            for place in places:
-                at = bisect_left(self._places, place)
-                del self._places[at], self.requests[at]
-        self.rows -= sum(request.rows for request in taken)
+            for request in taken:
+                del requests[bisect_left(requests, request.place, key=_PLACE)]
+        self.rows -= rows
         ordered = self._by_length
         if ordered is None:
             return
@@ -123,8 +128,9 @@ class Group:
     def check_invariants(self) -> None:
         """Raise AssertionError when the books disagree."""
         assert self.requests, "an empty group was kept"
-        assert self._places == sorted(self._places), "the order of urgency is broken"
-        assert [place[2] for place in self._places] == [r.id for r in self.requests]
+        places = [r.place for r in self.requests]
+        assert places == sorted(places), "the order of urgency is broken"
+        assert [place[2] for place in places] == [r.id for r in self.requests]
         assert self.rows == sum(r.rows for r in self.requests), "rows are miscounted"
         assert self.widest_row >= max(r.nbytes / r.rows for r in self.requests)
         if self._by_length is not None:
@@ -138,9 +144,11 @@ class Queue:
     """Requests that wait, most urgent first, as `urgency` has it: lower ones first, equal ones by
     id. A request's urgency never changes while it waits.
 
-    Finding a place is O(log n); moving the pointers behind it is a memory move. A batch that
-    leaves from the head of its group, or as a run of neighbours in length, leaves at once. What
-    has left stays in the heaps of places and deadlines until it surfaces or they are rebuilt.
+    Most requests arrive behind those who wait already, and leave from the head of their group: both
+    cost the same however many there are, but for a memory move. Any other place is found in
+    O(log n). A batch that is a run of neighbours in length leaves at once too. Of each group the
+    head stands in a heap; what has left stays there, and among the deadlines, until it surfaces or
+    they are rebuilt.
     """
 
     def __init__(
@@ -148,23 +156,21 @@ class Queue:
     ) -> None:
         self._limits = limits
         self._urgency = urgency
-        self._waiting: dict[int, tuple[_Place, Request]] = {}
+        self._count = 0
         self._groups: dict[Hashable, Group] = {}
-        self._order: list[_Place] = []
+        self._heads: list[tuple[Place, Request]] = []
         self._deadlines: list[tuple[float, int, Request]] = []
         self._levels: Counter[int] = Counter()
+        self._levels_matter = limits.bounds_levels
         self.rows = 0
         self.nbytes = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
-
-    def __contains__(self, request_id: object) -> bool:
-        return request_id in self._waiting
+        return self._count
 
     def __iter__(self) -> Iterator[Request]:
-        for _, request in sorted(self._waiting.values(), key=lambda entry: entry[0]):
-            yield request
+        waiting = (request for group in self._groups.values() for request in group.requests)
+        return iter(sorted(waiting, key=_PLACE))
 
     def has_room_for(self, request: Request) -> bool:
         """Whether one more request like this stays within every bound.
@@ -173,10 +179,12 @@ class Queue:
         memory held by waiting, not on the size of a message.
         """
         limits = self._limits
-        if len(self) >= limits.max_requests:
+        if self._count >= limits.max_requests:
             return False
-        if self._waiting and self.nbytes + request.nbytes > limits.max_bytes:
+        if self._count and self.nbytes + request.nbytes > limits.max_bytes:
             return False
+        if not self._levels_matter:
+            return True
         bound = limits.max_requests_by_level.get(
             request.priority, limits.default_max_requests_by_level
         )
@@ -184,13 +192,14 @@ class Queue:
 
     def push(self, request: Request) -> None:
         """Add a request at its place."""
-        self._insert(request, *self._urgency(request))
+        level, moment_s = self._urgency(request)
+        self._insert(request, (level, moment_s, request.id))
         if request.deadline_s != math.inf:
             heapq.heappush(self._deadlines, (request.deadline_s, request.id, request))
             # Entries of requests that left early stay in the heap until their deadline; with
             # long deadlines and high rates they would outnumber the queue a hundredfold.
-            if len(self._deadlines) > 64 + 2 * len(self):
-                self._deadlines = [e for e in self._deadlines if self._awaits_deadline(e)]
+            if len(self._deadlines) > 64 + 2 * self._count:
+                self._deadlines = [e for e in self._deadlines if _awaits_deadline(e[2])]
                 heapq.heapify(self._deadlines)
 
     def remove(self, request: Request) -> None:
@@ -199,30 +208,38 @@ class Queue:
 
     def remove_batch(self, requests: Sequence[Request]) -> None:
         """Take waiting requests of one key out; at least one."""
-        places = [self._waiting.pop(request.id)[0] for request in requests]
+        rows = nbytes = 0
+        for request in requests:
+            rows += request.rows
+            nbytes += request.nbytes
+        self._count -= len(requests)
+        self.rows -= rows
+        self.nbytes -= nbytes
         key = requests[0].key
         group = self._groups[key]
-        group._take(places, requests)
+        head = group.head
+        group._take(requests, rows)
         if not group.requests:
             del self._groups[key]
-        for (level, _, _), request in zip(places, requests, strict=True):
-            self._levels[level] -= 1
-            if not self._levels[level]:
-                del self._levels[level]
-            self.rows -= request.rows
-            self.nbytes -= request.nbytes
+        elif group.requests[0] is not head:
+            self._note_head(group)
+        if self._levels_matter:
+            for request in requests:
+                self._leave_level(request.place[0])
+        for request in requests:
+            request.place = NOWHERE
 
     def demote(self, request: Request) -> None:
         """Put a waiting request behind all others, for good."""
         self.remove(request)
-        self._insert(request, DELAYED_LEVEL, request.arrival_s)
+        self._insert(request, (DELAYED_LEVEL, request.arrival_s, request.id))
 
     def most_urgent(self) -> Request:
         """The request that anchors the next batch. The queue must not be empty."""
-        order = self._order
-        while not self._waits_at(order[0]):
-            heapq.heappop(order)
-        return self._waiting[order[0][2]][1]
+        heads = self._heads
+        while heads[0][1].place != heads[0][0]:
+            heapq.heappop(heads)
+        return heads[0][1]
 
     def group(self, key: Hashable) -> Group:
         """The requests of this key; at least one must wait."""
@@ -236,56 +253,64 @@ class Queue:
         """Requests whose deadline has come, in order of deadline; each is named once."""
         late: list[Request] = []
         while self._deadlines and self._deadlines[0][0] <= now:
-            request = self._deadlines[0][2]
-            awaits = self._awaits_deadline(heapq.heappop(self._deadlines))
+            request = heapq.heappop(self._deadlines)[2]
             # A request that a lost worker gave back may be watched twice; equal entries adjoin.
-            if awaits and not (late and late[-1] is request):
+            if _awaits_deadline(request) and not (late and late[-1] is request):
                 late.append(request)
         return late
 
-    def next_deadline_s(self) -> float | None:
-        """The first moment at which `expire` may name a request; None when there is none."""
-        while self._deadlines and not self._awaits_deadline(self._deadlines[0]):
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+    def next_deadline_s(self) -> float:
+        """The first moment at which `expire` may name a request; infinite when there is none."""
+        deadlines = self._deadlines
+        while deadlines and not _awaits_deadline(deadlines[0][2]):
+            heapq.heappop(deadlines)
+        return deadlines[0][0] if deadlines else math.inf
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the books disagree."""
-        for group in self._groups.values():
+        for key, group in self._groups.items():
             group.check_invariants()
+            assert all(r.key == key for r in group.requests), "a request is misfiled"
+            assert (group.head.place, group.head) in self._heads, "a head is lost"
         waiting = list(self)
-        grouped = {r.id for group in self._groups.values() for r in group.requests}
-        assert grouped == set(self._waiting), "groups and index disagree"
+        assert self._count == len(waiting), "requests are miscounted"
         assert self.rows == sum(r.rows for r in waiting), "rows are miscounted"
         assert self.nbytes == sum(r.nbytes for r in waiting), "bytes are miscounted"
-        places = {place for place, _ in self._waiting.values()}
-        assert self._levels == Counter(level for level, _, _ in places), "levels are miscounted"
-        assert places <= set(self._order), "a place is lost"
+        if self._levels_matter:
+            levels = Counter(r.place[0] for r in waiting)
+            assert self._levels == levels, "levels are miscounted"
         watched = {entry[1] for entry in self._deadlines}
         for request in waiting:
-            timed = request.deadline_s != math.inf
-            demoted = self._waiting[request.id][0][0] == DELAYED_LEVEL
-            assert not timed or demoted or request.id in watched, "a deadline is not watched"
+            timed = request.deadline_s != math.inf and _awaits_deadline(request)
+            assert not timed or request.id in watched, "a deadline is not watched"
 
-    def _insert(self, request: Request, level: int, moment_s: float) -> None:
-        place = (level, moment_s, request.id)
-        self._waiting[request.id] = place, request
+    def _insert(self, request: Request, place: Place) -> None:
+        request.place = place
         group = self._groups.get(request.key)
         if group is None:
             group = self._groups[request.key] = Group()
-        group._add(place, request)
-        heapq.heappush(self._order, place)
-        if len(self._order) > 64 + 2 * len(self):
-            self._order = [place for place in self._order if self._waits_at(place)]
-            heapq.heapify(self._order)
-        self._levels[level] += 1
+        group._add(request)
+        if group.requests[0] is request:
+            self._note_head(group)
+        if self._levels_matter:
+            self._levels[place[0]] += 1
+        self._count += 1
         self.rows += request.rows
         self.nbytes += request.nbytes
 
-    def _waits_at(self, place: _Place) -> bool:
-        waiting = self._waiting.get(place[2])
-        return waiting is not None and waiting[0] == place
+    def _leave_level(self, level: int) -> None:
+        self._levels[level] -= 1
+        if not self._levels[level]:
+            del self._levels[level]  # callers choose levels, and there are 2^64 of them
 
-    def _awaits_deadline(self, entry: tuple[float, int, Request]) -> bool:
-        waiting = self._waiting.get(entry[1])
-        return waiting is not None and waiting[0][0] != DELAYED_LEVEL
+    def _note_head(self, group: Group) -> None:
+        head = group.head
+        heapq.heappush(self._heads, (head.place, head))
+        if len(self._heads) > 64 + 2 * len(self._groups):
+            self._heads = [(g.head.place, g.head) for g in self._groups.values()]
+            heapq.heapify(self._heads)
+
+
+def _awaits_deadline(request: Request) -> bool:
+    """Whether it waits, and not behind all others already."""
+    return request.place is not NOWHERE and request.place[0] != DELAYED_LEVEL

@@ -6,8 +6,19 @@ import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
+from operator import attrgetter
 
 from headrace_server.core.errors import Reason
+
+Place = tuple[int, float, int]
+"""Where a request stands in a queue: its level, the moment that counts there, and its id: unique,
+and arrivals of one moment keep their order."""
+
+NOWHERE: Place = (-1, -math.inf, -1)
+"""The place of a request that does not wait."""
+
+_LENGTH = attrgetter("length")
+_NBYTES = attrgetter("nbytes")
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +38,8 @@ class Request:
         delay_when_late: a request past its deadline goes behind all others instead of being
             refused (Triton's queue policy DELAY).
         priority: level, 1 is the most urgent.
+
+    Where it stands in the queue, `place`, is the queue's alone to say.
     """
 
     id: int
@@ -40,7 +53,13 @@ class Request:
     priority: int = 1
     attempts: int = field(default=0, init=False)
     cancelled: bool = field(default=False, init=False)
+    place: Place = field(default=NOWHERE, init=False)
     length: int = field(default=0, kw_only=True)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it stands in a queue."""
+        return self.place is not NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +111,12 @@ class Batch:
     length: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.length = max((request.length for request in self.requests), default=0)
+        self.length = max(map(_LENGTH, self.requests), default=0)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all inputs, padding left out."""
-        return sum(request.nbytes for request in self.requests)
+        return sum(map(_NBYTES, self.requests))
 
     @property
     def padding_share(self) -> float:

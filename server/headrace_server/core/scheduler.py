@@ -104,9 +104,7 @@ class Scheduler:
         A moment that has already come means: as soon as the events at hand are handled.
         """
         wakeup = min(self._decide_at_s, self._fleet.next_hang_s)
-        deadline_s = self._queue.next_deadline_s()
-        if deadline_s is not None:
-            wakeup = min(wakeup, deadline_s)
+        wakeup = min(wakeup, self._queue.next_deadline_s())
         if len(self._queue) > 0:
             wakeup = min(wakeup, self._outage.due_s)
         return None if wakeup == math.inf else wakeup
@@ -164,7 +162,7 @@ class Scheduler:
         if request is None:
             return []
         request.cancelled = True
-        if request.id in self._queue:
+        if request.waits:
             self._queue.remove(request)
             del self._live[request.id]
         return self._decide(now)
@@ -252,7 +250,7 @@ class Scheduler:
         self._fleet = Fleet()
         actions: list[Action] = []
         for request in list(self._live.values()):
-            if request.id in self._queue:
+            if request.waits:
                 self._queue.remove(request)
             actions.append(self._reject(request, event.reason))
         return actions + self._decide(now)

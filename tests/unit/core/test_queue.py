@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from headrace_server.core.queue import Queue, QueueLimits
@@ -59,8 +61,8 @@ def test_rows_and_bytes_of_what_waits_are_counted() -> None:
     assert (len(queue), queue.rows, queue.nbytes) == (2, 5, 50)
     queue.remove(first)
     assert (len(queue), queue.rows, queue.nbytes) == (1, 2, 20)
-    assert 1 not in queue
-    assert 2 in queue
+    assert not first.waits
+    assert second.waits
     queue.remove(second)
     assert (len(queue), queue.rows, queue.nbytes) == (0, 0, 0)
     assert ids(queue) == []
@@ -85,6 +87,30 @@ def test_removing_one_key_leaves_the_others() -> None:
     queue.remove(first)
     assert ids(queue) == [3]
     assert [g.head.id for g in queue.groups()] == [3]
+
+
+def test_the_next_of_a_group_may_be_the_most_urgent() -> None:
+    queue = Queue(QueueLimits())
+    requests = [make_request(i, key="ab"[i % 2], at=float(i)) for i in range(4)]
+    for request in requests:
+        queue.push(request)
+    queue.remove(requests[0])
+    assert queue.most_urgent().id == 1
+    queue.remove(requests[1])
+    assert queue.most_urgent().id == 2
+    queue.remove(requests[3])
+    assert queue.most_urgent().id == 2
+
+
+def test_memory_does_not_grow_with_heads_that_were_overtaken() -> None:
+    queue = Queue(QueueLimits(), lambda request: (0, -request.arrival_s))
+    queue.push(make_request(0, key="other", at=1e9))
+    for request_id in range(1, 1_000):
+        queue.push(make_request(request_id, at=float(request_id)))
+    assert len(queue._heads) <= 64 + 2 * 2
+    assert queue.most_urgent().id == 0
+    queue.remove(queue.most_urgent())
+    assert queue.most_urgent().id == 999
 
 
 class TestRoom:
@@ -118,6 +144,10 @@ class TestRoom:
         assert not queue.has_room_for(make_request(9, priority=2)), "default bound of 2"
         assert queue.has_room_for(make_request(9, priority=3)), "0 is no bound"
         assert queue.has_room_for(make_request(9, priority=4)), "an empty level"
+        queue.remove(queue.most_urgent())
+        assert queue.has_room_for(make_request(9, priority=1)), "there is room again"
+        queue.remove(queue.most_urgent())
+        assert len(ids(queue)) == 4, "one of level 2 is left"
 
     @pytest.mark.parametrize("bounds", [{"max_requests": 0}, {"max_bytes": 0}])
     def test_bounds_below_one_are_refused(self, bounds: dict[str, int]) -> None:
@@ -146,7 +176,7 @@ class TestDeadlines:
         assert queue.next_deadline_s() == 2.0
         queue.remove(stays)
         assert queue.expire(5.0) == []
-        assert queue.next_deadline_s() is None
+        assert queue.next_deadline_s() == math.inf
 
     def test_a_request_that_came_back_is_named_once(self) -> None:
         queue = Queue(QueueLimits())
@@ -165,7 +195,7 @@ class TestDeadlines:
         queue.demote(late)
         assert ids(queue) == [2, 1]
         assert [r.id for r in queue.group("a").requests] == [2, 1]
-        assert queue.next_deadline_s() is None
+        assert queue.next_deadline_s() == math.inf
         assert queue.expire(2.0) == []
 
     def test_memory_does_not_grow_with_requests_that_left_long_before_their_deadline(self) -> None:
