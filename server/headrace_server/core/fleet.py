@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 
 from headrace_server.core.request import Batch
 
@@ -39,10 +40,17 @@ class Worker:
 
     def free_s(self, now: float) -> float:
         """When everything it holds will probably be done; `now` when that is unknown or past."""
-        if not self.batches or self.expected_end_s == math.inf:
+        if self.expected_end_s == math.inf:  # idle, or unknown
             return now
-        staged_s = sum(batch.expected_s or 0.0 for batch in list(self.batches)[1:])
-        return max(now, self.expected_end_s) + staged_s
+        free_s = max(now, self.expected_end_s)
+        for batch in islice(self.batches, 1, None):
+            free_s += batch.expected_s or 0.0
+        return free_s
+
+    def turn(self, now: float) -> tuple[bool, float, int, float]:
+        """What is least for the busy worker that should take the next batch."""
+        unknown = self.expected_end_s == math.inf
+        return unknown, self.free_s(now), len(self.batches), self.batches[0].started_s
 
 
 class Fleet:
@@ -57,6 +65,8 @@ class Fleet:
         self._workers: dict[int, Worker] = {}
         self._idle: dict[int, Worker] = {}
         self._in_flight = 0
+        self.next_hang_s = math.inf
+        """When the first running batch will count as a hang. To be read only."""
 
     def __contains__(self, worker_id: object) -> bool:
         return worker_id in self._workers
@@ -71,13 +81,10 @@ class Fleet:
         """Whether no worker lives."""
         return not self._workers
 
-    @property
-    def next_hang_s(self) -> float:
-        """When the first running batch will count as a hang."""
-        return min((worker.hung_from_s for worker in self._workers.values()), default=math.inf)
-
     def overdue(self, now: float) -> list[Worker]:
         """Workers whose running batch counts as a hang."""
+        if now < self.next_hang_s:
+            return []
         return [worker for worker in self._workers.values() if worker.hung_from_s <= now]
 
     def add(self, worker_id: int) -> None:
@@ -91,6 +98,7 @@ class Fleet:
         worker = self._workers.pop(worker_id)
         self._idle.pop(worker_id, None)
         self._in_flight -= len(worker.batches)
+        self.bear_with(worker, math.inf)
         return list(worker.batches)
 
     def candidate(self, now: float) -> Worker | None:
@@ -104,13 +112,7 @@ class Fleet:
             return next(iter(self._idle.values()))
         if not self._workers:
             return None
-
-        def free_s(worker: Worker) -> tuple[bool, float, int, float]:
-            unknown = worker.expected_end_s == math.inf
-            started_s = worker.batches[0].started_s
-            return unknown, worker.free_s(now), len(worker.batches), started_s
-
-        first = min(self._workers.values(), key=free_s)
+        first = min(self._workers.values(), key=lambda worker: worker.turn(now))
         return first if len(first.batches) < STAGES else None
 
     def running_with(self, worker: Worker | None = None) -> int:
@@ -120,7 +122,17 @@ class Fleet:
 
     def free_s(self, now: float) -> list[float]:
         """When each worker could begin a batch more, ascending; see `Opening`."""
-        return sorted(worker.free_s(now) for worker in self._workers.values())
+        return sorted([worker.free_s(now) for worker in self._workers.values()])
+
+    def bear_with(self, worker: Worker, until_s: float) -> None:
+        """Let the running batch of this worker count as a hang from then on, not before."""
+        was_first = worker.hung_from_s == self.next_hang_s
+        worker.hung_from_s = until_s
+        if until_s < self.next_hang_s:
+            self.next_hang_s = until_s
+        elif was_first:
+            hangs_s = [worker.hung_from_s for worker in self._workers.values()]
+            self.next_hang_s = min(hangs_s, default=math.inf)
 
     def assign(
         self, batch: Batch, expected_s: float | None, now: float, patience_s: float = math.inf
@@ -144,7 +156,8 @@ class Fleet:
         worker.batches.popleft()
         self._in_flight -= 1
         if not worker.batches:
-            worker.expected_end_s = worker.stage_from_s = worker.hung_from_s = math.inf
+            worker.expected_end_s = worker.stage_from_s = math.inf
+            self.bear_with(worker, math.inf)
             self._idle[worker.id] = worker
         return now - batch.started_s
 
@@ -169,12 +182,15 @@ class Fleet:
         for worker in self._workers.values():
             assert len(worker.batches) <= STAGES, "a worker holds too many batches"
             assert (worker.id in self._idle) == (not worker.batches), "idle workers are misfiled"
+        hangs_s = [worker.hung_from_s for worker in self._workers.values()]
+        assert self.next_hang_s == min(hangs_s, default=math.inf), "the next hang is misdated"
         busy = [worker for worker in self._workers.values() if worker.batches]
         assert not self._in_order or len(busy) <= 1, "ordered batches are on several workers"
 
-    @staticmethod
-    def _start(worker: Worker, expected_s: float | None, now: float, patience_s: float) -> None:
-        worker.hung_from_s = now + patience_s
+    def _start(
+        self, worker: Worker, expected_s: float | None, now: float, patience_s: float
+    ) -> None:
+        self.bear_with(worker, now + patience_s)
         worker.batches[0].started_s = now
         worker.batches[0].expected_s = expected_s
         if expected_s is None:

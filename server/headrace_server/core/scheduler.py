@@ -103,10 +103,10 @@ class Scheduler:
 
         A moment that has already come means: as soon as the events at hand are handled.
         """
-        wakeup = min(self._decide_at_s, self._fleet.next_hang_s)
-        wakeup = min(wakeup, self._queue.next_deadline_s())
-        if len(self._queue) > 0:
-            wakeup = min(wakeup, self._outage.due_s)
+        queue = self._queue
+        wakeup = min(self._decide_at_s, self._fleet.next_hang_s, queue.next_deadline_s())
+        if wakeup > self._outage.due_s and queue.rows:
+            wakeup = self._outage.due_s
         return None if wakeup == math.inf else wakeup
 
     def explain(self, lengths: Sequence[int]) -> Explanation | None:
@@ -234,7 +234,7 @@ class Scheduler:
         actions: list[Action] = []
         for worker in self._fleet.overdue(now):
             if now - worker.hung_from_s > LATE_S:
-                worker.hung_from_s = now + LEAST_S
+                self._fleet.bear_with(worker, now + LEAST_S)
                 continue
             self._watchdog.hung(worker.batches[0])
             actions += [Restart(worker.id), *self._lose(worker.id, now)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from headrace_server.core.fleet import Fleet
@@ -66,6 +68,27 @@ def test_a_worker_of_which_nothing_is_known_comes_last() -> None:
     fleet.finish(fleet.running(1), 0.1)  # type: ignore[arg-type]
     fleet.assign(batch(2, 1), None, 0.1)
     assert candidate_id(fleet) == 0, "among the unknown the one that began first"
+
+
+def test_the_next_hang_is_the_first_of_those_that_run() -> None:
+    fleet = fleet_of(0, 1)
+    first, second, staged = batch(0, 0), batch(1, 1), batch(2, 0)
+    assert fleet.next_hang_s == math.inf
+    fleet.assign(first, None, 0.0, 2.0)
+    fleet.assign(second, None, 1.0, 2.0)
+    fleet.assign(staged, None, 1.0, 9.0)
+    assert fleet.next_hang_s == 2.0, "what is staged does not run yet"
+    assert fleet.overdue(1.9) == []
+    assert [worker.id for worker in fleet.overdue(2.0)] == [0]
+    fleet.finish(first, 2.0)
+    fleet.begin_next(0, None, 2.0, 9.0)
+    assert fleet.next_hang_s == 3.0
+    fleet.check_invariants()
+    fleet.remove(1)
+    assert fleet.next_hang_s == 11.0
+    fleet.finish(staged, 4.0)
+    assert fleet.next_hang_s == math.inf
+    fleet.check_invariants()
 
 
 def test_ordered_batches_stay_on_one_worker() -> None:
