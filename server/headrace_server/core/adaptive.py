@@ -171,17 +171,12 @@ class AdaptivePolicy:
                 and queue.most_urgent().deadline_s > leisure_s
             ):
                 return Hold(due_s)
-        return form_any(queue, lambda group: self._form_group(group, opening))
+        return form_any(queue, self._form_group, opening)
 
-    def expected_duration_s(self, batch: Batch) -> float | None:
-        """What the cost model says of its rows and padded length."""
-        curve = self.cost.curve_for(cost_key(batch.requests[0]), batch.running)
-        return None if curve is None else curve.at(batch.rows, batch.length)
-
-    def upper_duration_s(self, batch: Batch) -> float | None:
-        """The same, with the cost model's own margin."""
-        expected_s = self.expected_duration_s(batch)
-        return None if expected_s is None else expected_s * self.cost.margin
+    def durations_s(self, batch: Batch) -> tuple[float | None, float | None]:
+        """See `BatchPolicy.durations_s`: what the cost model says, and with its own margin."""
+        expected_s = self.cost.duration_s(batch)
+        return expected_s, None if expected_s is None else expected_s * self.cost.margin
 
     def observe(self, batch: Batch, duration_s: float) -> None:
         """Take the batch into the cost model."""
@@ -193,8 +188,7 @@ class AdaptivePolicy:
             # Without lengths all members are alike.
             for request in batch.requests if batch.length else batch.requests[:1]:
                 self._confirmed_s[_like(request)] = done_s
-        key = cost_key(batch.requests[0])
-        self.cost.observe(batch.rows, batch.length, duration_s, key, batch.running)
+        self.cost.observe_batch(batch, duration_s)
 
     def explain(self, lengths: Sequence[int]) -> Explanation:
         """See `BatchPolicy.explain`. Without lengths: for those that were timed."""
@@ -221,28 +215,24 @@ class AdaptivePolicy:
         """Nobody pads anybody: in order of urgency, as many as make the batch worth it."""
         head = group.head
         members, rows, ended = self._in_order(group, times, opening.start_s)
-        rate = times.work_s(members, rows) / times.duration_s(rows)
         cut_short = not ended and rows < min(group.rows, self._max_rows)
-        if (
-            cut_short
-            and head.deadline_s <= min(request.deadline_s for request in members)
-            and (
-                rate < self._shed_below(head, times, opening)
-                or self._better_without(group, len(members), times, rows, opening)
-            )
-        ):
+        if cut_short and self._too_dear(group, members, rows, times, opening):
             return Refusal(head, Reason.OVERLOADED)
         count = self._enough(members, rows, times, opening)
-        if ended and count == len(members):
-            return Formation(members, rows, DispatchReason.FULL, complete=True)
-        reason = DispatchReason.IN_TIME if cut_short else DispatchReason.IMMEDIATE
-        grown_s = times.duration_s(min(rows + head.rows, self._max_rows))
         if count < len(members):
-            reason = DispatchReason.BEST_SIZE
-            members = members[:count]
-            rows = sum(request.rows for request in members)
-        formation = Formation(members, rows, reason, complete=False)
-        return formation if ended else self._held(formation, rate, grown_s, times, opening)
+            chosen = members[:count]
+            chosen_rows = sum(request.rows for request in chosen)
+            formation = Formation(chosen, chosen_rows, DispatchReason.BEST_SIZE, complete=False)
+        elif ended:
+            return Formation(members, rows, DispatchReason.FULL, complete=True)
+        else:
+            reason = DispatchReason.IN_TIME if cut_short else DispatchReason.IMMEDIATE
+            formation = Formation(members, rows, reason, complete=False)
+        if ended or not self._may_wait(formation, times, opening):
+            return formation
+        rate = times.work_s(members, rows) / times.duration_s(rows)
+        grown_s = times.duration_s(min(rows + head.rows, self._max_rows))
+        return self._held(formation, rate, grown_s, times, opening)
 
     def _by_length(self, group: Group, curve: Curve, opening: Opening) -> Decision:
         """The head's group, when its neighbours are divided into the cheapest batches; where its
@@ -263,7 +253,7 @@ class AdaptivePolicy:
         members = near[window.first : window.end]
         complete = window.rows == self._max_rows
         formation = Formation(members, window.rows, reason, complete)
-        if complete:
+        if complete or not self._may_wait(formation, times, opening):
             return formation
         grown_s = curve.at(window.rows + head.rows, members[-1].length)
         return self._held(formation, window.rate, grown_s, times, opening)
@@ -317,16 +307,16 @@ class AdaptivePolicy:
         the need and they do not take much `LONGER`."""
         if rows == len(members):
             count = enough_rows = times.enough(rows)
-            rate = times.rate(count, 1)
         else:
             by_count = list(accumulate(request.rows for request in members))
             work = accumulate(times.duration_s(request.rows) for request in members)
             rates = [w / times.duration_s(r) for w, r in zip(work, by_count, strict=True)]
             enough = WORTHWHILE * max(rates)
             count = 1 + next(i for i, rate in enumerate(rates) if rate >= enough)
-            enough_rows, rate = by_count[count - 1], rates[count - 1]
+            enough_rows = by_count[count - 1]
         if count == len(members):
             return count
+        rate = times.work_s(members[:count], enough_rows) / times.duration_s(enough_rows)
         short = rate < HOLD_BELOW * self._need(opening)
         much_longer = times.duration_s(rows) > LONGER * times.duration_s(enough_rows)
         return len(members) if short and not much_longer else count
@@ -345,6 +335,18 @@ class AdaptivePolicy:
         budget_s = head.deadline_s - head.arrival_s
         return max(head.rows, times.rows_within(budget_s * workers / (workers + 1)))
 
+    def _may_wait(self, formation: Formation, times: Timetable, opening: Opening) -> bool:
+        """Whether the batch might be held, so that others can join it.
+
+        Nobody waits with one worker, nor where deadlines leave all the time: there batches grow
+        by themselves while the workers are busy, and soon enough.
+        """
+        head = formation.requests[0]
+        if len(opening.free_s) == 1 or head.deadline_s == math.inf:
+            return False
+        budget_s = head.deadline_s - head.arrival_s
+        return budget_s < AT_LEISURE * times.duration_s(self._max_rows)
+
     def _held(
         self,
         formation: Formation,
@@ -355,19 +357,12 @@ class AdaptivePolicy:
     ) -> Formation | Hold:
         """The formation, or a hold while it falls short of the need.
 
-        Nobody waits with one worker, nor where deadlines leave all the time: there batches grow
-        by themselves while the workers are busy, and soon enough. While other workers are idle
-        there is time to make good for a small batch, so less is asked. The wait ends at the last
-        moment at which a batch that takes `grown_s` is in time, or when nobody has come for a
-        while.
+        While other workers are idle there is time to make good for a small batch, so less is
+        asked. The wait ends at the last moment at which a batch that takes `grown_s` is in time,
+        or when nobody has come for a while.
         """
         head = formation.requests[0]
         workers = len(opening.free_s)
-        if workers == 1 or head.deadline_s == math.inf:
-            return formation
-        budget_s = head.deadline_s - head.arrival_s
-        if budget_s >= AT_LEISURE * times.duration_s(self._max_rows):
-            return formation
         possible = self._rows_possible(head, times, workers)
         if times.enough(min(possible, self._max_rows)) <= head.rows:
             return formation  # batching gains nothing here
@@ -384,6 +379,24 @@ class AdaptivePolicy:
             reason = DispatchReason.LAST_MOMENT
             return Formation(formation.requests, formation.rows, reason, formation.complete)
         return Hold(min(until_s, silent_s))
+
+    def _too_dear(
+        self,
+        group: Group,
+        members: list[Request],
+        rows: int,
+        times: Timetable,
+        opening: Opening,
+    ) -> bool:
+        """Whether the head, whose deadline cuts the batch down to these members, costs the others
+        more than it is worth."""
+        head = group.head
+        if head.deadline_s > min(map(_DEADLINE_S, members)):
+            return False
+        rate = times.work_s(members, rows) / times.duration_s(rows)
+        return rate < self._shed_below(head, times, opening) or self._better_without(
+            group, len(members), times, rows, opening
+        )
 
     def _shed_below(self, head: Request, times: Timetable, opening: Opening) -> float:
         """The work per second below which a batch that is cut short loses its head; no more than

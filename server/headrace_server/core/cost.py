@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from headrace_server.core.factors import Factors, rising, steps
+from headrace_server.core.request import Batch, cost_key
 
 Sample = tuple[int, int, float]
 """Rows, padded length (0 when nothing is ragged), and the measured duration in seconds."""
@@ -41,7 +42,10 @@ class Curve:
     def at(self, rows: int, length: int) -> float:
         """Seconds for one batch."""
         smooth_s = self.base + rows * (self.row + length * (self.element + length * self.pair))
-        return smooth_s * self.step(rows) if self.steps else smooth_s
+        steps = self.steps
+        if not steps:
+            return smooth_s
+        return smooth_s * (steps[rows] if rows < len(steps) else steps[-1])
 
     def upto(self, most_rows: int, length: int) -> list[float]:
         """Seconds for batches of 1 to `most_rows` rows."""
@@ -124,7 +128,10 @@ class CostModel:
         self._unlearned_s = 0.0
         self._unfitted_s = 0.0
         self._errors: deque[float] = deque(maxlen=self.DRIFT_WINDOW)
-        self._margin = 0.0
+        self._log_margin = 0.0
+        self.margin = 1.0
+        """The factor between the expected duration and its 95th percentile, at least 1. To be read
+        only."""
         self._curve: Curve | None = None
         if self._prior:
             self._sum_prior()
@@ -160,10 +167,15 @@ class CostModel:
         """Lengths that were timed before anything was served, ascending; or the first served."""
         return sorted({length for _, length, _ in self._prior})
 
-    @property
-    def margin(self) -> float:
-        """The factor between the expected duration and its 95th percentile, at least 1."""
-        return math.exp(max(0.0, self._margin))
+    def duration_s(self, batch: Batch) -> float | None:
+        """How long this batch will probably run; None before the first measurement."""
+        curve = self.curve_for(cost_key(batch.requests[0]), batch.running)
+        return None if curve is None else curve.at(batch.rows, batch.length)
+
+    def observe_batch(self, batch: Batch, duration_s: float) -> None:
+        """Learn from this batch, which was served."""
+        key = cost_key(batch.requests[0])
+        self.observe(batch.rows, batch.length, duration_s, key, batch.running)
 
     def observe(
         self, rows: int, length: int, duration_s: float, key: Hashable = None, running: int = 1
@@ -189,9 +201,10 @@ class CostModel:
             return
         expected_s = self._curve.at(rows, length) * self._factor(key, running)
         error = math.log(duration_s / expected_s)
-        self._margin += self.QUANTILE_STEP * (
-            self.QUANTILE if error > self._margin + 0.005 else self.QUANTILE - 1
+        self._log_margin += self.QUANTILE_STEP * (
+            self.QUANTILE if error > self._log_margin + 0.005 else self.QUANTILE - 1
         )
+        self.margin = math.exp(max(0.0, self._log_margin))
         self._errors.append(error)
         if len(self._errors) == self.DRIFT_WINDOW:
             median = sorted(self._errors)[self.DRIFT_WINDOW // 2]

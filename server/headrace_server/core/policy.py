@@ -12,10 +12,10 @@ from headrace_server.core.cost import CostModel, Sample
 from headrace_server.core.errors import Reason
 from headrace_server.core.explanation import Explanation
 from headrace_server.core.queue import Group, Queue, Urgency, by_level_and_arrival
-from headrace_server.core.request import Batch, DispatchReason, Request, cost_key
+from headrace_server.core.request import Batch, DispatchReason, Request
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Opening:
     """Room for one more batch on one of the live workers.
 
@@ -36,7 +36,7 @@ class Opening:
         return self.free_s[0]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Formation:
     """Requests to run together now. `complete`: waiting longer could not make it larger."""
 
@@ -67,16 +67,18 @@ OTHER_GROUPS = 16
 """Groups of other keys that are examined while the anchor's is held."""
 
 
-def form_any(queue: Queue, form: Callable[[Group], Decision]) -> Decision:
+def form_any(
+    queue: Queue, form: Callable[[Group, Opening], Decision], opening: Opening
+) -> Decision:
     """What the group of the most urgent request decides; while it is held, whatever a group of
     another key is ready for: one odd shape delays nobody."""
     anchor = queue.group(queue.most_urgent().key)
-    decision = form(anchor)
+    decision = form(anchor, opening)
     if isinstance(decision, Hold):
         for group in islice(queue.groups(), OTHER_GROUPS):
             if group is anchor:
                 continue
-            other = form(group)
+            other = form(group, opening)
             if not isinstance(other, Hold):
                 return other
             # The anchor is the most urgent, not always the one that may go first.
@@ -112,13 +114,12 @@ class BatchPolicy(Protocol):
         """What should run next. The queue is not empty."""
         ...
 
-    def expected_duration_s(self, batch: Batch) -> float | None:
-        """How long this batch will probably run; None when nothing is known, or shall not count
-        when batches are formed."""
-        ...
+    def durations_s(self, batch: Batch) -> tuple[float | None, float | None]:
+        """How long this batch will probably run, and what it takes at most, 19 times out of 20.
 
-    def upper_duration_s(self, batch: Batch) -> float | None:
-        """What this batch takes at most, 19 times out of 20; None when nothing is known."""
+        None when nothing is known; the first one also when it shall not count when batches are
+        formed.
+        """
         ...
 
     def observe(self, batch: Batch, duration_s: float) -> None:
@@ -194,9 +195,9 @@ class StaticPolicy:
     def form(self, queue: Queue, opening: Opening) -> Decision:
         """See `BatchPolicy.form`. Looks at no more than `1 + OTHER_GROUPS` groups, and in each at
         no more requests than one batch holds."""
-        return form_any(queue, lambda group: self._form_group(group, opening.now))
+        return form_any(queue, self._form_group, opening)
 
-    def _form_group(self, group: Group, now: float) -> Formation | Hold:
+    def _form_group(self, group: Group, opening: Opening) -> Formation | Hold:
         members: list[Request] = []
         rows = preferred_rows = preferred_count = 0
         row_nbytes = 0.0
@@ -219,7 +220,7 @@ class StaticPolicy:
         due_s = math.inf
         if self._max_delay_s > 0:
             due_s = min(member.arrival_s for member in members) + self._max_delay_s
-        if now >= due_s:
+        if opening.now >= due_s:
             return Formation(members, rows, DispatchReason.DELAY_EXPIRED, complete)
         if preferred_count:
             largest = preferred_rows == self._largest_preferred
@@ -229,22 +230,15 @@ class StaticPolicy:
             return Hold(due_s)
         return Formation(members, rows, DispatchReason.IMMEDIATE, complete)
 
-    def expected_duration_s(self, batch: Batch) -> float | None:
-        """Nothing: fixed rules go by no costs. So a batch that could still grow is never bound
-        before a worker is idle, as in Triton."""
-        return None
-
-    def upper_duration_s(self, batch: Batch) -> float | None:
-        """See `BatchPolicy.upper_duration_s`."""
-        curve = self._cost.curve_for(cost_key(batch.requests[0]), batch.running)
-        if curve is None:
-            return None
-        return curve.at(batch.rows, batch.length) * self._cost.margin
+    def durations_s(self, batch: Batch) -> tuple[None, float | None]:
+        """See `BatchPolicy.durations_s`. Nothing is expected: fixed rules go by no costs. So a
+        batch that could still grow is never bound before a worker is idle, as in Triton."""
+        expected_s = self._cost.duration_s(batch)
+        return None, None if expected_s is None else expected_s * self._cost.margin
 
     def observe(self, batch: Batch, duration_s: float) -> None:
         """Take the batch into the cost model."""
-        key = cost_key(batch.requests[0])
-        self._cost.observe(batch.rows, batch.length, duration_s, key, batch.running)
+        self._cost.observe_batch(batch, duration_s)
 
     def explain(self, lengths: Sequence[int]) -> None:
         """Nothing: its rules are all there is to say."""

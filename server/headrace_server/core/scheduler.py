@@ -146,6 +146,8 @@ class Scheduler:
             return [Reject(request, Reason.QUEUE_FULL)]
         self._live[request.id] = request
         self._queue.push(request)
+        if self._decide_at_s <= now:
+            return []
         worker = self._fleet.candidate(now)
         if worker is None:
             return []
@@ -272,10 +274,10 @@ class Scheduler:
         The shell delivers what happens at one moment one by one; the requests among it, often
         sent by those who were just answered, shall ride in the next batch, not in the one after.
         """
-        if len(self._queue) > 0:
+        if self._queue.rows:
             self._decide_at_s = now
             return []
-        return self._decide(now)
+        return self._drained_now()
 
     def _decide(self, now: float) -> list[Action]:
         """Refuse what is late, dispatch what can ride, and note when to look again."""
@@ -292,15 +294,15 @@ class Scheduler:
                 actions.append(self._reject(request, Reason.MODEL_UNAVAILABLE))
         self._decide_at_s = math.inf
         self._rows_considered = 0
-        while len(self._queue) > 0:
-            worker = self._fleet.candidate(now)
+        queue, fleet = self._queue, self._fleet
+        while queue.rows:
+            worker = fleet.candidate(now)
             if worker is None:
                 break
-            running = self._fleet.running_with(worker)
-            opening = Opening(now, self._fleet.free_s(now), running)
-            decision = self._policy.form(self._queue, opening)
+            opening = Opening(now, fleet.free_s(now), fleet.running_with(worker))
+            decision = self._policy.form(queue, opening)
             if isinstance(decision, Refusal):
-                self._queue.remove(decision.request)
+                queue.remove(decision.request)
                 actions.append(self._reject(decision.request, decision.reason))
                 continue
             if isinstance(decision, Hold):
@@ -308,15 +310,21 @@ class Scheduler:
                 break
             if worker.batches and not decision.complete and now < worker.stage_from_s:
                 self._decide_at_s = worker.stage_from_s
-                self._rows_considered = self._queue.rows
+                self._rows_considered = queue.rows
                 break
-            actions.append(self._dispatch(decision, worker, now))
-        if self._closed_for is not None and not self._drained and not self._live:
-            self._drained = True
-            actions.append(Drained())
+            actions.append(self._dispatch(decision, worker, opening))
+        if self._closed_for is not None:
+            actions += self._drained_now()
         return actions
 
-    def _dispatch(self, formation: Formation, worker: Worker, now: float) -> Dispatch:
+    def _drained_now(self) -> list[Action]:
+        """Says so, once, when no work is left and none will come."""
+        if self._closed_for is None or self._drained or self._live:
+            return []
+        self._drained = True
+        return [Drained()]
+
+    def _dispatch(self, formation: Formation, worker: Worker, opening: Opening) -> Dispatch:
         self._queue.remove_batch(formation.requests)
         batch = Batch(
             self._next_batch_id,
@@ -324,24 +332,23 @@ class Scheduler:
             formation.requests,
             formation.rows,
             formation.reason,
-            dispatched_s=now,
-            running=self._fleet.running_with(worker),
+            dispatched_s=opening.now,
+            running=opening.running,
         )
         self._next_batch_id += 1
         self._batches[batch.id] = batch
-        expected_s = self._policy.expected_duration_s(batch)
-        self._fleet.assign(batch, expected_s, now, self._patience_s(batch))
+        expected_s, upper_s = self._policy.durations_s(batch)
+        patience_s = self._watchdog.patience_s(batch, upper_s)
+        self._fleet.assign(batch, expected_s, opening.now, patience_s)
         return Dispatch(batch)
 
     def _begin_staged(self, worker_id: int, now: float) -> None:
         staged = self._fleet.running(worker_id)
         if staged is not None:
             staged.running = self._fleet.running_with()
-            expected_s = self._policy.expected_duration_s(staged)
-            self._fleet.begin_next(worker_id, expected_s, now, self._patience_s(staged))
-
-    def _patience_s(self, batch: Batch) -> float:
-        return self._watchdog.patience_s(batch, self._policy.upper_duration_s(batch))
+            expected_s, upper_s = self._policy.durations_s(staged)
+            patience_s = self._watchdog.patience_s(staged, upper_s)
+            self._fleet.begin_next(worker_id, expected_s, now, patience_s)
 
     def _reject(self, request: Request, reason: Reason) -> Reject:
         del self._live[request.id]

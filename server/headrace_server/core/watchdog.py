@@ -62,8 +62,9 @@ class Watchdog:
         patience_s = LEAST_S if upper_s is None else max(LEAST_S, FACTOR * upper_s)
         if upper_s is None or not self._knows(batch):
             patience_s = max(UNKNOWN_S, patience_s)
-        doublings = self._alarms[batch.rows] if self._alarms else 0
-        return patience_s * 2.0 ** min(doublings, MOST_DOUBLINGS)
+        if self._alarms:
+            patience_s *= 2.0 ** min(self._alarms[batch.rows], MOST_DOUBLINGS)
+        return patience_s
 
     def answered(self, batch: Batch) -> None:
         """The batch took what it took, and that was not for ever."""

@@ -120,13 +120,13 @@ class TestMixedLengths:
 class TestLearning:
     def test_nothing_is_expected_before_the_first_batch(self) -> None:
         batch = Batch(0, 0, of_lengths(7), 1, DispatchReason.IMMEDIATE, dispatched_s=0.0)
-        assert policy(None).expected_duration_s(batch) is None
+        assert policy(None).durations_s(batch) == (None, None)
 
     def test_a_batch_is_expected_to_run_as_long_as_one_like_it_did(self) -> None:
         learning = policy(None)
         batch = Batch(0, 0, of_lengths(7, 9), 2, DispatchReason.IMMEDIATE, dispatched_s=0.0)
         learning.observe(batch, 0.25)
-        assert learning.expected_duration_s(batch) == pytest.approx(0.25)
+        assert learning.durations_s(batch) == pytest.approx((0.25, 0.25))
 
 
 class TestPadding:
