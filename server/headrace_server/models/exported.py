@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ class _Call:
         # all but the ranges and the equality of dynamic dimensions.
         module.graph.set_codegen(torch.fx.graph.CodeGen())
         module.recompile()
-        self._forward = module.forward
+        self._forward = MethodType(type(module).forward, _constants(module))
         self._leaves = list(tensors.leaves)
         self._slots = tensors.slots
         self._lengths = _LengthCheck(tensors)
@@ -125,6 +126,21 @@ class _Call:
             leaves[slot] = value
         answer: tuple[Any, ...] = tuple(self._forward(*leaves))
         return answer
+
+
+def _constants(module: torch.fx.GraphModule) -> SimpleNamespace:
+    """What the module's code reads from it, without the search that a module makes for each."""
+    root = SimpleNamespace()
+    for node in module.graph.nodes:
+        if node.op in ("get_attr", "call_module"):
+            *path, name = str(node.target).split(".")
+            source: Any = module
+            held = root
+            for part in path:
+                source = getattr(source, part)
+                held = held.__dict__.setdefault(part, SimpleNamespace())
+            setattr(held, name, getattr(source, name))
+    return root
 
 
 class _LengthCheck:
