@@ -71,11 +71,13 @@ class RequestReader:
         count = len(spec.inputs)
         data: list[bytes | None] = [None] * count
         shapes: list[tuple[int, ...] | None] = [None] * count
-        raw = message.raw_input_contents
-        if raw and len(raw) != len(message.inputs):
-            raise self._error(Reason.WRONG_RAW_COUNT, expected=len(message.inputs), got=len(raw))
+        inputs, raw = message.inputs, message.raw_input_contents
+        if raw and len(raw) != len(inputs):
+            raise self._error(Reason.WRONG_RAW_COUNT, expected=len(inputs), got=len(raw))
         rows = nbytes = 0
-        for index, tensor in enumerate(message.inputs):
+        # By index: protobuf's own containers end every loop with an exception that they make.
+        for index in range(len(inputs)):
+            tensor = inputs[index]
             known = self._inputs.get(tensor.name)
             if known is None:
                 raise self._error(
@@ -90,14 +92,15 @@ class RequestReader:
                     got=tensor.datatype,
                     expected=known.spec.datatype,
                 )
-            if len(tensor.shape) > MAX_RANK:
+            dims = tensor.shape
+            if len(dims) > MAX_RANK:
                 raise self._error(
                     Reason.WRONG_SHAPE,
                     input=tensor.name,
                     expected=known.described,
-                    got=f"{len(tensor.shape)} dimensions",
+                    got=f"{len(dims)} dimensions",
                 )
-            shape = tuple(tensor.shape)
+            shape = tuple(dims[:])
             rows = self._check_shape(known, shape, rows)
             if tensor.parameters and SHARED_MEMORY_PARAMETER in tensor.parameters:
                 raise ServingError(Reason.UNSUPPORTED, feature="shared memory")
@@ -111,13 +114,11 @@ class RequestReader:
             data[known.position] = contents
             shapes[known.position] = shape
             nbytes += len(contents)
-        if len(message.inputs) != count and (
-            not message.inputs or any(shapes[i] is None for i in self._required)
-        ):
+        if len(inputs) != count and (not inputs or any(shapes[i] is None for i in self._required)):
             raise self._error(
                 Reason.WRONG_INPUT_COUNT,
                 expected=count,
-                got=len(message.inputs),
+                got=len(inputs),
                 names=_listed(self._inputs),
             )
         priority, timeout_s, parameters = 0, None, _NO_PARAMETERS

@@ -13,7 +13,8 @@ from headrace_server.workers import frames
 
 log = logging.getLogger("headrace.workers")
 
-RECEIVE_BYTES = 1 << 18
+RECEIVE_BYTES = 1 << 14
+"""Hardly any frame is longer, and each time so much is allocated and given back."""
 MAX_DESCRIPTORS = 8
 
 
@@ -39,6 +40,7 @@ class WorkerConnection:
         self._received: deque[int] = deque()
         self._unsent: deque[tuple[bytes, int | None]] = deque()
         self._closed = False
+        self._waits_to_send = False
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(connection, self._receive)
 
@@ -82,7 +84,9 @@ class WorkerConnection:
                     sent = socket.send_fds(self._socket, [data], [descriptor])
                     os.close(descriptor)
             except BlockingIOError:
-                self._loop.add_writer(self._socket, self._flush)
+                if not self._waits_to_send:
+                    self._waits_to_send = True
+                    self._loop.add_writer(self._socket, self._flush)
                 return
             except OSError as error:
                 self._end(f"the connection broke: {error.strerror}")
@@ -91,7 +95,9 @@ class WorkerConnection:
                 self._unsent[0] = (data[sent:], None)
             else:
                 self._unsent.popleft()
-        self._loop.remove_writer(self._socket)
+        if self._waits_to_send:
+            self._waits_to_send = False
+            self._loop.remove_writer(self._socket)
 
     def _receive(self) -> None:
         try:
