@@ -53,7 +53,7 @@ bench-resnet: install  ## A network where batching gains nothing: nobody may wai
 	$(BIN)/python -m bench.resnet
 
 bench-cost: install  ## CPU per request beside a bare gRPC echo (needs h2load)
-	$(BIN)/python -m bench.cost
+	$(BIN)/python -m bench.cost --json docs/bench-cost.json
 
 bench-generator: install  ## What the generator of `headrace bench` can drive, against an echo
 	$(BIN)/python -m bench.generator

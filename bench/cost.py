@@ -1,10 +1,14 @@
 """CPU per request for a small MLP, beside a bare grpc.aio echo in the same run (needs h2load).
 
-    python -m bench.cost [--rounds 5] [--requests 12000]
+    python -m bench.cost [--rounds 5] [--requests 12000] [--queued-requests 20000] [--idle 20]
 
 Both servers get the same 784-float request from the same C load generator, in turn, round after
 round. CPU is the servers' own user and system time over the requests: for Headrace the front and
 its worker together. h2load looks at HTTP status only, so one answer of each is checked first.
+
+Then a model that takes 8 ms for up to 16 rows gets 100 and 10,000 requests at once, in turn: what
+a request costs the front must not depend on how many wait. Last, the server is left alone: CPU of
+all its processes, and the memory of the front and of the MLP's worker.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,11 +33,26 @@ import torch
 from torch import nn
 
 import headrace
-from bench.processes import usage
+from bench.processes import command_line, resident_bytes, usage
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace_server.testing import ServerProcess
 
 FLOATS = 784
+IN_FLIGHT = (100, 10_000)
+SLOW_MODEL = """
+import time
+import torch
+from headrace_server import Model, TensorSpec
+
+class Slow(Model):
+    inputs = [TensorSpec("x", "FP32", [784])]
+    outputs = [TensorSpec("y", "FP32", [10])]
+    max_batch_size = 16
+
+    def forward(self, x):
+        time.sleep(0.008)
+        return x[:, :10]
+"""
 METHOD = "inference.GRPCInferenceService/ModelInfer"
 
 
@@ -45,6 +65,27 @@ class Run:
     streams: int
     requests_per_s: float
     cpu_us: float
+    p50_us: float
+    p99_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """One run against the slow model, so many requests at once; CPU of the front alone."""
+
+    in_flight: int
+    requests_per_s: float
+    front_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class AtRest:
+    """The server with nothing to do: CPU seconds of all its processes per second, and memory."""
+
+    seconds: float
+    cpu_share: float
+    front_bytes: int
+    worker_bytes: int
 
 
 def mlp() -> nn.Module:
@@ -63,9 +104,16 @@ def build_repository(repository: Path) -> None:
     torch.export.save(program, directory / "model.pt2")
 
 
-def request_body(image: np.ndarray, input_name: str) -> bytes:
+def add_slow_model(repository: Path) -> None:
+    """Write `slow/1/model.py`."""
+    directory = repository / "slow" / "1"
+    directory.mkdir(parents=True)
+    (directory / "model.py").write_text(SLOW_MODEL)
+
+
+def request_body(image: np.ndarray, input_name: str, model: str = "mlp") -> bytes:
     """A ModelInferRequest as one length-prefixed gRPC message."""
-    message = pb.ModelInferRequest(model_name="mlp")
+    message = pb.ModelInferRequest(model_name=model)
     message.inputs.add(name=input_name, datatype="FP32", shape=image.shape)
     message.raw_input_contents.append(image.tobytes())
     data = message.SerializeToString()
@@ -76,18 +124,47 @@ def measure(
     server: str, pid: int, address: str, body: Path, clients: int, streams: int, requests: int
 ) -> Run:
     before = usage(pid)
+    log = body.with_suffix(".log")
+    rate = load(address, body, clients, streams, requests, "--log-file", str(log))
+    cpu_s = usage(pid).since(before)
+    # Each line: when the request began, its status, and how many microseconds it took.
+    times_us = sorted(int(line.split()[2]) for line in log.read_text().splitlines())
+    log.unlink()
+    p50_us, p99_us = (float(times_us[int(share * len(times_us))]) for share in (0.5, 0.99))
+    return Run(server, clients, streams, rate, cpu_s / requests * 1e6, p50_us, p99_us)
+
+
+def load(
+    address: str, body: Path, clients: int, streams: int, requests: int, *options: str
+) -> float:
+    """Send so many requests, as fast as they are answered; returns how many went per second."""
     command = [
-        *("h2load", "-c", str(clients), "-m", str(streams), "-n", str(requests)),
+        *("h2load", "-c", str(clients), "-m", str(streams), "-n", str(requests), *options),
         *("-d", str(body), "-H", "content-type: application/grpc", "-H", "te: trailers"),
         f"http://{address}/{METHOD}",
     ]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    cpu_s = usage(pid).since(before)
     rate = re.search(r"finished in .*?, ([\d.]+) req/s", output)
     done = re.search(r"(\d+) succeeded", output)
     if rate is None or done is None or int(done[1]) != requests:
         raise RuntimeError(f"h2load did not finish every request:\n{output}")
-    return Run(server, clients, streams, float(rate[1]), cpu_s / requests * 1e6)
+    return float(rate[1])
+
+
+def measure_queued(pid: int, address: str, body: Path, in_flight: int, requests: int) -> Queued:
+    """What a request costs the front while so many are under way on four connections."""
+    before_s = usage(pid).by_pid[pid]
+    rate = load(address, body, 4, in_flight // 4, requests)
+    front_s = usage(pid).by_pid[pid] - before_s
+    return Queued(in_flight, rate, front_s / requests * 1e6)
+
+
+def measure_at_rest(pid: int, seconds: float) -> AtRest:
+    before = usage(pid)
+    time.sleep(seconds)
+    cpu_s = usage(pid).since(before)
+    worker = next(p for p in before.by_pid if "mlp/1#0" in command_line(p))
+    return AtRest(seconds, cpu_s / seconds, resident_bytes(pid), resident_bytes(worker))
 
 
 @contextmanager
@@ -116,20 +193,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=12_000)
-    parser.add_argument("--json", type=Path, help="write every run to this file")
+    parser.add_argument("--queued-requests", type=int, default=20_000)
+    parser.add_argument("--idle", type=float, default=20.0, help="seconds")
+    parser.add_argument("--json", type=Path, help="write everything to this file")
     options = parser.parse_args()
     if shutil.which("h2load") is None:
         print("bench.cost needs h2load: the package nghttp2-client has it", file=sys.stderr)
         return 1
     image = np.random.default_rng(0).random((1, FLOATS), dtype=np.float32)
     runs: list[Run] = []
+    queued: list[Queued] = []
     with tempfile.TemporaryDirectory() as directory:
         repository, body = Path(directory) / "repository", Path(directory) / "body.bin"
+        slow_body = Path(directory) / "slow.bin"
         build_repository(repository)
+        add_slow_model(repository)
         with ServerProcess(repository) as server, echo_server() as (echo_pid, echo_address):
             with headrace.Client(server.grpc_address) as client:
                 (given,) = client.model_metadata("mlp").inputs
             body.write_bytes(request_body(image, given.name))
+            slow_body.write_bytes(request_body(image, "x", "slow"))
             check_answer(server.grpc_address, image, given.name)
             both = (
                 ("echo", echo_pid, echo_address),
@@ -142,9 +225,32 @@ def main() -> int:
                     for name, pid, address in both:
                         requests = options.requests // share
                         runs.append(measure(name, pid, address, body, clients, streams, requests))
+            # After the first time there is memory for so many.
+            warm_up = min(max(IN_FLIGHT), options.queued_requests)
+            measure_queued(server.pid, server.grpc_address, slow_body, max(IN_FLIGHT), warm_up)
+            for number in range(options.rounds):
+                order = IN_FLIGHT if number % 2 else IN_FLIGHT[::-1]
+                queued += [
+                    measure_queued(
+                        server.pid, server.grpc_address, slow_body, many, options.queued_requests
+                    )
+                    for many in order
+                ]
+            at_rest = measure_at_rest(server.pid, options.idle)
     report(runs)
+    report_queued(queued)
+    print(
+        f"\nat rest: {at_rest.cpu_share:.2%} of a core; the front has "
+        f"{at_rest.front_bytes / 1e6:.0f} MB of memory, the worker "
+        f"{at_rest.worker_bytes / 1e6:.0f} MB"
+    )
     if options.json:
-        options.json.write_text(json.dumps([asdict(run) for run in runs], indent=1))
+        raw = {
+            "runs": [asdict(run) for run in runs],
+            "queued": [asdict(run) for run in queued],
+            "at_rest": asdict(at_rest),
+        }
+        options.json.write_text(json.dumps(raw, indent=1) + "\n")
     return 0
 
 
@@ -158,7 +264,9 @@ def report(runs: list[Run]) -> None:
             print(
                 f"  {name:9} CPU {statistics.median(cpu):6.0f} us/request "
                 f"({cpu[0]:.0f} to {cpu[-1]:.0f}), {statistics.median(rate):7.0f} req/s "
-                f"({rate[0]:.0f} to {rate[-1]:.0f})"
+                f"({rate[0]:.0f} to {rate[-1]:.0f}), "
+                f"p50 {statistics.median(r.p50_us for r in chosen if r.server == name):.0f} us, "
+                f"p99 {statistics.median(r.p99_us for r in chosen if r.server == name):.0f} us"
             )
         pairs = zip(
             (r for r in chosen if r.server == "headrace"),
@@ -170,6 +278,17 @@ def report(runs: list[Run]) -> None:
             f"  CPU ratio {statistics.median(ratios):.2f} "
             f"({ratios[0]:.2f} to {ratios[-1]:.2f}, pair by pair)"
         )
+
+
+def report_queued(runs: list[Queued]) -> None:
+    few, many = (sorted(r.front_us for r in runs if r.in_flight == n) for n in IN_FLIGHT)
+    print("\nCPU of the front per request, behind a slow model")
+    for number, times in zip(IN_FLIGHT, (few, many), strict=True):
+        print(
+            f"  {number:>6} at once  {statistics.median(times):6.0f} us "
+            f"({times[0]:.0f} to {times[-1]:.0f})"
+        )
+    print(f"  ratio of the medians {statistics.median(many) / statistics.median(few):.2f}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,16 @@ def usage(root: int) -> Usage:
     return Usage({pid: _cpu_s(pid) for pid in _tree(root)})
 
 
+def resident_bytes(pid: int) -> int:
+    """Memory of one process that is in RAM, shared libraries included. Linux only."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def command_line(pid: int) -> str:
+    """How one process was called. Linux only."""
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
 def _tree(root: int) -> list[int]:
     found = [root]
     for pid in found:
