@@ -10,7 +10,7 @@ from doubles import FakeClock, PuppetExecutor, RecordingObserver
 from headrace_server.engine.calls import Answer, Call
 from headrace_server.engine.deployment import Deployment
 from headrace_server.engine.last_minute import LastMinute
-from headrace_server.engine.observer import ObserverGroup
+from headrace_server.engine.observer import Observer, ObserverGroup
 from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.engine.statistics import Statistics
 from headrace_server.models.batching import BatchingSettings
@@ -77,12 +77,10 @@ async def serve(
     clock, observer = FakeClock(), RecordingObserver()
     statistics, last_minute = Statistics(lambda: 1_000.0), LastMinute()
 
-    def preparation(rules: SchedulingRules) -> Deployment:
+    def preparation(rules: SchedulingRules, observer: Observer) -> Deployment:
         assert preparing is not None
         alone = replace(rules, settings=BatchingSettings(0))
-        return Deployment(
-            spec.name, spec.version, preparing, lambda _: alone, clock, ObserverGroup()
-        )
+        return Deployment(spec.name, spec.version, preparing, lambda _: alone, clock, observer)
 
     deployment = Deployment(
         spec.name,

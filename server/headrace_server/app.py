@@ -18,7 +18,7 @@ from headrace_server.engine.clock import Clock, LoopClock
 from headrace_server.engine.deployment import Deployment, DeploymentState
 from headrace_server.engine.engine import Engine
 from headrace_server.engine.last_minute import LastMinute
-from headrace_server.engine.observer import Observer, ObserverGroup, RefusalsOf
+from headrace_server.engine.observer import Observer, ObserverGroup
 from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.engine.statistics import Statistics
 from headrace_server.models.batching import BatchingSettings, batching_settings
@@ -224,7 +224,7 @@ def deployment_of(
     written = b"" if entry.config is None else entry.config.SerializeToString()
     groups = instance_groups(entry.config)
 
-    def preparation(rules: SchedulingRules) -> Deployment:
+    def preparation(rules: SchedulingRules, observer: Observer) -> Deployment:
         # One worker, on the CPU, with one thread: it works ahead of the model, not beside it.
         executor = ProcessExecutor(
             source,
@@ -248,7 +248,7 @@ def deployment_of(
                 ),
             ),
             clock,
-            RefusalsOf(observer),
+            observer,
         )
 
     return Deployment(

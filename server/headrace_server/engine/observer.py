@@ -103,20 +103,25 @@ class RefusalsOf(Observer):
     """Passes on which requests ended without an answer, and that readiness may have changed.
 
     For a stage of a model: its batches are not the model's, its refusals are.
+
+    Args:
+        observer: who is told.
+        whole: the deployment that the stage belongs to, in whose name it is told.
     """
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, observer: Observer, whole: Deployment) -> None:
         self._observer = observer
+        self._whole = whole
 
     def request_refused(
         self, deployment: Deployment, request: Request, reason: Reason, now: float
     ) -> None:
-        self._observer.request_refused(deployment, request, reason, now)
+        self._observer.request_refused(self._whole, request, reason, now)
 
     def request_cancelled(self, deployment: Deployment, request: Request, now: float) -> None:
-        self._observer.request_cancelled(deployment, request, now)
+        self._observer.request_cancelled(self._whole, request, now)
 
     def worker_state_changed(
         self, deployment: Deployment, worker_id: int, state: WorkerState
     ) -> None:
-        self._observer.deployment_changed(deployment)
+        self._observer.deployment_changed(self._whole)
