@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 
 
@@ -19,3 +21,15 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def descriptors_of(pid: int) -> Counter[str]:
+    """What the open descriptors of a process are of: sockets, pipes, slabs and so on, by kind."""
+    kinds: Counter[str] = Counter()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = os.readlink(link)
+        except OSError:
+            continue  # closed meanwhile
+        kinds[target.split(":[")[0]] += 1
+    return kinds

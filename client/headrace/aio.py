@@ -28,7 +28,7 @@ from headrace.attempts import Attempts, Timeout
 from headrace.channels import ChannelOptions
 from headrace.errors import InvalidRequest, NotFound, ServerError, server_error
 from headrace.explanations import ModelExplanation
-from headrace.messages import Inputs, Parameters
+from headrace.messages import ConfigOverride, Inputs, Parameters
 from headrace.multiplexing import Multiplex
 from headrace.protocol import explanation_pb2
 from headrace.protocol import grpc_service_pb2 as pb
@@ -251,6 +251,35 @@ class AsyncClient:
         request = pb.RepositoryIndexRequest(ready=ready_only)
         response = await self._call(self._stub.RepositoryIndex, request, self._attempts(timeout))
         return messages.index_entries(response)
+
+    async def load_model(
+        self, model: str, *, config: ConfigOverride | None = None, timeout: Timeout = ...
+    ) -> None:
+        """Load a model, or load it again; returns once it serves, so give it time.
+
+        The server must allow it (`headrace serve --model-control-mode explicit`). A model that is
+        served goes on until the new load takes its place, and stays if that fails.
+
+        Args:
+            model: the model's name.
+            config: takes the place of its config.pbtxt for this load: JSON text, or the mapping
+                that becomes it, such as `{"max_batch_size": 8}`.
+            timeout: seconds for the whole call; when they are over nothing has changed.
+
+        Raises:
+            InvalidRequest: it cannot be loaded, and the text says why.
+            NotFound: the repository does not hold it.
+        """
+        request = messages.load_request(model, config)
+        await self._call(self._stub.RepositoryModelLoad, request, self._attempts(timeout))
+
+    async def unload_model(self, model: str, *, timeout: Timeout = ...) -> None:
+        """Have a model refuse new requests; once those it has are answered, it is gone.
+
+        The server must allow it (`headrace serve --model-control-mode explicit`).
+        """
+        request = pb.RepositoryModelUnloadRequest(model_name=model)
+        await self._call(self._stub.RepositoryModelUnload, request, self._attempts(timeout))
 
     async def _signature(self, model: str, version: str, attempts: Attempts) -> ModelMetadata:
         known = self._signatures.get((model, version))

@@ -6,6 +6,7 @@ No input or output here. What the caller got wrong is `InvalidInput`, what the s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -44,12 +45,14 @@ from headrace.tensors import (
 )
 
 __all__ = [
+    "ConfigOverride",
     "Inputs",
     "Parameters",
     "arrays_to_send",
     "index_entries",
     "infer_request",
     "infer_result",
+    "load_request",
     "model_explanation",
     "model_metadata",
     "model_statistics",
@@ -59,6 +62,7 @@ __all__ = [
 
 Inputs: TypeAlias = Mapping[str, npt.ArrayLike]
 Parameters: TypeAlias = Mapping[str, ParameterValue]
+ConfigOverride: TypeAlias = str | Mapping[str, Any]
 Typed: TypeAlias = tuple[npt.NDArray[Any], str]
 
 _PYTHON_VALUES = (list, tuple, bool, int, float, str, bytes)
@@ -202,6 +206,15 @@ def model_explanation(response: explanation_pb2.ExplainModelResponse) -> ModelEx
         _plan(response.plan) if response.HasField("plan") else None,
         _activity(response.last_minute),
     )
+
+
+def load_request(model: str, config: ConfigOverride | None) -> pb.RepositoryModelLoadRequest:
+    """A request to load a model. `config` is a configuration: JSON, or what becomes JSON."""
+    request = pb.RepositoryModelLoadRequest(model_name=model)
+    if config is not None:
+        text = config if isinstance(config, str) else json.dumps(config)
+        request.parameters["config"].string_param = text
+    return request
 
 
 def index_entries(response: pb.RepositoryIndexResponse) -> list[IndexEntry]:

@@ -15,16 +15,17 @@ from pathlib import Path
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.config import ServerConfig
 from headrace_server.engine.clock import Clock, LoopClock
-from headrace_server.engine.deployment import Deployment, DeploymentState
+from headrace_server.engine.deployment import Deployment
 from headrace_server.engine.engine import Engine
 from headrace_server.engine.last_minute import LastMinute
+from headrace_server.engine.model_control import ModelControl
 from headrace_server.engine.observer import Observer, ObserverGroup
 from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.engine.statistics import Statistics
 from headrace_server.models.batching import BatchingSettings, batching_settings
 from headrace_server.models.completion import complete_config
 from headrace_server.models.config_text import CONFIG_FILE, locate_in
-from headrace_server.models.errors import ConfigError
+from headrace_server.models.errors import ConfigError, RepositoryError
 from headrace_server.models.repository import ModelEntry, ModelSource, scan
 from headrace_server.models.spec import ModelSpec, Role
 from headrace_server.telemetry.exposition import MetricsEndpoint
@@ -71,8 +72,7 @@ class Server:
     ) -> None:
         release = version("headrace")
         self._config = config
-        self._entries = scan(repository)
-        self._configs: dict[str, ModelConfig | None] = {e.name: e.config for e in self._entries}
+        self._entries = _to_load(scan(repository), config)
         self._statistics = Statistics(time.time)
         self._metrics = PrometheusMetrics(release)
         self._last_minute = LastMinute()
@@ -86,6 +86,15 @@ class Server:
         self._endpoint = MetricsEndpoint(
             self._metrics, None if self._tls is None else self._tls.context
         )
+        self._clock = LoopClock()
+        self._control = ModelControl(
+            repository,
+            config.model_control_mode,
+            self.engine,
+            self._deployment,
+            config.cores or max(1, available_cores() - 1),
+        )
+        self._watching: asyncio.Task[None] | None = None
         self._gate: Gate | None = None
         if config.tokens:
             tokens = TokensFile(Path(config.tokens), time.monotonic)
@@ -99,12 +108,16 @@ class Server:
         Raises:
             PortUnavailableError, MetricsPortError: an address cannot be listened on.
         """
-        clock = LoopClock()
         self._grpc = GrpcServer(
             InferenceService(
-                self.engine, self._statistics, self._config_of, self._release, gate=self._gate
+                self.engine,
+                self._statistics,
+                self._config_of,
+                self._release,
+                gate=self._gate,
+                control=self._control,
             ),
-            ExplanationService(self.engine, self._last_minute, clock.now, self._gate),
+            ExplanationService(self.engine, self._last_minute, self._clock.now, self._gate),
             self._health,
             limits=GrpcLimits(
                 self._config.max_message_bytes,
@@ -120,8 +133,13 @@ class Server:
         grpc_port = await self._grpc.start(shown, self._config.grpc_port)
         metrics_port = self._endpoint.start(host, self._config.metrics_port)
         log.info("loading the models of %d directories", len(self._entries))
-        await self._load(clock)
+        self._health.watch(self.engine)
+        await self._control.start(self._entries)
         self._health.refresh()
+        if self._config.model_control_mode == "poll":
+            every_s = self._config.repository_poll_s
+            watching = self._control.watch(asyncio.sleep, every_s)
+            self._watching = asyncio.create_task(watching)
         # What lives now lives as long as the server: collecting it over and over is waste.
         gc.collect()
         gc.freeze()
@@ -146,6 +164,11 @@ class Server:
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, on_signal)
         await stop.wait()
+        self.engine.withdraw()
+        self._health.refresh()
+        if self._config.drain_delay_s:
+            log.info("not ready any more, serving for %g s", self._config.drain_delay_s)
+            await asyncio.sleep(self._config.drain_delay_s)
         log.info("stopping: finishing what was admitted")
         await self.stop()
         log.info("stopped")
@@ -154,6 +177,9 @@ class Server:
         """Refuse new work, finish the admitted one within the drain timeout, end everything."""
         self.engine.stopping = True
         self._health.refresh()
+        if self._watching is not None:
+            self._watching.cancel()
+        await self._control.stop()
         if not await self.engine.drain(self._config.drain_timeout_s):
             log.warning("requests were left after %s s", self._config.drain_timeout_s)
         if self._grpc is not None:
@@ -161,46 +187,35 @@ class Server:
         await self.engine.stop()
         await asyncio.to_thread(self._endpoint.stop)
 
-    async def _load(self, clock: Clock) -> None:
-        sources = [(entry, source) for entry in self._entries for source in entry.versions]
-        for entry in self._entries:
-            for number, problem in entry.broken_versions.items():
-                self.engine.add_broken(entry.name, str(number), problem)
-                log.error("model '%s' version %d cannot be served: %s", entry.name, number, problem)
-            if entry.error and not entry.broken_versions:
-                self.engine.add_broken(entry.name, "", entry.error)
-                log.error("model '%s' cannot be served: %s", entry.name, entry.error)
-            for note in entry.notes:
-                log.warning("model '%s': %s", entry.name, note)
-        budget = self._config.cores or max(1, available_cores() - 1)
-        cores = max(1, budget // max(1, len(sources)))
-        # Loading is CPU work in the workers: more at once than cores only delays the first.
-        turns = asyncio.Semaphore(available_cores())
-
-        async def load(deployment: Deployment) -> None:
-            async with turns:
-                await deployment.load()
-            _log_loaded(deployment)
-
-        deployments = [self._deployment(entry, source, cores, clock) for entry, source in sources]
-        for deployment in deployments:
-            self.engine.add(deployment)
-        self._health.watch(self.engine)
-        await asyncio.gather(*(load(deployment) for deployment in deployments))
-
-    def _deployment(
-        self, entry: ModelEntry, source: ModelSource, cores: int, clock: Clock
-    ) -> Deployment:
+    def _deployment(self, entry: ModelEntry, source: ModelSource, cores: int) -> Deployment:
         return deployment_of(
-            entry, source, self._config, cores=cores, clock=clock, observer=self.engine.observer
+            entry,
+            source,
+            self._config,
+            cores=cores,
+            clock=self._clock,
+            observer=self.engine.observer,
         )
 
     def _config_of(self, deployment: Deployment) -> ModelConfig:
-        return complete_config(deployment.spec, self._configs[deployment.name])
+        return complete_config(deployment.spec, self._control.config_of(deployment))
 
     def _end_workers_now(self) -> None:
-        for deployment in self.engine.deployments():
-            deployment.kill()
+        self.engine.kill()
+
+
+def _to_load(entries: list[ModelEntry], config: ServerConfig) -> list[ModelEntry]:
+    """The models to load at the start. Raises RepositoryError for a name that none has."""
+    if config.model_control_mode != "explicit":
+        return entries
+    wanted = config.load_models
+    missing = wanted - {entry.name for entry in entries} - {"*"}
+    if missing:
+        raise RepositoryError(
+            f"--load-model names {', '.join(sorted(missing))}; the repository holds "
+            f"{', '.join(entry.name for entry in entries) or 'no models'}"
+        )
+    return [entry for entry in entries if "*" in wanted or entry.name in wanted]
 
 
 def _certificates(config: ServerConfig) -> Certificates | None:
@@ -283,12 +298,3 @@ def _rules(settings: BatchingSettings, config: ServerConfig) -> SchedulingRules:
     return SchedulingRules(
         settings, max_requests=config.max_queue_requests, max_bytes=config.max_queue_bytes
     )
-
-
-def _log_loaded(deployment: Deployment) -> None:
-    name, number = deployment.name, deployment.version
-    if deployment.state is DeploymentState.READY:
-        devices = ", ".join(deployment.devices)
-        log.info("model '%s' version %d is ready on %s", name, number, devices)
-    else:
-        log.error("model '%s' version %d cannot be served: %s", name, number, deployment.reason)

@@ -24,11 +24,13 @@ Milliseconds = Annotated[float, msgspec.Meta(gt=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 LongEnough = Annotated[float, msgspec.Meta(gt=0)]
 Compression = Literal["refuse", "accept"]
+ModelControlMode = Literal["none", "poll", "explicit"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _CHOICES = {
     "compression": get_args(Compression),
+    "model_control_mode": get_args(ModelControlMode),
     "log_format": get_args(LogFormat),
     "log_level": get_args(LogLevel),
 }
@@ -50,6 +52,10 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     that the workers of all models share; by default all but one, which the front takes.
     `objective_ms`: milliseconds that a request may take which brings no deadline of its own, where
     neither the model's configuration says otherwise nor fixed rules are asked for.
+    `model_control_mode`: what is loaded after the start: nothing, what changes in the repository
+    (looked at every `repository_poll_s` seconds), or what clients ask for; only then, `load_model`
+    names the models, separated by commas, that are loaded at the start, `*` means all.
+    `drain_delay_s`: how long a server that is told to stop says that it is not ready, and serves.
     `load_timeout_s`: a worker that has not loaded and warmed up its model by then is ended.
     `cache_dir`: what is measured of models is kept there; empty or "none" keeps nothing.
     """
@@ -65,6 +71,10 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_connections: Positive = 4_096
     compression: Compression = "refuse"
     allow_pickle: str = ""
+    model_control_mode: ModelControlMode = "none"
+    load_model: str = ""
+    repository_poll_s: LongEnough = 15.0
+    drain_delay_s: Seconds = 0.0
     drain_timeout_s: Seconds = 30.0
     load_timeout_s: LongEnough = 900.0
     max_queue_requests: Positive = 16_384
@@ -78,7 +88,12 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     @property
     def pickle_models(self) -> frozenset[str]:
         """The names in `allow_pickle`."""
-        return frozenset(name.strip() for name in self.allow_pickle.split(",") if name.strip())
+        return _names(self.allow_pickle)
+
+    @property
+    def load_models(self) -> frozenset[str]:
+        """The names in `load_model`."""
+        return _names(self.load_model)
 
     @property
     def cache_path(self) -> Path | None:
@@ -86,6 +101,10 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         if self.cache_dir in ("", "none"):
             return None
         return Path(os.path.abspath(os.path.expanduser(self.cache_dir)))
+
+
+def _names(listed: str) -> frozenset[str]:
+    return frozenset(name.strip() for name in listed.split(",") if name.strip())
 
 
 def load_config(
@@ -128,6 +147,10 @@ def load_config(
     ):
         if getattr(config, given_file) and not getattr(config, needed):
             raise ConfigurationError(f"'{flag_of(given_file)}' needs '{flag_of(needed)}' beside it")
+    if config.load_model and config.model_control_mode != "explicit":
+        raise ConfigurationError(
+            "'--load-model' needs '--model-control-mode explicit': otherwise all models are loaded"
+        )
     return config
 
 

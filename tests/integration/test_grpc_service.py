@@ -135,6 +135,8 @@ async def test_server_reports_only_extensions_that_work(served: Served) -> None:
     metadata = await served.stub.ServerMetadata(pb.ServerMetadataRequest())
     assert metadata.name == "headrace"
     assert list(metadata.extensions) == [
+        "model_repository",
+        "model_repository(unload_dependents)",
         "schedule_policy",
         "model_configuration",
         "parameters",

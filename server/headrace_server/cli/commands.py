@@ -167,6 +167,32 @@ def serve(
             "code of whoever wrote the file.",
         ),
     ] = None,
+    model_control_mode: Annotated[
+        str | None,
+        _setting(
+            "model_control_mode",
+            "What is loaded after the start: none; poll: what changes in the repository; "
+            "explicit: what clients load and unload.",
+        ),
+    ] = None,
+    load_model: Annotated[
+        str | None,
+        _setting(
+            "load_model",
+            "In explicit mode, names of models, separated by commas, to load at the start; * is "
+            "all. By default none.",
+        ),
+    ] = None,
+    repository_poll: Annotated[
+        float | None,
+        _setting("repository_poll_s", "Seconds between two looks at the repository in poll mode."),
+    ] = None,
+    drain_delay: Annotated[
+        float | None,
+        _setting(
+            "drain_delay_s", "Seconds to go on serving, no longer ready, before stopping begins."
+        ),
+    ] = None,
     drain_timeout: Annotated[
         float | None,
         _setting("drain_timeout_s", "Seconds to finish admitted requests in when stopping."),
@@ -226,6 +252,10 @@ def serve(
         "max_connections": max_connections,
         "compression": compression,
         "allow_pickle": allow_pickle,
+        "model_control_mode": model_control_mode,
+        "load_model": load_model,
+        "repository_poll_s": repository_poll,
+        "drain_delay_s": drain_delay,
         "drain_timeout_s": drain_timeout,
         "load_timeout_s": load_timeout,
         "max_queue_requests": max_queue_requests,

@@ -50,6 +50,8 @@ class Reason(Enum):
     RATE_LIMITED = "rate_limited"
 
     MODEL_CONTROL_REFUSED = "model_control_refused"
+    NOT_IN_REPOSITORY = "not_in_repository"
+    LOAD_FAILED = "load_failed"
     UNSUPPORTED = "unsupported"
     INTERNAL = "internal"
 

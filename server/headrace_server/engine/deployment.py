@@ -205,6 +205,7 @@ class Deployment:
         if self.state is not DeploymentState.UNAVAILABLE:
             self.workers.clear()
             self._change(DeploymentState.UNAVAILABLE, "unloaded")
+        self._observer.deployment_removed(self)
 
     def kill(self) -> None:
         """End the workers at once; nobody is told anything any more."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import logging
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from headrace_server.core.errors import Reason, ServingError
 from headrace_server.engine.deployment import Deployment, DeploymentState
 from headrace_server.engine.observer import Observer
+
+log = logging.getLogger("headrace.engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +27,20 @@ class IndexRow:
 class Engine:
     """Finds the deployment for a call.
 
-    Deployments are added before they load; models that cannot even be tried are kept with the
-    reason, so that the index can say it.
+    At the start deployments are added before they load, and the server is not ready until they
+    are. Later ones load beside what is served: `announce`, then `switch` or `give_up`. Models that
+    cannot even be tried are kept with the reason, so that the index can say it.
     """
 
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
         self.stopping = False
+        self._withdrawn = False
         self._models: dict[str, dict[int, Deployment]] = {}
         self._broken: dict[tuple[str, str], str] = {}
+        self._unloaded: set[tuple[str, int]] = set()
+        self._coming: set[Deployment] = set()
+        self._leaving: dict[Deployment, asyncio.Task[None]] = {}
 
     def add(self, deployment: Deployment) -> None:
         """Serve one more version of a model. Raises ValueError when it is there already."""
@@ -45,11 +53,75 @@ class Engine:
         """A version (or, with an empty one, a whole model) that cannot even be tried, and why."""
         self._broken[model, version] = reason
 
+    # -- while others are served ------------------------------------------------------------
+
+    def announce(self, deployment: Deployment) -> None:
+        """A deployment that is about to load. No call finds it yet."""
+        self._coming.add(deployment)
+
+    async def give_up(self, deployment: Deployment) -> None:
+        """One that was announced does not come after all."""
+        await deployment.stop()
+        self._coming.discard(deployment)
+
+    def switch(self, model: str, new: Sequence[Deployment], kept: Collection[int] = ()) -> None:
+        """From now on, calls of this model find these deployments, which were announced, and of
+        those before them the versions `kept`. The others finish what was admitted, however long
+        that takes, and end."""
+        versions = self._models.setdefault(model, {})
+        before = [d for d in versions.values() if d.version not in kept and d not in self._leaving]
+        for key in [key for key in self._broken if key[0] == model]:
+            del self._broken[key]
+        self._unloaded = {key for key in self._unloaded if key[0] != model}
+        for deployment in new:
+            self._coming.remove(deployment)
+            versions[deployment.version] = deployment
+            self.observer.deployment_changed(deployment)
+        for deployment in before:
+            # In a task of its own: it begins once all calls that have found the deployment by now
+            # have reached it.
+            self._leaving[deployment] = asyncio.create_task(self._retire(deployment))
+        if not versions:
+            del self._models[model]
+
+    async def _retire(self, deployment: Deployment) -> None:
+        try:
+            await deployment.drain(None)
+        finally:
+            try:
+                await deployment.stop()
+            finally:
+                del self._leaving[deployment]
+                self._forget(deployment)
+                log.info("model '%s' version %d ended", deployment.name, deployment.version)
+
+    def _forget(self, deployment: Deployment) -> None:
+        model, version = deployment.name, deployment.version
+        versions = self._models.get(model, {})
+        if versions.get(version) is deployment:  # no other one has taken its place
+            del versions[version]
+            self._unloaded.add((model, version))
+            if not versions:
+                del self._models[model]
+
+    # -- what is served ---------------------------------------------------------------------
+
     def deployments(self) -> Iterator[Deployment]:
-        """Every deployment, models by name, versions in ascending order."""
+        """Every deployment that calls may find, models by name, versions in ascending order."""
         for model in sorted(self._models):
             versions = self._models[model]
             yield from (versions[version] for version in sorted(versions))
+
+    def versions_of(self, model: str) -> Sequence[Deployment]:
+        """The deployments of one model that are neither leaving nor broken."""
+        return [
+            deployment
+            for deployment in self._models.get(model, {}).values()
+            if deployment not in self._leaving and deployment.state is DeploymentState.READY
+        ]
+
+    def _everything(self) -> set[Deployment]:
+        return {*self.deployments(), *self._coming, *self._leaving}
 
     def find(self, model: str, version: str = "") -> Deployment:
         """The deployment that answers for this model; the newest ready version by default.
@@ -67,57 +139,94 @@ class Engine:
     def look_up(self, model: str, version: str = "") -> Deployment:
         """Like `find`, but a named version need not be ready. Raises `ServingError`."""
         versions = self._models.get(model)
-        if versions is None:
-            if any(model == broken for broken, _ in self._broken):
-                raise _unavailable(model, DeploymentState.UNAVAILABLE)
-            raise ServingError(Reason.UNKNOWN_MODEL, model=model)
+        if not versions:
+            raise self._without_deployment(model)
         if version:
             named = next((d for number, d in versions.items() if str(number) == version), None)
-            if named is None and (model, version) in self._broken:
+            if named is not None:
+                return named
+            if (model, version) in self._absent():
                 raise _unavailable(model, DeploymentState.UNAVAILABLE)
-            if named is None:
-                raise ServingError(Reason.UNKNOWN_VERSION, model=model, version=version)
-            return named
+            raise ServingError(Reason.UNKNOWN_VERSION, model=model, version=version)
         serving = [v for v, d in versions.items() if d.state is DeploymentState.READY]
         if not serving:
             raise _unavailable(model, versions[max(versions)].state)
         return versions[max(serving)]
+
+    def _without_deployment(self, model: str) -> ServingError:
+        if any(deployment.name == model for deployment in self._coming):
+            return _unavailable(model, DeploymentState.LOADING)
+        if any(model == absent for absent, _ in self._absent()):
+            return _unavailable(model, DeploymentState.UNAVAILABLE)
+        return ServingError(Reason.UNKNOWN_MODEL, model=model)
+
+    def _absent(self) -> dict[tuple[str, str], str]:
+        """What has no deployment, and why."""
+        return {
+            **{(model, str(version)): "unloaded" for model, version in self._unloaded},
+            **self._broken,
+        }
 
     def knows(self, model: str) -> bool:
         """Whether the model has at least one deployment."""
         return model in self._models
 
     def ready(self) -> bool:
-        """Whether everything that should serve can: no deployment loads or lacks a worker, and if
-        there are models at all, at least one of them serves."""
-        wanted = [d for d in self.deployments() if d.state is not DeploymentState.UNAVAILABLE]
-        if self.stopping or not all(deployment.ready for deployment in wanted):
+        """Whether everything that should serve can: no deployment loads for the first time or
+        lacks a worker, and if there are models at all, at least one of them serves."""
+        if self.stopping or self._withdrawn:
             return False
-        return bool(wanted) or not (self._models or self._broken)
+        served = [d for d in self.deployments() if d.state is not DeploymentState.UNLOADING]
+        wanted = [d for d in served if d.state is not DeploymentState.UNAVAILABLE]
+        if not all(deployment.ready for deployment in wanted):
+            return False
+        return bool(wanted) or not (served or self._broken)
+
+    def model_ready(self, model: str, version: str = "") -> bool:
+        """Whether a call of this model should be sent here, and would find a live worker."""
+        if self._withdrawn:
+            return False
+        try:
+            return self.find(model, version).ready
+        except ServingError:
+            return False
 
     def index(self) -> list[IndexRow]:
-        """Every model of the repository with its state."""
-        rows = [
-            IndexRow(d.name, str(d.version), state.value, reason)
-            for d in self.deployments()
-            for state, reason in [d.shown]
-        ]
-        rows += [
-            IndexRow(model, version, DeploymentState.UNAVAILABLE.value, reason)
-            for (model, version), reason in self._broken.items()
-        ]
-        return sorted(rows, key=lambda row: (row.model, len(row.version), row.version))
+        """Every model that was ever tried, with its state."""
+        rows = {
+            (model, version): IndexRow(model, version, DeploymentState.UNAVAILABLE.value, reason)
+            for (model, version), reason in self._absent().items()
+        }
+        # What loads beside a version that is served does not show.
+        for deployment in (*self._coming, *self.deployments()):
+            state, reason = deployment.shown
+            model, version = deployment.name, str(deployment.version)
+            rows[model, version] = IndexRow(model, version, state.value, reason)
+        return sorted(rows.values(), key=lambda row: (row.model, len(row.version), row.version))
+
+    # -- the end ----------------------------------------------------------------------------
+
+    def withdraw(self) -> None:
+        """Say that calls should go elsewhere. Those that come all the same are served."""
+        self._withdrawn = True
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new calls, finish the admitted ones; returns whether all were finished in time."""
         self.stopping = True
-        finished = await asyncio.gather(*(d.drain(timeout_s) for d in self.deployments()))
+        finished = await asyncio.gather(*(d.drain(timeout_s) for d in self._everything()))
         return all(finished)
 
     async def stop(self) -> None:
         """End every worker."""
         self.stopping = True
-        await asyncio.gather(*(d.stop() for d in self.deployments()))
+        retiring = list(self._leaving.values())
+        await asyncio.gather(*(d.stop() for d in self._everything()))
+        await asyncio.gather(*retiring)
+
+    def kill(self) -> None:
+        """End every worker at once; nobody is told anything any more."""
+        for deployment in self._everything():
+            deployment.kill()
 
 
 def _unavailable(model: str, state: DeploymentState) -> ServingError:
@@ -125,5 +234,5 @@ def _unavailable(model: str, state: DeploymentState) -> ServingError:
     why = {
         DeploymentState.LOADING: "it is still loading",
         DeploymentState.UNLOADING: "it is being unloaded",
-    }.get(state, "it could not be loaded, the repository index says why")
+    }.get(state, "it is not loaded, the repository index says why")
     return ServingError(Reason.MODEL_UNAVAILABLE, model=model, why=why)

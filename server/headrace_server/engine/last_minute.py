@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from random import Random
 from typing import NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 from headrace_server.core.errors import Reason
 from headrace_server.core.request import Batch, Request
@@ -111,7 +112,7 @@ class LastMinute(Observer):
     """
 
     def __init__(self) -> None:
-        self._of: dict[tuple[str, int], deque[_Second]] = {}
+        self._of: WeakKeyDictionary[Deployment, deque[_Second]] = WeakKeyDictionary()
         self._random = Random(0)
 
     # -- reading ----------------------------------------------------------------------------
@@ -154,9 +155,9 @@ class LastMinute(Observer):
 
     # -- observing --------------------------------------------------------------------------
 
-    def deployment_added(self, deployment: Deployment) -> None:
-        """What was remembered was of another load."""
-        self._of.pop((deployment.name, deployment.version), None)
+    def deployment_removed(self, deployment: Deployment) -> None:
+        """Nobody can ask any more."""
+        self._of.pop(deployment, None)
 
     def request_refused(
         self, deployment: Deployment, request: Request, reason: Reason, now: float
@@ -185,13 +186,12 @@ class LastMinute(Observer):
             samples[at] = _sample(batch, timing, now)
 
     def _seconds(self, deployment: Deployment) -> Sequence[_Second]:
-        return self._of.get((deployment.name, deployment.version), ())
+        return self._of.get(deployment, ())
 
     def _second(self, deployment: Deployment, now: float) -> _Second:
-        key = (deployment.name, deployment.version)
-        seconds = self._of.get(key)
+        seconds = self._of.get(deployment)
         if seconds is None:
-            seconds = self._of[key] = deque(maxlen=SECONDS)
+            seconds = self._of[deployment] = deque(maxlen=SECONDS)
         at = int(now)
         if not seconds or seconds[-1].at != at:
             seconds.append(_Second(at))

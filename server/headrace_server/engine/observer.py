@@ -20,7 +20,11 @@ class Observer:
     """
 
     def deployment_added(self, deployment: Deployment) -> None:
-        """A version of a model begins to load (again): what was counted of it starts anew."""
+        """A version of a model begins to load, perhaps beside an earlier load of the same one that
+        still serves: those are two deployments."""
+
+    def deployment_removed(self, deployment: Deployment) -> None:
+        """Its workers have ended and nothing more will be told of it."""
 
     def deployment_changed(self, deployment: Deployment) -> None:
         """Its `state` is another one now; UNAVAILABLE means that it serves no more."""
@@ -63,6 +67,10 @@ class ObserverGroup(Observer):
     def deployment_added(self, deployment: Deployment) -> None:
         for member in self._members:
             member.deployment_added(deployment)
+
+    def deployment_removed(self, deployment: Deployment) -> None:
+        for member in self._members:
+            member.deployment_removed(deployment)
 
     def deployment_changed(self, deployment: Deployment) -> None:
         for member in self._members:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from headrace_server.core.errors import Reason
 from headrace_server.core.request import Batch, Request
@@ -55,23 +56,23 @@ class DeploymentStatistics:
 
 
 class Statistics(Observer):
-    """One `DeploymentStatistics` per deployment, reset when it is loaded again."""
+    """One `DeploymentStatistics` per deployment: a model that is loaded again begins anew, as in
+    Triton, and what the load before it still finishes no longer shows."""
 
     def __init__(self, wall_clock_s: Callable[[], float]) -> None:
         self._wall_clock_s = wall_clock_s
-        self._of: dict[tuple[str, int], DeploymentStatistics] = {}
+        self._of: WeakKeyDictionary[Deployment, DeploymentStatistics] = WeakKeyDictionary()
 
     def of(self, deployment: Deployment) -> DeploymentStatistics:
         """The counts of one deployment so far."""
-        key = (deployment.name, deployment.version)
-        found = self._of.get(key)
+        found = self._of.get(deployment)
         if found is None:
-            found = self._of[key] = DeploymentStatistics()
+            found = self._of[deployment] = DeploymentStatistics()
         return found
 
-    def deployment_added(self, deployment: Deployment) -> None:
-        """Counting starts anew."""
-        self._of.pop((deployment.name, deployment.version), None)
+    def deployment_removed(self, deployment: Deployment) -> None:
+        """Nobody can ask any more."""
+        self._of.pop(deployment, None)
 
     def request_refused(
         self, deployment: Deployment, request: Request, reason: Reason, now: float

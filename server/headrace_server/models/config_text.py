@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.models.config_lines import field_lines
@@ -62,6 +62,15 @@ class ConfigText:
         """Say where the field ``path`` stands; an unwritten field is named without a line."""
         line = field_lines(self.text).get(_WITHOUT_INDEX.sub("[0]", path))
         return f"{self.file}, line {line}: {path}" if line else f"{self.file}: {path}"
+
+
+def config_from_json(text: str) -> ModelConfig:
+    """A configuration as load requests bring it: JSON, with the field names of config.pbtxt or
+    their camel-case forms. Raises ConfigError for anything that is not a `ModelConfig`."""
+    try:
+        return json_format.Parse(text, ModelConfig())
+    except json_format.ParseError as error:
+        raise ConfigError(f"model configuration: {error}") from None
 
 
 def locate_nowhere(path: str) -> str:

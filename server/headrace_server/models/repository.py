@@ -19,6 +19,9 @@ from headrace_server.models.config_checks import check_config
 from headrace_server.models.config_text import CONFIG_FILE, ConfigText, Locate, locate_nowhere
 from headrace_server.models.errors import ConfigError, ModelError, RepositoryError
 
+WARMUP_DIRECTORY = "warmup"
+"""Where the files of a warm-up's `input_data_file` lie, in the model's directory."""
+
 _VERSION = re.compile(r"[1-9][0-9]*")
 
 
@@ -53,6 +56,14 @@ class ModelSource:
         """The version directory."""
         return self.file.parent
 
+    def files(self) -> list[Path]:
+        """Every file that the model may consist of, sorted: that of a program, or all beside a
+        model.py but what is hidden or Python's own. Raises OSError."""
+        if self.kind is not ModelKind.PYTHON:
+            return [self.file]
+        found = (path for path in self.directory.rglob("*") if path.is_file())
+        return sorted(path for path in found if not _is_by_product(path, self.directory))
+
     @property
     def config_file(self) -> Path:
         """Where the model's configuration lies, if it has one."""
@@ -79,7 +90,16 @@ class ModelEntry:
 
 
 def scan(repository: Path) -> list[ModelEntry]:
-    """Describe every model directory, sorted by name. Hidden directories and files are no models.
+    """Describe every model directory, sorted by name.
+
+    Raises:
+        RepositoryError: ``repository`` is not a directory that can be read.
+    """
+    return [read_model(repository / name) for name in model_names(repository)]
+
+
+def model_names(repository: Path) -> list[str]:
+    """The names of all model directories, sorted. Hidden directories and files are no models.
 
     Raises:
         RepositoryError: ``repository`` is not a directory that can be read.
@@ -90,7 +110,7 @@ def scan(repository: Path) -> list[ModelEntry]:
         raise RepositoryError(
             f"expected a directory of models, {repository}: {error.strerror}"
         ) from error
-    return [read_model(path) for path in found if path.is_dir() and not path.name.startswith(".")]
+    return [path.name for path in found if path.is_dir() and not path.name.startswith(".")]
 
 
 def read_model(directory: Path, override: ModelConfig | None = None) -> ModelEntry:
@@ -214,6 +234,11 @@ ESCAPES = "leads out of the repository; expected a file, or a link, that stays i
 def lies_in(repository: Path, file: Path) -> bool:
     """Whether that is so once every link on the way is followed. The repository may be one."""
     return file.resolve().is_relative_to(repository.resolve())
+
+
+def _is_by_product(path: Path, directory: Path) -> bool:
+    parts = path.relative_to(directory).parts
+    return any(part.startswith(".") or part == "__pycache__" for part in parts)
 
 
 def _kind_of(filename: str) -> ModelKind | None:

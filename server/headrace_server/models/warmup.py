@@ -20,12 +20,9 @@ from headrace_server.models.datatypes import config_type, config_type_name
 from headrace_server.models.errors import ConfigError, ModelError
 from headrace_server.models.loading import LoadedModel
 from headrace_server.models.program import Tensor
-from headrace_server.models.repository import ESCAPES, ModelSource, lies_in
+from headrace_server.models.repository import ESCAPES, WARMUP_DIRECTORY, ModelSource, lies_in
 from headrace_server.models.spec import DYNAMIC, ModelSpec, TensorSpec
 from headrace_server.models.torch_types import TORCH_DTYPES
-
-WARMUP_DIRECTORY = "warmup"
-"""Where the files of `input_data_file` lie, in the model's directory."""
 
 DEFAULT_LENGTH = 16
 """Length of a dynamic dimension that nothing is known about."""

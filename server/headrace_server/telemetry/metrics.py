@@ -76,22 +76,26 @@ _HISTOGRAMS = (
 class PrometheusMetrics(Observer, Collector):
     """Observes the engine and can be registered with a `CollectorRegistry`.
 
-    Counters live as long as the server: a model that is loaded again goes on counting.
+    Counters live as long as the server: a model that is loaded again goes on counting. Gauges sum
+    over the loads of a version that live at the moment, and go with the last one.
     """
 
     def __init__(self, release: str) -> None:
         self._release = release
         self._of: dict[Labels, _OfDeployment] = {}
-        self._deployments: dict[Labels, Deployment] = {}
+        self._deployments: tuple[Deployment, ...] = ()
         self._invalid: Counter[Labels] = Counter()
 
     # -- observing --------------------------------------------------------------------------
 
     def deployment_added(self, deployment: Deployment) -> None:
-        """Gauges are read from this deployment from now on."""
-        labels = _labels(deployment)
-        self._deployments[labels] = deployment
-        self._of.setdefault(labels, _OfDeployment())
+        """Gauges count this deployment from now on."""
+        self._deployments += (deployment,)
+        self._of.setdefault(_labels(deployment), _OfDeployment())
+
+    def deployment_removed(self, deployment: Deployment) -> None:
+        """And from now on they do not."""
+        self._deployments = tuple(d for d in self._deployments if d is not deployment)
 
     def call_invalid(self, model: str, version: str, reason: Reason) -> None:
         """A call that never became a request."""
@@ -177,15 +181,17 @@ class PrometheusMetrics(Observer, Collector):
         yield from self._gauges()
 
     def _gauges(self) -> Iterator[Family]:
-        deployments = sorted(self._deployments.items())
+        loads: dict[Labels, list[Deployment]] = {}
+        for deployment in self._deployments:
+            loads.setdefault(_labels(deployment), []).append(deployment)
         requests, size, workers = (
             GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
             for metric in (names.QUEUE_REQUESTS, names.QUEUE_BYTES, names.WORKERS)
         )
-        for labels, deployment in deployments:
-            requests.add_metric(labels, deployment.queued_requests)
-            size.add_metric(labels, deployment.queued_bytes)
-            states = Counter(deployment.workers.copy().values())
+        for labels, deployments in sorted(loads.items()):
+            requests.add_metric(labels, sum(d.queued_requests for d in deployments))
+            size.add_metric(labels, sum(d.queued_bytes for d in deployments))
+            states = Counter(state for d in deployments for state in d.workers.copy().values())
             for state in WorkerState:
                 workers.add_metric((*labels, state.value), states[state])
         yield from (requests, size, workers)

@@ -13,7 +13,10 @@ from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.core.errors import Reason, ServingError
 from headrace_server.engine.deployment import Deployment, DeploymentState
 from headrace_server.engine.engine import Engine
+from headrace_server.engine.model_control import ModelControl
 from headrace_server.engine.statistics import Statistics
+from headrace_server.models.config_text import config_from_json
+from headrace_server.models.errors import ConfigError
 from headrace_server.transport.deadlines import remaining_s
 from headrace_server.transport.failing import Context, answering, fail, refuse
 from headrace_server.transport.gate import Gate
@@ -21,7 +24,10 @@ from headrace_server.transport.infer_stream import DEFAULT_LIMITS, InferStream, 
 from headrace_server.transport.reading import RequestReader, wants_timing
 from headrace_server.transport.writing import ResponseWriter, add_timing, statistics_message
 
-EXTENSIONS = ("schedule_policy", "model_configuration", "parameters", "statistics", EXTENSION)
+EXTENSIONS = (
+    *("model_repository", "model_repository(unload_dependents)", "schedule_policy"),
+    *("model_configuration", "parameters", "statistics", EXTENSION),
+)
 """Of the protocol's extensions those that work, in the protocol's order; then our own."""
 
 
@@ -36,8 +42,10 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         version: str,
         stream_limits: StreamLimits = DEFAULT_LIMITS,
         gate: Gate | None = None,
+        control: ModelControl | None = None,
     ) -> None:
         self._gate = gate
+        self._control = control
         self._engine = engine
         self._statistics = statistics
         self._config_of = config_of
@@ -114,11 +122,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelReadyRequest, context: Context
     ) -> pb.ModelReadyResponse:
         """Whether a request to this model would find a live worker; false for unknown models."""
-        try:
-            ready = self._engine.find(request.name, request.version).ready
-        except ServingError:
-            ready = False
-        return pb.ModelReadyResponse(ready=ready)
+        return pb.ModelReadyResponse(ready=self._engine.model_ready(request.name, request.version))
 
     async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, context: Context
@@ -188,11 +192,14 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         self, request: pb.RepositoryIndexRequest
     ) -> pb.RepositoryIndexResponse:
         """Every model of the repository with its state, and the reason where it is not ready."""
+        if request.repository_name:
+            raise ServingError(Reason.UNSUPPORTED, feature="'repository_name'")
         index = pb.RepositoryIndexResponse.ModelIndex
+        rows = self._engine.index() if self._control is None else await self._control.index()
         return pb.RepositoryIndexResponse(
             models=[
                 index(name=row.model, version=row.version, state=row.state, reason=row.reason)
-                for row in self._engine.index()
+                for row in rows
                 if self._may_see(row.model)
                 and (not request.ready or row.state == DeploymentState.READY.value)
             ]
@@ -202,15 +209,46 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest
     ) -> pb.RepositoryModelLoadResponse:
-        """Refused: what the repository held at the start is served."""
-        raise ServingError(Reason.MODEL_CONTROL_REFUSED)
+        """Load a model, or load it again beside the one that serves."""
+        control, config = self._controlled(request), None
+        for key, parameter in request.parameters.items():
+            if key.startswith("file:"):
+                # Whoever may send files of models may run code here.
+                raise ServingError(Reason.UNSUPPORTED, feature=f"parameter '{key}'")
+            if key != "config" or parameter.WhichOneof("parameter_choice") != "string_param":
+                raise _wrong_parameter(key, request.model_name, "expected 'config' with JSON text")
+            try:
+                config = config_from_json(parameter.string_param)
+            except ConfigError as error:
+                raise _wrong_parameter(key, request.model_name, str(error)) from None
+        await control.load(request.model_name, config)
+        return pb.RepositoryModelLoadResponse()
 
     @answering
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest
     ) -> pb.RepositoryModelUnloadResponse:
-        """Refused: what the repository held at the start is served."""
-        raise ServingError(Reason.MODEL_CONTROL_REFUSED)
+        """Unload a model; that it has begun is answered at once."""
+        control = self._controlled(request)
+        for key, parameter in request.parameters.items():
+            # No model depends on another one here, so both of its values mean the same.
+            if (
+                key != "unload_dependents"
+                or parameter.WhichOneof("parameter_choice") != "bool_param"
+            ):
+                problem = "expected 'unload_dependents', true or false"
+                raise _wrong_parameter(key, request.model_name, problem)
+        await control.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    def _controlled(
+        self, request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest
+    ) -> ModelControl:
+        if self._control is None or not self._control.explicit:
+            raise ServingError(Reason.MODEL_CONTROL_REFUSED)
+        if request.repository_name:
+            raise ServingError(Reason.UNSUPPORTED, feature="'repository_name'")
+        return self._control
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -235,3 +273,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         if not error.counted:
             known = self._engine.knows(model)
             self._engine.observer.call_invalid(model if known else "", "", error.reason)
+
+
+def _wrong_parameter(key: str, model: str, problem: str) -> ServingError:
+    return ServingError(Reason.INVALID_PARAMETER, parameter=key, model=model, problem=problem)

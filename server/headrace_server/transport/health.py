@@ -14,6 +14,8 @@ from headrace_server.workers.executor import WorkerState
 
 _Status = health_pb2.HealthCheckResponse
 
+SERVICE = "inference.GRPCInferenceService"
+
 
 class HealthReporter(Observer):
     """Keeps grpc's health servicer in step with the engine.
@@ -39,10 +41,11 @@ class HealthReporter(Observer):
         if engine is None:
             return
         ready = engine.ready()
-        now = {"": ready, "inference.GRPCInferenceService": ready}
+        now = {**dict.fromkeys(self._told, False), "": ready, SERVICE: ready}
         for deployment in engine.deployments():
-            serves = deployment.ready and not engine.stopping
-            now[deployment.name] = serves or now.get(deployment.name, False)
+            model = deployment.name
+            serves = engine.model_ready(model, str(deployment.version))
+            now[model] = serves or now.get(model, False)
         for service, serves in now.items():
             if self._told.get(service) is not serves:
                 self._told[service] = serves

@@ -152,6 +152,13 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
             "model control mode EXPLICIT",
             None,
         ),
+        Reason.NOT_IN_REPOSITORY: PublicStatus(
+            grpc.StatusCode.NOT_FOUND,
+            404,
+            "failed to load '{model}', failed to poll from model repository: there is no "
+            "directory of that name",
+        ),
+        Reason.LOAD_FAILED: _invalid("load failed for model '{model}': {why}"),
         Reason.UNSUPPORTED: PublicStatus(
             grpc.StatusCode.UNIMPLEMENTED, 501, "{feature} is not supported by this server"
         ),

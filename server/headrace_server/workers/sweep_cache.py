@@ -22,7 +22,7 @@ import torch
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.core.cost import Sample
 from headrace_server.models.loading import LoadedModel
-from headrace_server.models.repository import ModelKind, ModelSource
+from headrace_server.models.repository import ModelSource
 from headrace_server.models.spec import Role
 from headrace_server.workers.sweep import can_sweep, still_holds, sweep
 
@@ -201,12 +201,8 @@ def _key(model: LoadedModel, source: ModelSource, config: ModelConfig | None, ro
 
 def _contents(source: ModelSource) -> Iterator[tuple[str, int, int, str]]:
     """Name, size, time of change (0 where the contents say it all) and digest of every file that
-    the model may consist of: that of a program, or all beside a model.py."""
-    files = [source.file]
-    if source.kind is ModelKind.PYTHON:
-        found = (path for path in source.directory.rglob("*") if path.is_file())
-        files = sorted(path for path in found if not _is_by_product(path, source.directory))
-    for path in files:
+    the model may consist of."""
+    for path in source.files():
         status = path.stat()
         partly = status.st_size > 2 * WHOLE_BYTES
         with path.open("rb") as file:
@@ -220,11 +216,6 @@ def _contents(source: ModelSource) -> Iterator[tuple[str, int, int, str]]:
             status.st_mtime_ns if partly else 0,
             digest.hexdigest(),
         )
-
-
-def _is_by_product(path: Path, directory: Path) -> bool:
-    parts = path.relative_to(directory).parts
-    return any(part.startswith(".") or part == "__pycache__" for part in parts)
 
 
 def _used_ns(file: Path) -> int:

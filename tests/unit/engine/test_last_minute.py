@@ -181,7 +181,7 @@ async def test_refusals_failures_and_cancellations_are_counted_by_reason() -> No
     assert (activity.cancelled, activity.batches) == (1, 0)
 
 
-def test_a_deployment_that_is_loaded_again_starts_anew(told: Told) -> None:
+def test_nothing_is_kept_of_what_has_ended(told: Told) -> None:
     told.batch(3)
-    told.minute.deployment_added(told.stage.deployment)
+    told.minute.deployment_removed(told.stage.deployment)
     assert (told.activity.batches, told.lengths) == (0, [])

@@ -71,10 +71,17 @@ async def test_refused_and_failed_calls_count_as_failures() -> None:
     assert counts.success.count == 0
 
 
-async def test_a_deployment_that_is_loaded_again_counts_anew() -> None:
-    stage = await serve()
+async def test_loads_of_one_model_are_counted_apart() -> None:
+    stage, again = await serve(), await serve()
     stage.submit(b"aa")
     stage.workers.complete(0)
     assert stage.statistics.of(stage.deployment).execution_count == 1
-    stage.statistics.deployment_added(stage.deployment)
+    assert stage.statistics.of(again.deployment).execution_count == 0
+
+
+async def test_nothing_is_kept_of_what_has_ended() -> None:
+    stage = await serve()
+    stage.submit(b"aa")
+    stage.workers.complete(0)
+    await stage.deployment.stop()
     assert stage.statistics.of(stage.deployment).execution_count == 0

@@ -245,7 +245,21 @@ async def test_counts_go_on_when_a_model_is_loaded_again(
     again = Deployment("digits", 7, IdleExecutor(), rules, LoopClock(), Observer())
     metrics.deployment_added(again)
     assert value(metrics, "headrace_requests_total", {**DIGITS, "outcome": "ok"}) == 1
-    assert value(metrics, "headrace_workers", {**DIGITS, "state": "ready"}) == 0
+
+
+async def test_workers_of_all_loads_are_counted_until_the_last_one_has_ended(
+    metrics: PrometheusMetrics, deployment: Deployment
+) -> None:
+    again = Deployment("digits", 7, IdleExecutor(), rules, LoopClock(), Observer())
+    metrics.deployment_added(again)
+    deployment.workers = {0: WorkerState.READY}
+    again.workers = {0: WorkerState.READY}
+    ready = {**DIGITS, "state": "ready"}
+    assert value(metrics, "headrace_workers", ready) == 2
+    metrics.deployment_removed(deployment)
+    assert value(metrics, "headrace_workers", ready) == 1
+    metrics.deployment_removed(again)
+    assert not families(metrics)["headrace_workers"].samples
 
 
 async def test_the_release_is_a_label(metrics: PrometheusMetrics) -> None:
