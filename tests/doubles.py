@@ -21,6 +21,7 @@ from headrace_server.workers.executor import (
     RequestTensors,
     WorkerState,
 )
+from headrace_server.workers.placement import InstanceGroup
 
 TIMING = BatchTiming(input_ns=1_000, infer_ns=20_000, output_ns=300)
 
@@ -92,6 +93,7 @@ class PuppetExecutor:
         self.held: dict[int, deque[int]] = {}
         self.batches: dict[int, Sequence[RequestTensors]] = {}
         self.restarted: list[int] = []
+        self.released: list[int] = []
         self.stopped = 0
         self.killed = 0
         self._spec = spec
@@ -117,6 +119,19 @@ class PuppetExecutor:
 
     def restart(self, worker_id: int) -> None:
         self.restarted.append(worker_id)
+
+    async def resize(self, groups: Sequence[InstanceGroup]) -> Sequence[int] | None:
+        wanted = sum(group.count for group in groups)
+        surplus = range(wanted, self._workers)
+        for worker_id in range(self._workers, wanted):
+            self.restore(worker_id)
+        self._workers = wanted
+        return surplus
+
+    def release(self, worker_id: int) -> None:
+        assert not self.held.pop(worker_id, None), "a worker that holds something is ended"
+        self.released.append(worker_id)
+        self.listener.worker_state_changed(worker_id, WorkerState.STOPPED, "")
 
     async def stop(self) -> None:
         self.stopped += 1

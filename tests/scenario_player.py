@@ -7,9 +7,9 @@ A scenario is a story in lines; `#` begins a comment.
       dispatch worker=0 batch=0 [1] rows=2 immediate what it asks for, written by `--rewrite`
       t=0.005 dispatch ...                           the same, at a wake-up later on
 
-Events: `ready WORKER`, `lost WORKER`, `cancel ID`, `complete BATCH`, `fail BATCH`, `drain`,
-`abandon`, `wait` and `submit ID`, the last with any of `rows= key= bytes= deadline= delay=yes
-priority= length=`. The scheduler is woken after the last event of a moment, and whenever it asks to
+Events: `ready WORKER`, `lost WORKER`, `dismiss WORKER`, `cancel ID`, `complete BATCH`,
+`fail BATCH`, `drain`, `abandon`, `wait` and `submit ID`, the last with any of `rows= key= bytes=
+deadline= delay=yes priority= length=`. The scheduler is woken after the last event of a moment, and whenever it asks to
 be between two moments. Options `timed=` and `load=`: what a full batch and loading took (seconds).
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 from headrace_server.core.adaptive import AdaptivePolicy
-from headrace_server.core.events import Action, Dispatch, Drained, Reject, Restart
+from headrace_server.core.events import Action, Dispatch, Drained, Reject, Release, Restart
 from headrace_server.core.outage import Outage
 from headrace_server.core.queue import QueueLimits
 from headrace_server.core.watchdog import Watchdog
@@ -99,6 +99,8 @@ def _tell(driver: SchedulerDriver, event: str, words: list[str]) -> list[Action]
             return driver.add_worker(int(worker))
         case "lost", [worker]:
             return driver.lose_worker(int(worker))
+        case "dismiss", [worker]:
+            return driver.dismiss_worker(int(worker))
         case "submit", [request, *options]:
             return _submit(driver, int(request), _options(options))
         case "cancel", [request]:
@@ -141,5 +143,7 @@ def _told(action: Action) -> str:
             return f"reject {request.id} {reason.value}"
         case Restart(worker_id):
             return f"restart worker={worker_id}"
+        case Release(worker_id):
+            return f"release worker={worker_id}"
         case Drained():
             return "drained"

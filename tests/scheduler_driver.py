@@ -15,11 +15,13 @@ from headrace_server.core.events import (
     DrainStarted,
     Event,
     Reject,
+    Release,
     RequestCancelled,
     RequestSubmitted,
     Restart,
     ServiceAbandoned,
     TimeAdvanced,
+    WorkerDismissed,
     WorkerLost,
     WorkerReady,
 )
@@ -66,7 +68,8 @@ class SchedulerDriver:
     and books the outcome. `settle` and `advance_to` send the wake-ups that are due.
     Without a `policy`, the static one follows the settings given. `outcomes` says how each request
     left: "completed", "cancelled", or the reason of its refusal. `restarted` lists the workers that
-    were to be ended because they hang; each is gone until it is added again.
+    were to be ended because they hang; each is gone until it is added again. `released` lists those
+    that were dismissed and are to end.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class SchedulerDriver:
         self.outcomes: dict[int, str | Reason] = {}
         self.dispatched: list[Batch] = []
         self.restarted: list[int] = []
+        self.released: list[int] = []
         self.drained = 0
         for worker in range(workers):
             self.add_worker(worker)
@@ -141,6 +145,9 @@ class SchedulerDriver:
 
     def lose_worker(self, worker_id: int) -> list[Action]:
         return self.handle(WorkerLost(worker_id))
+
+    def dismiss_worker(self, worker_id: int) -> list[Action]:
+        return self.handle(WorkerDismissed(worker_id))
 
     def complete(self, batch_id: int) -> list[Action]:
         """The worker answers, and nothing else happens at this moment."""
@@ -240,6 +247,9 @@ class SchedulerDriver:
             case Restart(worker_id):
                 self._give_back_all(worker_id)
                 self.restarted.append(worker_id)
+            case Release(worker_id):
+                assert not self.running(worker_id), "a worker that holds something is ended"
+                self.released.append(worker_id)
             case Drained():
                 self.drained += 1
 

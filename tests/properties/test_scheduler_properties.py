@@ -74,6 +74,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         workers: int,
     ) -> None:
         self.fresh, self.last_in, self.judged = set(), {}, 0
+        self.dismissed: set[int] = set()
         self.in_order_of_arrival = not adaptive
         self.driver = SchedulerDriver(
             workers=workers,
@@ -133,6 +134,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.driver.add_worker(worker)
         self.judge()
 
+    @rule(worker=st.sampled_from(WORKERS))
+    def dismiss(self, worker: int) -> None:
+        held = any(batch.worker_id == worker for batch in self.in_flight())
+        released = len(self.driver.released)
+        self.driver.dismiss_worker(worker)
+        assert (len(self.driver.released) > released) == (not held)
+        self.dismissed.add(worker)
+        self.judge()
+
     @rule(batch_id=st.integers(-1, 60))
     def hear_of_a_batch_that_is_not_in_flight(self, batch_id: int) -> None:
         if batch_id not in self.driver.in_flight:
@@ -185,8 +195,11 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def judge(self) -> None:
         """Look at every batch that was dispatched since the last time, and at who is alive."""
-        self.alive -= set(self.driver.restarted)
+        gone = {*self.driver.restarted, *self.driver.released}
+        self.alive -= gone
+        self.dismissed -= gone
         self.driver.restarted.clear()
+        self.driver.released.clear()
         batches = self.driver.dispatched[self.judged :]
         self.judged += len(batches)
         for batch in batches:
@@ -194,6 +207,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def judge_batch(self, batch: Batch) -> None:
         requests = batch.requests
+        assert batch.worker_id not in self.dismissed, "a worker that was dismissed gets more"
         assert requests, "an empty batch"
         assert len({request.key for request in requests}) == 1, "keys are mixed"
         assert batch.rows == sum(request.rows for request in requests)

@@ -40,6 +40,15 @@ class WorkerLost:
 
 
 @dataclass(slots=True, frozen=True)
+class WorkerDismissed:
+    """A worker is no longer wanted: it finishes what it holds and gets nothing more. Answered by
+    `Release`, at once or later, and also when it is lost first or did not live in the first place.
+    """
+
+    worker_id: int
+
+
+@dataclass(slots=True, frozen=True)
 class BatchCompleted:
     """A worker answered the batch. Like a submission it dispatches nothing by itself: the requests
     of those who were just answered shall ride in the next batch, not in the one after."""
@@ -78,6 +87,7 @@ Event = (
     | RequestCancelled
     | WorkerReady
     | WorkerLost
+    | WorkerDismissed
     | BatchCompleted
     | BatchFailed
     | TimeAdvanced
@@ -110,8 +120,15 @@ class Restart:
 
 
 @dataclass(slots=True, frozen=True)
+class Release:
+    """End this worker, which was dismissed and holds nothing any more, for good."""
+
+    worker_id: int
+
+
+@dataclass(slots=True, frozen=True)
 class Drained:
     """Nothing waits and nothing runs: the workers may be stopped. Said once."""
 
 
-Action = Dispatch | Reject | Restart | Drained
+Action = Dispatch | Reject | Restart | Release | Drained

@@ -30,6 +30,7 @@ class Worker:
     `expected_end_s`: when the running batch will probably complete; infinite when unknown.
     `stage_from_s`: from when on its successor may be staged though it could still grow.
     `hung_from_s`: when the running batch will count as a hang.
+    `dismissed`: whether it gets no more batches.
     """
 
     id: int
@@ -37,6 +38,7 @@ class Worker:
     expected_end_s: float = math.inf
     stage_from_s: float = math.inf
     hung_from_s: float = math.inf
+    dismissed: bool = False
 
     def free_s(self, now: float) -> float:
         """When everything it holds will probably be done; `now` when that is unknown or past."""
@@ -101,18 +103,33 @@ class Fleet:
         self.bear_with(worker, math.inf)
         return list(worker.batches)
 
+    def dismiss(self, worker_id: int) -> None:
+        """A worker gets no more batches."""
+        self._workers[worker_id].dismissed = True
+        self._idle.pop(worker_id, None)
+
+    def has_done_its_duty(self, worker_id: int) -> bool:
+        """Whether a worker was dismissed and holds nothing any more."""
+        worker = self._workers[worker_id]
+        return worker.dismissed and not worker.batches
+
+    def dismissed(self, worker_id: int) -> bool:
+        """Whether this worker gets no more batches."""
+        return self._workers[worker_id].dismissed
+
     def candidate(self, now: float) -> Worker | None:
         """The worker that should take the next batch: an idle one, else the one that will be free
         first; None when that one has no room to stage. Another one would begin later, and behind
         a long batch much later than who decides about deadlines is told."""
         if self._in_order and self._in_flight:
             busy = next(w for w in self._workers.values() if w.batches)
-            return busy if len(busy.batches) < STAGES else None
+            return busy if len(busy.batches) < STAGES and not busy.dismissed else None
         if self._idle:
             return next(iter(self._idle.values()))
-        if not self._workers:
+        staying = self._staying()
+        if not staying:
             return None
-        first = min(self._workers.values(), key=lambda worker: worker.turn(now))
+        first = min(staying, key=lambda worker: worker.turn(now))
         return first if len(first.batches) < STAGES else None
 
     def running_with(self, worker: Worker | None = None) -> int:
@@ -122,7 +139,10 @@ class Fleet:
 
     def free_s(self, now: float) -> list[float]:
         """When each worker could begin a batch more, ascending; see `Opening`."""
-        return sorted([worker.free_s(now) for worker in self._workers.values()])
+        return sorted([worker.free_s(now) for worker in self._staying()])
+
+    def _staying(self) -> list[Worker]:
+        return [worker for worker in self._workers.values() if not worker.dismissed]
 
     def bear_with(self, worker: Worker, until_s: float) -> None:
         """Let the running batch of this worker count as a hang from then on, not before."""
@@ -158,7 +178,8 @@ class Fleet:
         if not worker.batches:
             worker.expected_end_s = worker.stage_from_s = math.inf
             self.bear_with(worker, math.inf)
-            self._idle[worker.id] = worker
+            if not worker.dismissed:
+                self._idle[worker.id] = worker
         return now - batch.started_s
 
     def running(self, worker_id: int) -> Batch | None:
@@ -181,7 +202,8 @@ class Fleet:
         assert self._in_flight == len(self.batches()), "batches in flight are miscounted"
         for worker in self._workers.values():
             assert len(worker.batches) <= STAGES, "a worker holds too many batches"
-            assert (worker.id in self._idle) == (not worker.batches), "idle workers are misfiled"
+            idle = not worker.batches and not worker.dismissed
+            assert (worker.id in self._idle) == idle, "idle workers are misfiled"
         hangs_s = [worker.hung_from_s for worker in self._workers.values()]
         assert self.next_hang_s == min(hangs_s, default=math.inf), "the next hang is misdated"
         busy = [worker for worker in self._workers.values() if worker.batches]

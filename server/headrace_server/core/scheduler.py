@@ -28,11 +28,13 @@ from headrace_server.core.events import (
     DrainStarted,
     Event,
     Reject,
+    Release,
     RequestCancelled,
     RequestSubmitted,
     Restart,
     ServiceAbandoned,
     TimeAdvanced,
+    WorkerDismissed,
     WorkerLost,
     WorkerReady,
 )
@@ -77,6 +79,7 @@ class Scheduler:
             RequestCancelled: self._on_request_cancelled,
             WorkerReady: self._on_worker_ready,
             WorkerLost: self._on_worker_lost,
+            WorkerDismissed: self._on_worker_dismissed,
             BatchCompleted: self._on_batch_completed,
             BatchFailed: self._on_batch_failed,
             TimeAdvanced: self._on_time_advanced,
@@ -180,13 +183,31 @@ class Scheduler:
             return []
         return self._lose(event.worker_id, now) + self._decide(now)
 
+    def _on_worker_dismissed(self, event: WorkerDismissed, now: float) -> list[Action]:
+        if event.worker_id not in self._fleet:
+            return [Release(event.worker_id)]
+        self._fleet.dismiss(event.worker_id)
+        # Who rode alone in order, or waited for this worker, may now go elsewhere.
+        return self._let_go(event.worker_id, now) + self._decide(now)
+
+    def _let_go(self, worker_id: int, now: float) -> list[Action]:
+        """Release a worker that was dismissed, if it holds nothing any more."""
+        if not self._fleet.has_done_its_duty(worker_id):
+            return []
+        self._remove(worker_id, now)
+        return [Release(worker_id)]
+
+    def _remove(self, worker_id: int, now: float) -> list[Batch]:
+        held = self._fleet.remove(worker_id)
+        if self._fleet.empty:
+            self._outage.last_worker_lost(now)
+        return held
+
     def _lose(self, worker_id: int, now: float) -> list[Action]:
         """Take back what a worker held: what it ran is tried alone, what it did not begin is as
         good as new."""
-        actions: list[Action] = []
-        lost = self._fleet.remove(worker_id)
-        if self._fleet.empty:
-            self._outage.last_worker_lost(now)
+        actions: list[Action] = [Release(worker_id)] if self._fleet.dismissed(worker_id) else []
+        lost = self._remove(worker_id, now)
         for batch in lost:
             del self._batches[batch.id]
         for batch in lost:
@@ -212,8 +233,7 @@ class Scheduler:
         self._outage.answered()
         for request in batch.requests:
             del self._live[request.id]
-        self._begin_staged(batch.worker_id, now)
-        return self._decide_soon(now)
+        return self._begin_staged(batch.worker_id, now) + self._decide_soon(now)
 
     def _on_batch_failed(self, event: BatchFailed, now: float) -> list[Action]:
         batch = self._batches.pop(event.batch_id, None)
@@ -229,8 +249,7 @@ class Scheduler:
                 self._try_alone(request)
             else:
                 actions.append(self._reject(request, Reason.MODEL_FAILED))
-        self._begin_staged(batch.worker_id, now)
-        return actions + self._decide_soon(now)
+        return actions + self._begin_staged(batch.worker_id, now) + self._decide_soon(now)
 
     def _on_time_advanced(self, event: TimeAdvanced, now: float) -> list[Action]:
         actions: list[Action] = []
@@ -342,13 +361,16 @@ class Scheduler:
         self._fleet.assign(batch, expected_s, opening.now, patience_s)
         return Dispatch(batch)
 
-    def _begin_staged(self, worker_id: int, now: float) -> None:
+    def _begin_staged(self, worker_id: int, now: float) -> list[Action]:
+        """A worker answered: it goes on with the batch staged on it, if any, or may leave."""
         staged = self._fleet.running(worker_id)
-        if staged is not None:
-            staged.running = self._fleet.running_with()
-            expected_s, upper_s = self._policy.durations_s(staged)
-            patience_s = self._watchdog.patience_s(staged, upper_s)
-            self._fleet.begin_next(worker_id, expected_s, now, patience_s)
+        if staged is None:
+            return self._let_go(worker_id, now)
+        staged.running = self._fleet.running_with()
+        expected_s, upper_s = self._policy.durations_s(staged)
+        patience_s = self._watchdog.patience_s(staged, upper_s)
+        self._fleet.begin_next(worker_id, expected_s, now, patience_s)
+        return []
 
     def _reject(self, request: Request, reason: Reason) -> Reject:
         del self._live[request.id]

@@ -29,6 +29,7 @@ from headrace_server.workers.executor import (
     RequestTensors,
     WorkerState,
 )
+from headrace_server.workers.placement import InstanceGroup
 
 log = logging.getLogger("headrace.engine")
 
@@ -174,6 +175,22 @@ class Deployment:
             await self._executor.stop()
             raise ModelLoadError(self._preparation.reason)
 
+    async def resize(self, groups: Sequence[InstanceGroup]) -> bool:
+        """Have the workers that these groups ask for: start what is missing, then let those that
+        are too many finish what they hold, and end them.
+
+        Returns False, with nothing done, where that needs another load.
+
+        Raises:
+            ModelLoadError: a worker could not be started; everything is as it was.
+        """
+        surplus = await self._executor.resize(groups)
+        if surplus is None:
+            return False
+        for worker_id in surplus:
+            self._requests.dismiss(worker_id)
+        return True
+
     async def drain(self, timeout_s: float | None) -> bool:
         """Refuse new requests and wait until the admitted ones are answered.
 
@@ -309,7 +326,10 @@ class Deployment:
             self._why_lost = detail
         if self.workers.get(worker_id) is state:
             return  # how it was lost became known a moment after the loss
-        self.workers[worker_id] = state
+        if state is WorkerState.STOPPED:
+            self.workers.pop(worker_id, None)
+        else:
+            self.workers[worker_id] = state
         self._observer.worker_state_changed(self, worker_id, state)
 
     def worker_ready(self, worker_id: int) -> None:

@@ -23,11 +23,13 @@ from headrace_server.core.events import (
     DrainStarted,
     Event,
     Reject,
+    Release,
     RequestCancelled,
     RequestSubmitted,
     Restart,
     ServiceAbandoned,
     TimeAdvanced,
+    WorkerDismissed,
     WorkerLost,
     WorkerReady,
 )
@@ -167,6 +169,10 @@ class Dispatcher:
         if self._timer is not None:
             self._timer.cancel()
 
+    def dismiss(self, worker_id: int) -> None:
+        """Let a worker finish what it holds, and end it."""
+        self._handle(WorkerDismissed(worker_id))
+
     # -- what the executor reports ----------------------------------------------------------
 
     def worker_ready(self, worker_id: int) -> None:
@@ -264,6 +270,8 @@ class Dispatcher:
                     self._reject(request, reason, now)
                 case Restart(worker_id):
                     self._restart(worker_id, now)
+                case Release(worker_id):
+                    self._executor.release(worker_id)
                 case Drained():
                     self._drained.set()
 

@@ -21,7 +21,8 @@ from headrace_server.engine.engine import Engine, IndexRow
 from headrace_server.models.errors import RepositoryError
 from headrace_server.models.repository import ModelEntry, ModelSource, model_names, read_model
 from headrace_server.models.stamps import Stamp, stamps_of
-from headrace_server.workers.placement import available_cores
+from headrace_server.workers.executor import ModelLoadError
+from headrace_server.workers.placement import available_cores, instance_groups
 
 ControlMode = Literal["none", "poll", "explicit"]
 
@@ -264,10 +265,8 @@ class ModelControl:
         kept: set[int] = set()
         for source in entry.versions:
             running = before.get(source.version)
-            if running is not None and self._origins[running].stamp == found.stamps[source.version]:
+            if running is not None and await self._stays(running, found, anew=anew):
                 kept.add(source.version)
-        if anew:
-            kept.clear()
         share = self._share([len(entry.versions)], besides=entry.name)
         new = [
             self._new(found, source, share)
@@ -276,6 +275,23 @@ class ModelControl:
         ]
         await self._load_beside(entry.name, new)
         self._engine.switch(entry.name, new, kept)
+
+    async def _stays(self, running: Deployment, found: Found, *, anew: bool) -> bool:
+        """Whether what runs need not be loaded again; it then has the workers it should have."""
+        was, now = self._origins[running].stamp, found.stamps[running.version]
+        if was == now:
+            return not anew
+        if not was.differs_in_instances_alone(now):
+            return False
+        try:
+            resized = await running.resize(instance_groups(found.entry.config))
+        except ModelLoadError as error:
+            raise self._failed(running.name, str(error), {}) from None
+        if resized:
+            self._origins[running] = _Origin(found.entry.config, now)
+            where = ", ".join(running.devices)
+            log.info("model '%s' version %d now runs on %s", running.name, running.version, where)
+        return resized
 
     async def _load_beside(self, model: str, new: Sequence[Deployment]) -> None:
         for deployment in new:

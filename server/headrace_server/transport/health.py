@@ -59,7 +59,7 @@ class HealthReporter(Observer):
         self, deployment: Deployment, worker_id: int, state: WorkerState
     ) -> None:
         """The first worker of a model came, or its last one went."""
-        if state in (WorkerState.READY, WorkerState.LOST):
+        if state in (WorkerState.READY, WorkerState.LOST, WorkerState.STOPPED):
             self.refresh()
 
     def _tell(self, service: str, serves: bool) -> None:

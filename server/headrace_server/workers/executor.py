@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from headrace_server.core.cost import Sample
 from headrace_server.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from headrace_server.workers.placement import InstanceGroup
 
 Parameter = bool | int | float | str
 
@@ -128,6 +131,22 @@ class Executor(Protocol):
     def restart(self, worker_id: int) -> None:
         """End a worker that hangs, at once and unasked, and start another in its place. Its loss
         is reported as any other, later; it answers nothing any more."""
+        ...
+
+    async def resize(self, groups: Sequence[InstanceGroup]) -> Sequence[int] | None:
+        """Start the workers that these groups ask for and there are not; returns once they are
+        ready, with the ids of those that are too many, which `release` is to end.
+
+        None, and nothing is done, where workers would have to be replaced by others: on another
+        device, or with another number of threads.
+
+        Raises:
+            ModelLoadError: one could not be started; everything is as it was.
+        """
+        ...
+
+    def release(self, worker_id: int) -> None:
+        """End a worker that holds nothing, for good; it is reported as STOPPED, and no more."""
         ...
 
     async def stop(self) -> None:

@@ -13,6 +13,7 @@ from headrace_server.workers.executor import (
     RequestTensors,
 )
 from headrace_server.workers.gathering import gather
+from headrace_server.workers.placement import InstanceGroup
 from headrace_server.workers.runner import BatchRunner
 
 
@@ -46,6 +47,14 @@ class InlineExecutor:
         """See `Executor.restart`. There is no other process to end: it only lets go of what it
         was given."""
         asyncio.get_running_loop().call_soon(self._restart, worker_id)
+
+    async def resize(self, groups: Sequence[InstanceGroup]) -> Sequence[int] | None:
+        """See `Executor.resize`. There is one worker, whatever is asked for."""
+        return ()
+
+    def release(self, worker_id: int) -> None:
+        """See `Executor.release`."""
+        raise AssertionError("no worker is ever too many")
 
     async def stop(self) -> None:
         """See `Executor.stop`."""

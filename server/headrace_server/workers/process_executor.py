@@ -65,10 +65,13 @@ class ProcessExecutor:
         self._load_timeout_s = load_timeout_s
         self._listener: ExecutorListener | None = None
         self._spec: ModelSpec | None = None
-        self._placements: tuple[Placement, ...] = ()
+        self._cuda_devices = 0
+        self._placements: dict[int, Placement] = {}
         self._serving: dict[int, WorkerProcess] = {}
-        self._processes: set[WorkerProcess] = set()
-        self._seats: list[asyncio.Task[None]] = []
+        self._processes: dict[WorkerProcess, int] = {}
+        self._seats: dict[int, asyncio.Task[None]] = {}
+        self._next_seat = 0
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def start(self, listener: ExecutorListener) -> None:
         """See `Executor.start`."""
@@ -77,13 +80,9 @@ class ProcessExecutor:
             first, loaded = await self._start_first()
             self._spec = loaded.spec
             listener.model_loaded(loaded.spec, loaded.sweep)
-            loop = asyncio.get_running_loop()
-            ready: list[asyncio.Future[None]] = [loop.create_future() for _ in self._placements]
-            self._seats = [
-                asyncio.create_task(self._keep(seat, ready[seat], first if seat == 0 else None))
-                for seat in range(len(self._placements))
-            ]
-            await asyncio.gather(*ready)
+            await asyncio.gather(
+                *[self._take(seat, None if seat else first) for seat in self._placements]
+            )
         except BaseException:
             await self.stop()
             raise
@@ -98,25 +97,77 @@ class ProcessExecutor:
         if process is not None:
             process.give_up()
 
+    async def resize(self, groups: Sequence[InstanceGroup]) -> Sequence[int] | None:
+        """See `Executor.resize`. Seats that stay are those taken first."""
+        missing = list(place(groups, cuda_devices=self._cuda_devices, cores=self._cores))
+        surplus = []
+        for seat, placement in self._placements.items():
+            if placement in missing:
+                missing.remove(placement)
+            else:
+                surplus.append(seat)
+        if missing and surplus:
+            return None
+        added = self._seats_for(missing)
+        try:
+            await asyncio.gather(*[self._take(seat, None) for seat in added])
+        except BaseException:
+            for seat in added:
+                self.release(seat)
+            raise
+        return surplus
+
+    def release(self, worker_id: int) -> None:
+        """See `Executor.release`."""
+        assert self._listener is not None
+        del self._placements[worker_id]
+        self._listener.worker_state_changed(worker_id, WorkerState.STOPPED, "")
+        ending = asyncio.create_task(self._end(worker_id))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+    async def _end(self, seat: int) -> None:
+        task = self._seats.pop(seat)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        processes = [process for process, of in self._processes.items() if of == seat]
+        await asyncio.gather(*(process.stop() for process in processes))
+        for process in processes:
+            del self._processes[process]
+
     async def stop(self) -> None:
         """See `Executor.stop`."""
-        for seat in self._seats:
+        seats = list(self._seats.values())
+        for seat in seats:
             seat.cancel()
-        await asyncio.gather(*self._seats, return_exceptions=True)
+        await asyncio.gather(*seats, *self._ending, return_exceptions=True)
         await asyncio.gather(*(process.stop() for process in tuple(self._processes)))
         self._processes.clear()
         self._seats.clear()
 
     def kill(self) -> None:
         """See `Executor.kill`."""
-        for seat in self._seats:
+        for seat in self._seats.values():
             seat.cancel()
         for process in self._processes:
             process.kill()
 
     def devices(self) -> Sequence[str]:
         """See `Executor.devices`."""
-        return [placement.device for placement in self._placements]
+        return [placement.device for placement in self._placements.values()]
+
+    def _seats_for(self, placements: Sequence[Placement]) -> Sequence[int]:
+        """New seats with these placements, not taken yet."""
+        seats = range(self._next_seat, self._next_seat + len(placements))
+        self._next_seat = seats.stop
+        self._placements.update(zip(seats, placements, strict=True))
+        return seats
+
+    def _take(self, seat: int, first: WorkerProcess | None) -> asyncio.Future[None]:
+        """Have a seat taken from now on; resolves once its worker is ready for the first time."""
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._seats[seat] = asyncio.create_task(self._keep(seat, ready, first))
+        return ready
 
     async def _start_first(self) -> tuple[WorkerProcess, Loaded]:
         for attempt in range(1, MAX_FIRST_STARTS + 1):
@@ -124,12 +175,15 @@ class ProcessExecutor:
             try:
                 async with self._in_time(process):
                     hello = await process.spawn()
-                    self._placements = place(
-                        self._groups, cuda_devices=hello.cuda_devices, cores=self._cores
+                    self._cuda_devices = hello.cuda_devices
+                    self._placements.clear()
+                    self._next_seat = 0
+                    self._seats_for(
+                        place(self._groups, cuda_devices=hello.cuda_devices, cores=self._cores)
                     )
                     return process, await self._load(process, 0, sweep=True)
             except WorkerDiedError as error:
-                self._processes.discard(process)
+                del self._processes[process]
                 if attempt == MAX_FIRST_STARTS:
                     raise _died_while_loading(str(error), attempt) from None
                 log.warning("worker 0 of model '%s' %s while loading", self._source.name, error)
@@ -177,7 +231,7 @@ class ProcessExecutor:
                 detail = f"could not be started: {error}"
             if process is not None:
                 await process.stop()
-                self._processes.discard(process)
+                self._processes.pop(process, None)
                 process = None
             losses = self._backoff.losses_after(losses, served_s)
             delay_s = self._backoff.delay_s(losses)
@@ -230,7 +284,8 @@ class ProcessExecutor:
         assert listener is not None
 
         def on_state(state: WorkerState) -> None:
-            listener.worker_state_changed(seat, state, "")
+            if not self._placements or seat in self._placements:  # it was not released meanwhile
+                listener.worker_state_changed(seat, state, "")
 
         def on_done(batch_id: int, outputs: Sequence[BatchOutput], timing: BatchTiming) -> None:
             listener.batch_completed(batch_id, outputs, timing)
@@ -240,7 +295,7 @@ class ProcessExecutor:
 
         name = f"{self._source.name}/{self._source.version}#{seat}"
         process = WorkerProcess(on_state, on_done, listener.batch_failed, on_log, name)
-        self._processes.add(process)
+        self._processes[process] = seat
         on_state(WorkerState.STARTING)
         return process
 

@@ -29,6 +29,7 @@ from headrace_server.workers.executor import (
     RequestTensors,
     WorkerState,
 )
+from headrace_server.workers.placement import InstanceGroup
 
 RELEASE = "1.2.3"
 DIGITS = {"model": "digits", "version": "7"}
@@ -51,6 +52,12 @@ class IdleExecutor:
 
     def kill(self) -> None:
         pass
+
+    async def resize(self, groups: Sequence[InstanceGroup]) -> None:
+        raise NotImplementedError
+
+    def release(self, worker_id: int) -> None:
+        raise NotImplementedError
 
     def devices(self) -> Sequence[str]:
         return []
