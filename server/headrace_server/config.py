@@ -9,6 +9,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Callable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -147,11 +148,25 @@ def load_config(
     ):
         if getattr(config, given_file) and not getattr(config, needed):
             raise ConfigurationError(f"'{flag_of(given_file)}' needs '{flag_of(needed)}' beside it")
+    exposed = not is_loopback(config.host)
+    if config.model_control_mode == "explicit" and exposed and not config.tokens:
+        raise ConfigurationError(
+            f"'--model-control-mode explicit' on {config.host}, which other machines reach, needs "
+            "'--tokens': with it tenants who are admins load and unload models, without it anybody"
+        )
     if config.load_model and config.model_control_mode != "explicit":
         raise ConfigurationError(
             "'--load-model' needs '--model-control-mode explicit': otherwise all models are loaded"
         )
     return config
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to `host`; False for names other than localhost."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def variable_of(field: str) -> str:

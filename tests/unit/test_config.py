@@ -214,3 +214,19 @@ def test_the_cache_is_the_users_own_unless_another_or_none_is_asked_for(
 def test_the_cache_directory_may_be_relative_or_in_the_users_home() -> None:
     assert load_config({"cache_dir": "here"}, {}).cache_path == Path.cwd() / "here"
     assert load_config({"cache_dir": "~/there"}, {}).cache_path == Path.home() / "there"
+
+
+def test_whoever_is_not_known_loads_no_models_from_other_machines() -> None:
+    explicit = {"model_control_mode": "explicit"}
+    assert load_config(explicit, {}).model_control_mode == "explicit"
+    known = load_config({**explicit, "host": "0.0.0.0", "tokens": "tokens.toml"}, {})
+    assert known.tokens
+    with pytest.raises(ConfigurationError, match=r"on 0\.0\.0\.0, which other machines reach"):
+        load_config({**explicit, "host": "0.0.0.0"}, {})
+
+
+def test_models_are_named_for_the_start_only_where_not_all_are_loaded() -> None:
+    config = load_config({"model_control_mode": "explicit", "load_model": "a, b"}, {})
+    assert config.load_models == {"a", "b"}
+    with pytest.raises(ConfigurationError, match="'--load-model' needs '--model-control-mode"):
+        load_config({"load_model": "a"}, {})

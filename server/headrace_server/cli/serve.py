@@ -9,7 +9,6 @@ import signal
 from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.metadata import version as release_of
-from ipaddress import ip_address
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +17,7 @@ from headrace_server.app import Addresses, Server
 from headrace_server.cli.errors import USAGE, CommandError
 from headrace_server.cli.loading_view import LoadingView
 from headrace_server.cli.summary import print_summary
-from headrace_server.config import ConfigurationError, ServerConfig, load_config
+from headrace_server.config import ConfigurationError, ServerConfig, is_loopback, load_config
 from headrace_server.models.errors import RepositoryError
 from headrace_server.telemetry import logs
 from headrace_server.telemetry.exposition import MetricsPortError
@@ -120,11 +119,3 @@ def exposed_without(config: ServerConfig) -> str:
     if not (config.tokens or config.tls_client_ca):
         lacking.append("authentication")
     return " or ".join(lacking)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to `host`; False for names other than localhost."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

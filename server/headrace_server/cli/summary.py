@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace_server.app import Addresses
-from headrace_server.cli.commands import DEFAULT_ADDRESS
+from headrace_server.cli.options import DEFAULT_ADDRESS
 from headrace_server.cli.output import counted, state_text, table, tensors_text
 from headrace_server.engine.deployment import Deployment
 from headrace_server.engine.engine import Engine

@@ -9,9 +9,8 @@ import typer
 
 from headrace_server.cli import commands
 from headrace_server.cli.errors import CommandError, require_server_extra
-from headrace_server.cli.serve import is_loopback
 from headrace_server.cli.summary import sample_command
-from headrace_server.config import ServerConfig, flag_of, variable_of
+from headrace_server.config import ServerConfig, flag_of, is_loopback, variable_of
 from headrace_server.models.spec import ModelSpec, TensorSpec
 
 TEXT = TensorSpec("text", "BYTES", [1])
