@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 from collections import deque
@@ -79,7 +80,8 @@ class PuppetExecutor:
 
     A batch is answered with its first input, unless the test gives other outputs. The memory of
     the answer is wiped as soon as the listener has been told, as a worker would reuse its slab.
-    Once started, `held` lists the batches of each living worker, the running one first.
+    Once started, `held` lists the batches of each living worker, the running one first. Loading
+    waits for the `gate`. Workers that are `fixed` cannot be resized.
     """
 
     def __init__(
@@ -89,7 +91,10 @@ class PuppetExecutor:
         workers: int = 1,
         load_error: str = "",
         sweep: Sequence[Sample] = (),
+        gate: asyncio.Event | None = None,
     ) -> None:
+        self.load_error = load_error
+        self.fixed = False
         self.held: dict[int, deque[int]] = {}
         self.batches: dict[int, Sequence[RequestTensors]] = {}
         self.restarted: list[int] = []
@@ -98,7 +103,7 @@ class PuppetExecutor:
         self.killed = 0
         self._spec = spec
         self._workers = workers
-        self._load_error = load_error
+        self._gate = gate
         self._sweep = sweep
         self._listener: ExecutorListener | None = None
 
@@ -106,8 +111,10 @@ class PuppetExecutor:
 
     async def start(self, listener: ExecutorListener) -> None:
         self._listener = listener
-        if self._load_error:
-            raise ModelLoadError(self._load_error)
+        if self._gate is not None:
+            await self._gate.wait()
+        if self.load_error:
+            raise ModelLoadError(self.load_error)
         listener.model_loaded(self._spec, self._sweep)
         for worker_id in range(self._workers):
             self.restore(worker_id)
@@ -121,6 +128,10 @@ class PuppetExecutor:
         self.restarted.append(worker_id)
 
     async def resize(self, groups: Sequence[InstanceGroup]) -> Sequence[int] | None:
+        if self.load_error:
+            raise ModelLoadError(self.load_error)
+        if self.fixed:
+            return None
         wanted = sum(group.count for group in groups)
         surplus = range(wanted, self._workers)
         for worker_id in range(self._workers, wanted):

@@ -9,8 +9,9 @@ A scenario is a story in lines; `#` begins a comment.
 
 Events: `ready WORKER`, `lost WORKER`, `dismiss WORKER`, `cancel ID`, `complete BATCH`,
 `fail BATCH`, `drain`, `abandon`, `wait` and `submit ID`, the last with any of `rows= key= bytes=
-deadline= delay=yes priority= length=`. The scheduler is woken after the last event of a moment, and whenever it asks to
-be between two moments. Options `timed=` and `load=`: what a full batch and loading took (seconds).
+deadline= delay=yes priority= length=`. The scheduler is woken after the last event of a moment, and
+whenever it asks to be between two moments. Options `timed=` and `load=`: what a full batch and
+loading took (seconds).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def alive(pid: int) -> bool:
 
 
 def descriptors_of(pid: int) -> Counter[str]:
-    """What the open descriptors of a process are of: sockets, pipes, slabs and so on, by kind."""
+    """What the open descriptors of a process are of: sockets, pipes, files and so on, by kind."""
     kinds: Counter[str] = Counter()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -33,3 +33,9 @@ def descriptors_of(pid: int) -> Counter[str]:
             continue  # closed meanwhile
         kinds[target.split(":[")[0]] += 1
     return kinds
+
+
+def slabs_of(pid: int) -> int:
+    """How many pieces of shared memory a process has mapped for what workers read and write."""
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return sum("headrace-slab" in line for line in maps)

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from headrace import RetryPolicy
 from headrace.aio import AsyncClient
+from headrace.errors import InvalidRequest, NotFound, Unavailable
 from headrace_server.testing import ServerProcess
-from worker_processes import alive, descriptors_of, workers_of
+from reading_metrics import metric
+from worker_processes import alive, descriptors_of, slabs_of, workers_of
 from written_models import write_version
 
 pytestmark = pytest.mark.e2e
 
+EXPLICIT = ("--model-control-mode", "explicit")
+POLL = ("--model-control-mode", "poll", "--repository-poll", "0.3")
+ONCE = RetryPolicy(max_attempts=1)
+READY = 'headrace_workers{model="tagged",state="ready",version="1"}'
 CALLERS = 16
 SECONDS = 120.0
 
@@ -38,6 +47,24 @@ TAGGED = """
 
 def write_tagged(repository: Path, version: int, tag: int) -> None:
     write_version(repository, "tagged", version, TAGGED.replace("TAG", str(tag)))
+
+
+def write_config(repository: Path, text: str) -> None:
+    (repository / "tagged" / "config.pbtxt").write_text(text)
+
+
+def metrics_text(server: ServerProcess) -> str:
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as response:
+        return str(response.read().decode())
+
+
+async def connection_of(client: AsyncClient) -> None:
+    """Wait until there is one: on a busy machine connecting alone may take longer than gRPC waits,
+    and these callers try nothing again."""
+    while True:
+        with suppress(Unavailable):
+            await client.server_live()
+            return
 
 
 class Load:
@@ -76,13 +103,12 @@ class Load:
     async def on(cls, server: ServerProcess) -> AsyncIterator[Load]:
         """Callers that call until the block ends, and fail the test with whatever they are told
         that is no right answer: nothing is tried again."""
-        from headrace import RetryPolicy
-
         async with (
             asyncio.timeout(SECONDS),
-            AsyncClient(server.grpc_address, retry=RetryPolicy(max_attempts=1)) as client,
+            AsyncClient(server.grpc_address, retry=ONCE) as client,
             asyncio.TaskGroup() as callers,
         ):
+            await connection_of(client)
             load = cls(client)
             for value in range(CALLERS):
                 callers.create_task(load.call(value))
@@ -102,7 +128,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @pytest.fixture
 def explicit(tmp_path: Path) -> ServerProcess:
     write_tagged(tmp_path, 1, 0)
-    return ServerProcess(tmp_path, "--model-control-mode", "explicit", "--load-model", "*")
+    return ServerProcess(tmp_path, *EXPLICIT, "--load-model", "*")
 
 
 async def test_ten_reloads_under_load_lose_no_request_and_leave_nothing_behind(
@@ -110,7 +136,8 @@ async def test_ten_reloads_under_load_lose_no_request_and_leave_nothing_behind(
 ) -> None:
     with explicit as server:
         async with Load.on(server) as load, AsyncClient(server.grpc_address) as client:
-            workers, before = workers_of(server.pid), descriptors_of(server.pid)
+            workers = workers_of(server.pid)
+            before = descriptors_of(server.pid), slabs_of(server.pid)
             for tag in range(1, 11):
                 write_tagged(tmp_path, 1, tag)
                 await client.load_model("tagged", timeout=60.0)
@@ -120,5 +147,116 @@ async def test_ten_reloads_under_load_lose_no_request_and_leave_nothing_behind(
             await until(lambda: len(workers_of(server.pid)) == len(workers))
             assert not {*workers} & {*workers_of(server.pid)}
             assert not any(alive(pid) for pid in workers)
-            await until(lambda: descriptors_of(server.pid) == before)
+            await until(lambda: (descriptors_of(server.pid), slabs_of(server.pid)) == before)
     assert server.stop() == 0
+
+
+async def test_the_number_of_workers_changes_in_place_under_load(
+    explicit: ServerProcess, tmp_path: Path
+) -> None:
+    with explicit as server:
+        async with Load.on(server) as load, AsyncClient(server.grpc_address) as client:
+            (first,) = workers_of(server.pid)
+            for count in (3, 1):
+                write_config(tmp_path, f"instance_group {{ kind: KIND_CPU count: {count} }}")
+                await client.load_model("tagged", timeout=60.0)
+                await load.more(2 * CALLERS)
+                await until(lambda count=count: len(workers_of(server.pid)) == count)
+                assert first in workers_of(server.pid), "it was loaded again"
+                assert metric(server, READY) == count
+                config = await client.model_config("tagged")
+                assert config.instance_group[0].count == count
+            (statistics,) = await client.statistics("tagged")
+            assert statistics.success.count >= load.answered, "it does not count anew"
+
+
+async def test_a_load_that_fails_leaves_the_old_one_serving(
+    explicit: ServerProcess, tmp_path: Path
+) -> None:
+    with explicit as server:
+        async with Load.on(server) as load, AsyncClient(server.grpc_address) as client:
+            workers = workers_of(server.pid)
+            write_version(tmp_path, "tagged", 1, "raise ValueError('not today')")
+            with pytest.raises(InvalidRequest, match=r"load failed for model 'tagged'.*not today"):
+                await client.load_model("tagged", timeout=60.0)
+            write_config(tmp_path, "max_batch_sise: 3")
+            with pytest.raises(InvalidRequest, match="unknown field 'max_batch_sise'"):
+                await client.load_model("tagged", timeout=60.0)
+            with pytest.raises(NotFound, match="failed to load 'nobody', failed to poll"):
+                await client.load_model("nobody")
+            assert [row.state for row in await client.index()] == ["READY"]
+            assert await client.server_ready()
+            await load.more(CALLERS)
+            assert load.tags == {0}
+            assert workers_of(server.pid) == workers
+
+
+async def test_an_unloaded_model_answers_what_it_admitted_and_gives_all_back(
+    explicit: ServerProcess,
+) -> None:
+    with explicit as server:
+        async with AsyncClient(server.grpc_address, retry=ONCE) as client:
+            await connection_of(client)
+            before = descriptors_of(server.pid)
+            load = Load(client)
+            callers = [asyncio.create_task(load.call(value)) for value in range(CALLERS)]
+            await load.more(CALLERS)
+            assert slabs_of(server.pid)
+            await client.unload_model("tagged")
+            told = await asyncio.gather(*callers, return_exceptions=True)
+            assert all("'tagged' has no available versions" in str(error) for error in told)
+            assert all(isinstance(error, Unavailable) for error in told), "an admitted one was lost"
+            await until(lambda: not workers_of(server.pid))
+            (row,) = await client.index()
+            assert (row.version, row.state, row.reason) == ("1", "UNAVAILABLE", "unloaded")
+            assert not await client.model_ready("tagged")
+            assert await client.server_ready(), "nobody wants that model any more"
+            assert slabs_of(server.pid) == 0
+            assert descriptors_of(server.pid)["socket"] < before["socket"]
+            assert READY not in metrics_text(server)
+            await client.unload_model("tagged")
+            await client.load_model("tagged", config={"max_batch_size": 4}, timeout=60.0)
+            assert (await client.model_config("tagged")).max_batch_size == 4
+            assert (await client.infer("tagged", {"x": [[3]]}))["y"] == 300
+
+
+async def test_a_model_that_nobody_asked_for_is_not_loaded(
+    tmp_path: Path, explicit: ServerProcess
+) -> None:
+    write_version(tmp_path, "other", 1, TAGGED.replace("TAG", "5"))
+    with ServerProcess(tmp_path, *EXPLICIT, "--load-model", "other") as server:
+        async with AsyncClient(server.grpc_address, retry=ONCE) as client:
+            rows = [(row.name, row.version, row.state) for row in await client.index()]
+            assert rows == [("other", "1", "READY"), ("tagged", "", "")]
+            with pytest.raises(NotFound, match="unknown model: 'tagged' is not found"):
+                await client.infer("tagged", {"x": np.array([[1]])})
+            assert await client.server_ready()
+            assert len(workers_of(server.pid)) == 1
+
+
+async def test_a_version_dropped_in_is_served_by_itself(tmp_path: Path) -> None:
+    write_tagged(tmp_path, 1, 1)
+    with ServerProcess(
+        tmp_path, "--model-control-mode", "poll", "--repository-poll", "0.3"
+    ) as server:
+        async with Load.on(server) as load, AsyncClient(server.grpc_address) as client:
+            (first,) = workers_of(server.pid)
+            write_tagged(tmp_path, 2, 2)
+            await load.answers_of(2)
+            await until(lambda: not alive(first))
+            assert [(row.version, row.state) for row in await client.index()] == [
+                ("1", "UNAVAILABLE"),
+                ("2", "READY"),
+            ]
+            (second,) = workers_of(server.pid)
+            write_config(tmp_path, "version_policy { all {} }")
+            await until(lambda: len(workers_of(server.pid)) == 2 and not alive(second))
+            async with asyncio.timeout(SECONDS):
+                while not await client.model_ready("tagged", "1"):
+                    await asyncio.sleep(0.05)
+            await load.answers_of(2)
+            with pytest.raises(Unavailable, match="explicit model load / unload is not allowed"):
+                await client.load_model("tagged")
+        shutil.rmtree(tmp_path / "tagged")
+        await until(lambda: not workers_of(server.pid))
+        assert server.stop() == 0

@@ -73,7 +73,6 @@ class Deployment:
         self._make_rules = rules
         self._make_preparation = preparation
         self._preparation: Deployment | None = None
-        self._preparing = 0
         self._clock = clock
         self._observer = observer
         self._spec: ModelSpec | None = None
@@ -202,10 +201,9 @@ class Deployment:
         self._change(DeploymentState.UNLOADING)
         deadline_s = None if timeout_s is None else self._clock.now() + timeout_s
         if self._preparation is not None:
+            # What is being prepared was admitted too. It queues here by the time this returns: its
+            # task was woken by its answer, before the last answer ended the drain.
             await self._preparation.drain(timeout_s)
-            # What was being prepared was admitted too: it still has to queue here.
-            while self._preparing:  # noqa: ASYNC110 - for a turn or two of the loop
-                await asyncio.sleep(0)
             if deadline_s is not None:
                 timeout_s = max(0.0, deadline_s - self._clock.now())
         return await self._dispatcher.drain(timeout_s)
@@ -239,11 +237,7 @@ class Deployment:
             ServingError: refused or failed, with the reason.
         """
         if self._preparation is not None:
-            self._preparing += 1
-            try:
-                call = await self._prepare(self._preparation, call)
-            finally:
-                self._preparing -= 1
+            call = await self._prepare(self._preparation, call)
         request, future = self.submit(call)
         try:
             return await future

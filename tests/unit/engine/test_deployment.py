@@ -225,6 +225,32 @@ class TestPreparation:
         await stage.deployment.stop()
         await asyncio.gather(*answers, return_exceptions=True)
 
+    async def test_a_drain_waits_for_what_leaves_its_preparation(self) -> None:
+        spec = spec_of()
+        preparation = PuppetExecutor(spec)
+        stage = await serve(spec=replace(spec, prepared=spec.inputs), preparing=preparation)
+        answer = asyncio.create_task(stage.deployment.infer(call_of(b"aa")))
+        await one_turn()
+        stage.clock.advance()
+        preparation.complete(0)  # it is prepared, and does not queue yet
+        drain = asyncio.create_task(stage.deployment.drain(None))
+        async with asyncio.timeout(10):
+            while not stage.workers.batches:
+                await one_turn()
+                stage.clock.advance()
+        stage.workers.complete(0)
+        assert await drain
+        assert (await answer).outputs[0].data == b"aa"
+
+    async def test_what_its_preparation_refuses_counts_for_the_whole(self) -> None:
+        spec = spec_of()
+        preparation = PuppetExecutor(spec)
+        stage = await serve(spec=replace(spec, prepared=spec.inputs), preparing=preparation)
+        answer = asyncio.create_task(stage.deployment.infer(call_of(b"aa", remaining_s=0.0)))
+        await one_turn()
+        await reason_of(answer)
+        assert stage.statistics.of(stage.deployment).fail.count == 1
+
 
 class TestPriority:
     """Without fixed rules, on a worker that runs one row at a time and holds another one staged."""
