@@ -90,4 +90,6 @@ async def test_what_was_admitted_is_answered_after_the_delay(
         late = asyncio.create_task(call(99.0))
         assert await asyncio.gather(*early) == [float(value) for value in range(30)]
         assert await late in (99.0, None)
+        while alive(server.pid):
+            await asyncio.sleep(0.02)
     assert await asyncio.to_thread(server.stop) == 0

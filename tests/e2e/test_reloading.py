@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from command_line import headrace, refusal
 from headrace import RetryPolicy
 from headrace.aio import AsyncClient
 from headrace.errors import InvalidRequest, NotFound, Unavailable
@@ -68,17 +69,17 @@ async def connection_of(client: AsyncClient) -> None:
 
 
 class Load:
-    """Closed loops on one model that check every answer; what they were told stays in `tags`."""
+    """Closed loops on one model that check every answer, half of them over shared streams; what
+    they were told stays in `tags`."""
 
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
+    def __init__(self) -> None:
         self._over = asyncio.Event()
         self.answered = 0
         self.tags: set[int] = set()
 
-    async def call(self, value: int) -> None:
+    async def call(self, client: AsyncClient, value: int) -> None:
         while not self._over.is_set():
-            result = await self._client.infer("tagged", {"x": np.array([[value]])}, timeout=30.0)
+            result = await client.infer("tagged", {"x": np.array([[value]])}, timeout=30.0)
             asked, tag = divmod(int(result["y"][0, 0]), 100)
             assert asked == value
             self.tags.add(tag)
@@ -106,12 +107,14 @@ class Load:
         async with (
             asyncio.timeout(SECONDS),
             AsyncClient(server.grpc_address, retry=ONCE) as client,
+            AsyncClient(server.grpc_address, retry=ONCE, multiplex=True) as multiplexing,
             asyncio.TaskGroup() as callers,
         ):
             await connection_of(client)
-            load = cls(client)
+            await connection_of(multiplexing)
+            load = cls()
             for value in range(CALLERS):
-                callers.create_task(load.call(value))
+                callers.create_task(load.call(multiplexing if value % 2 else client, value))
             await load.more(CALLERS)
             try:
                 yield load
@@ -198,8 +201,8 @@ async def test_an_unloaded_model_answers_what_it_admitted_and_gives_all_back(
         async with AsyncClient(server.grpc_address, retry=ONCE) as client:
             await connection_of(client)
             before = descriptors_of(server.pid)
-            load = Load(client)
-            callers = [asyncio.create_task(load.call(value)) for value in range(CALLERS)]
+            load = Load()
+            callers = [asyncio.create_task(load.call(client, value)) for value in range(CALLERS)]
             await load.more(CALLERS)
             assert slabs_of(server.pid)
             await client.unload_model("tagged")
@@ -232,6 +235,16 @@ async def test_a_model_that_nobody_asked_for_is_not_loaded(
                 await client.infer("tagged", {"x": np.array([[1]])})
             assert await client.server_ready()
             assert len(workers_of(server.pid)) == 1
+            there = ("--address", server.grpc_address)
+            assert headrace("load", "tagged", *there).returncode == 0
+            assert await client.model_ready("tagged")
+            assert headrace("unload", "tagged", *there).returncode == 0
+            assert not await client.model_ready("tagged")
+            config = tmp_path / "config.json"
+            config.write_text('{"max_batch_sise": 3}')
+            told = refusal(1, "load", "tagged", "--config", str(config), *there)
+            assert "unknown field 'max_batch_sise'" in told
+            assert "cannot read" in refusal(2, "load", "tagged", "--config", "nowhere", *there)
 
 
 async def test_a_version_dropped_in_is_served_by_itself(tmp_path: Path) -> None:

@@ -7,9 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
-import torch
 
 from headrace.protocol import grpc_service_pb2_grpc as rpc
 from headrace_server.engine.clock import LoopClock
@@ -21,50 +19,13 @@ from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.engine.statistics import Statistics
 from headrace_server.models.batching import BatchingSettings
 from headrace_server.models.completion import complete_config
-from headrace_server.models.spec import ModelSpec, TensorSpec
 from headrace_server.telemetry.metrics import PrometheusMetrics
 from headrace_server.transport.explanation_service import ExplanationService
 from headrace_server.transport.grpc_server import GrpcServer
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
 from headrace_server.workers.inline_executor import InlineExecutor
-
-
-class Sums:
-    """Takes a, b (FP32 [2], b optional), tags (BYTES [-1]): adds, and repeats the tags."""
-
-    spec = ModelSpec(
-        name="sums",
-        version=3,
-        platform="python",
-        max_batch_size=8,
-        inputs=(
-            TensorSpec("a", "FP32", [2]),
-            TensorSpec("b", "FP32", [2], optional=True),
-            TensorSpec("tags", "BYTES", [-1]),
-        ),
-        outputs=(TensorSpec("sum", "FP32", [2]), TensorSpec("again", "BYTES", [-1])),
-    )
-
-    def run(self, inputs: Any, parameters: Any) -> dict[str, Any]:
-        if np.any(inputs["a"].numpy() < -1e6):
-            raise ValueError("a secret path: /etc/secret")
-        if np.any(inputs["a"].numpy() >= 1e7):
-            time.sleep(0.2)
-        b = inputs.get("b", torch.zeros(1))
-        again = inputs["tags"]
-        if parameters is not None:
-            again = np.array(
-                [
-                    [tag + repr(p).encode() for tag in row]
-                    for row, p in zip(again, parameters, strict=True)
-                ],
-                dtype=object,
-            )
-        return {"sum": inputs["a"] + b, "again": again}
-
-    def close(self) -> None:
-        pass
+from summing_model import Sums
 
 
 class Served:

@@ -23,7 +23,7 @@ class _Line:
     """One deployment on its way from added to ready or broken."""
 
     def __init__(self, deployment: Deployment) -> None:
-        self._deployment = deployment
+        self.deployment = deployment
         self._spinner = Spinner("dots", style="cyan")
         self._began_s = time.monotonic()
         self._ended_s: float | None = None
@@ -33,7 +33,7 @@ class _Line:
 
     def cells(self) -> tuple[RenderableType, ...]:
         """Mark, name, state of the workers, and seconds since loading began."""
-        deployment = self._deployment
+        deployment = self.deployment
         mark: RenderableType = self._spinner
         if deployment.state is DeploymentState.READY:
             mark = Text("✓", style="green")
@@ -81,6 +81,12 @@ class LoadingView(Observer):
         line = self._lines.get((deployment.name, deployment.version))
         if line is not None and deployment.state is not DeploymentState.LOADING:
             line.end()
+
+    def deployment_removed(self, deployment: Deployment) -> None:
+        """Its line goes, unless it is another one's by now."""
+        key = (deployment.name, deployment.version)
+        if key in self._lines and self._lines[key].deployment is deployment:
+            del self._lines[key]
 
     def __enter__(self) -> Self:
         self._live.start()

@@ -5,6 +5,7 @@ Front-safe: standard library and protobuf only.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -68,9 +69,15 @@ def config_from_json(text: str) -> ModelConfig:
     """A configuration as load requests bring it: JSON, with the field names of config.pbtxt or
     their camel-case forms. Raises ConfigError for anything that is not a `ModelConfig`."""
     try:
-        return json_format.Parse(text, ModelConfig())
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"model configuration: expected JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"model configuration: expected a JSON object, got {text[:40]!r}")
+    try:
+        return json_format.ParseDict(content, ModelConfig())
     except json_format.ParseError as error:
-        raise ConfigError(f"model configuration: {error}") from None
+        raise ConfigError(f"model configuration: {_explain(str(error))}") from None
 
 
 def locate_nowhere(path: str) -> str:

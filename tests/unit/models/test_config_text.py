@@ -6,7 +6,7 @@ import pytest
 
 from headrace_server.models.config_checks import check_config
 from headrace_server.models.config_lines import field_lines
-from headrace_server.models.config_text import ConfigText
+from headrace_server.models.config_text import ConfigText, config_from_json
 from headrace_server.models.errors import ConfigError
 
 GOOD = """\
@@ -179,3 +179,23 @@ def test_unreadable_text_is_a_configuration_error(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="expected UTF-8 text"):
         ConfigText.read(file)
+
+
+def test_a_configuration_may_come_as_json_in_either_spelling() -> None:
+    for text in ('{"max_batch_size": 4}', '{"maxBatchSize": 4}'):
+        assert config_from_json(text).max_batch_size == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("max_batch_size: 4", "model configuration: expected JSON"),
+        ('{"max_batch_sise": 4}', "unknown field 'max_batch_sise' in ModelConfig; write"),
+        ('{"max_batch_size": "many"}', "model configuration: .*max_batch_size"),
+        ("[]", "expected a JSON object"),
+        ("[" * 100_000, "expected JSON"),
+    ],
+)
+def test_json_that_is_no_configuration_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        config_from_json(text)
