@@ -201,6 +201,8 @@ class Engine:
         for deployment in (*self._coming, *self.deployments()):
             state, reason = deployment.shown
             model, version = deployment.name, str(deployment.version)
+            if deployment.state is DeploymentState.UNAVAILABLE and (model, version) in rows:
+                continue  # it was tried again since, and the row says what came of that
             rows[model, version] = IndexRow(model, version, state.value, reason)
         return sorted(rows.values(), key=lambda row: (row.model, len(row.version), row.version))
 

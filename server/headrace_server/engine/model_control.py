@@ -132,7 +132,13 @@ class ModelControl:
             deployments += [self._new(model, source, share) for source in entry.versions]
         for deployment in deployments:
             self._engine.add(deployment)
-        await asyncio.gather(*(self._load(deployment) for deployment in deployments))
+        await asyncio.gather(*(self._load_first(deployment) for deployment in deployments))
+
+    async def _load_first(self, deployment: Deployment) -> None:
+        await self._load(deployment)
+        if deployment.state is not DeploymentState.READY:
+            name, number, reason = deployment.name, deployment.version, deployment.reason
+            log.error("model '%s' version %d cannot be served: %s", name, number, reason)
 
     # -- on demand --------------------------------------------------------------------------
 
@@ -329,12 +335,11 @@ class ModelControl:
     async def _load(self, deployment: Deployment) -> None:
         async with self._loading:
             await deployment.load()
-        name, number = deployment.name, deployment.version
         if deployment.state is DeploymentState.READY:
-            devices = ", ".join(deployment.devices)
-            log.info("model '%s' version %d is ready on %s", name, number, devices)
-        else:
-            log.error("model '%s' version %d cannot be served: %s", name, number, deployment.reason)
+            where = ", ".join(deployment.devices)
+            log.info(
+                "model '%s' version %d is ready on %s", deployment.name, deployment.version, where
+            )
 
     def _share(self, versions: Iterable[int], besides: str = "") -> int:
         """Cores for each version: of those to come, and of those of other models."""

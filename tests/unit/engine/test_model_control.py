@@ -161,6 +161,21 @@ async def test_a_model_that_never_loaded_says_why(tmp_path: Path) -> None:
     assert not estate.engine.ready(), "there is a model, and it does not serve"
 
 
+async def test_the_index_says_what_came_of_the_last_load(tmp_path: Path) -> None:
+    estate = Estate(tmp_path)
+    estate.write()
+    estate.load_errors[1] = "no such layer"
+    await estate.start()
+    assert [row.reason for row in estate.engine.index()] == ["no such layer"]
+    estate.load_errors[1] = "another fault"
+    await refusal(estate.control.load("m"))
+    assert [row.reason for row in estate.engine.index()] == ["another fault"]
+    estate.load_errors.clear()
+    await estate.control.load("m")
+    assert estate.index() == [("1", "READY")]
+    assert estate.engine.ready()
+
+
 async def test_what_the_repository_does_not_hold_is_not_loaded(estate: Estate) -> None:
     (estate.repository / ".hidden" / "1").mkdir(parents=True)
     for name in ("nobody", "", ".", "..", ".hidden", "m/1", "../m"):
