@@ -30,7 +30,6 @@ class Worker:
     `expected_end_s`: when the running batch will probably complete; infinite when unknown.
     `stage_from_s`: from when on its successor may be staged though it could still grow.
     `hung_from_s`: when the running batch will count as a hang.
-    `dismissed`: whether it gets no more batches.
     """
 
     id: int
@@ -38,7 +37,6 @@ class Worker:
     expected_end_s: float = math.inf
     stage_from_s: float = math.inf
     hung_from_s: float = math.inf
-    dismissed: bool = False
 
     def free_s(self, now: float) -> float:
         """When everything it holds will probably be done; `now` when that is unknown or past."""
@@ -59,12 +57,13 @@ class Fleet:
     """Live workers by id. With `in_order`, all batches in flight are on one worker.
 
     A worker runs its batches in order, so with `in_order` answers come in the order of dispatch
-    (Triton's `preserve_ordering`).
+    (Triton's `preserve_ordering`). One that was dismissed takes no more batches.
     """
 
     def __init__(self, *, in_order: bool = False) -> None:
         self._in_order = in_order
         self._workers: dict[int, Worker] = {}
+        self._taking: dict[int, Worker] = {}
         self._idle: dict[int, Worker] = {}
         self._in_flight = 0
         self.next_hang_s = math.inf
@@ -93,11 +92,13 @@ class Fleet:
         """A worker starts to take batches."""
         if worker_id in self._workers:
             raise ValueError(f"worker {worker_id} is already in the fleet")
-        self._workers[worker_id] = self._idle[worker_id] = Worker(worker_id)
+        worker = Worker(worker_id)
+        self._workers[worker_id] = self._taking[worker_id] = self._idle[worker_id] = worker
 
     def remove(self, worker_id: int) -> list[Batch]:
         """A worker is gone; returns what it held, the running batch first."""
         worker = self._workers.pop(worker_id)
+        self._taking.pop(worker_id, None)
         self._idle.pop(worker_id, None)
         self._in_flight -= len(worker.batches)
         self.bear_with(worker, math.inf)
@@ -105,17 +106,16 @@ class Fleet:
 
     def dismiss(self, worker_id: int) -> None:
         """A worker gets no more batches."""
-        self._workers[worker_id].dismissed = True
+        self._taking.pop(worker_id, None)
         self._idle.pop(worker_id, None)
 
     def has_done_its_duty(self, worker_id: int) -> bool:
         """Whether a worker was dismissed and holds nothing any more."""
-        worker = self._workers[worker_id]
-        return worker.dismissed and not worker.batches
+        return self.dismissed(worker_id) and not self._workers[worker_id].batches
 
     def dismissed(self, worker_id: int) -> bool:
         """Whether this worker gets no more batches."""
-        return self._workers[worker_id].dismissed
+        return worker_id not in self._taking
 
     def candidate(self, now: float) -> Worker | None:
         """The worker that should take the next batch: an idle one, else the one that will be free
@@ -123,13 +123,12 @@ class Fleet:
         a long batch much later than who decides about deadlines is told."""
         if self._in_order and self._in_flight:
             busy = next(w for w in self._workers.values() if w.batches)
-            return busy if len(busy.batches) < STAGES and not busy.dismissed else None
+            return busy if len(busy.batches) < STAGES and busy.id in self._taking else None
         if self._idle:
             return next(iter(self._idle.values()))
-        staying = self._staying()
-        if not staying:
+        if not self._taking:
             return None
-        first = min(staying, key=lambda worker: worker.turn(now))
+        first = min(self._taking.values(), key=lambda worker: worker.turn(now))
         return first if len(first.batches) < STAGES else None
 
     def running_with(self, worker: Worker | None = None) -> int:
@@ -139,10 +138,7 @@ class Fleet:
 
     def free_s(self, now: float) -> list[float]:
         """When each worker could begin a batch more, ascending; see `Opening`."""
-        return sorted([worker.free_s(now) for worker in self._staying()])
-
-    def _staying(self) -> list[Worker]:
-        return [worker for worker in self._workers.values() if not worker.dismissed]
+        return sorted([worker.free_s(now) for worker in self._taking.values()])
 
     def bear_with(self, worker: Worker, until_s: float) -> None:
         """Let the running batch of this worker count as a hang from then on, not before."""
@@ -178,7 +174,7 @@ class Fleet:
         if not worker.batches:
             worker.expected_end_s = worker.stage_from_s = math.inf
             self.bear_with(worker, math.inf)
-            if not worker.dismissed:
+            if worker.id in self._taking:
                 self._idle[worker.id] = worker
         return now - batch.started_s
 
@@ -202,7 +198,7 @@ class Fleet:
         assert self._in_flight == len(self.batches()), "batches in flight are miscounted"
         for worker in self._workers.values():
             assert len(worker.batches) <= STAGES, "a worker holds too many batches"
-            idle = not worker.batches and not worker.dismissed
+            idle = not worker.batches and worker.id in self._taking
             assert (worker.id in self._idle) == idle, "idle workers are misfiled"
         hangs_s = [worker.hung_from_s for worker in self._workers.values()]
         assert self.next_hang_s == min(hangs_s, default=math.inf), "the next hang is misdated"

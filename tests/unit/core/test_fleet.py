@@ -161,3 +161,31 @@ def test_only_the_running_batch_can_be_answered() -> None:
     fleet.assign(staged, None, 0.0)
     with pytest.raises(ValueError, match="batch 1, which is not running"):
         fleet.finish(staged, 0.0)
+
+
+def test_a_dismissed_worker_takes_nothing_more() -> None:
+    fleet = fleet_of(0, 1)
+    first = batch(0, 0)
+    fleet.assign(first, 0.1, 0.0)
+    fleet.dismiss(0)
+    assert fleet.free_s(0.0) == [0.0]
+    assert candidate_id(fleet) == 1
+    fleet.assign(batch(1, 1), 9.0, 0.0)
+    assert candidate_id(fleet) == 1, "though the other one will be free sooner"
+    assert not fleet.has_done_its_duty(0)
+    fleet.finish(first, 0.1)
+    assert fleet.has_done_its_duty(0)
+    assert candidate_id(fleet) == 1
+    fleet.remove(0)
+    fleet.dismiss(1)
+    assert candidate_id(fleet) is None
+
+
+def test_in_order_nothing_overtakes_what_a_dismissed_worker_holds() -> None:
+    fleet = fleet_of(0, 1, in_order=True)
+    first = batch(0, 0)
+    fleet.assign(first, 0.1, 0.0)
+    fleet.dismiss(0)
+    assert candidate_id(fleet) is None
+    fleet.finish(first, 0.1)
+    assert candidate_id(fleet) == 1
