@@ -15,6 +15,7 @@ class Reason(Enum):
     UNKNOWN_VERSION = "unknown_version"
     MODEL_UNAVAILABLE = "model_unavailable"
 
+    MALFORMED_MESSAGE = "malformed_message"
     WRONG_INPUT_COUNT = "wrong_input_count"
     UNKNOWN_INPUT = "unknown_input"
     DUPLICATE_INPUT = "duplicate_input"

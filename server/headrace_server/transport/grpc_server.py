@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from headrace.protocol import (
     explanation_pb2,
@@ -21,6 +22,7 @@ from headrace_server.transport.certificates import Certificates
 from headrace_server.transport.explanation_service import ExplanationService
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
+from headrace_server.transport.registration import Registration
 
 OPTIONS: tuple[tuple[str, int], ...] = (
     # What we send is what a model answers; what we take is in `options_of`.
@@ -94,19 +96,20 @@ class GrpcServer:
         self._inference = inference
         self._tls = tls
         self._server = grpc.aio.server(interceptors=interceptors, options=options_of(limits))
-        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
-        explanation_pb2_grpc.add_ExplanationServiceServicer_to_server(explanation, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, self._server)
-        reflection.enable_server_reflection(
-            (
-                grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
-                explanation_pb2.DESCRIPTOR.services_by_name["ExplanationService"].full_name,
-                health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-                reflection.SERVICE_NAME,
-            ),
-            self._server,
-            pool=_described(),
+        # Generated code asks for a server, and uses of it what a `Registration` has.
+        methods: Any = Registration(self._server, inference.count_unreadable)
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, methods)
+        explanation_pb2_grpc.add_ExplanationServiceServicer_to_server(explanation, methods)
+        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, methods)
+        described = (
+            grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+            explanation_pb2.DESCRIPTOR.services_by_name["ExplanationService"].full_name,
+            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+            reflection.SERVICE_NAME,
         )
+        servicer = reflection.aio.ReflectionServicer(described, pool=_described())
+        add_reflection: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+        add_reflection(servicer, methods)
 
     async def start(self, host: str, port: int) -> int:
         """Listen; port 0 takes a free one. Returns the port.

@@ -22,6 +22,7 @@ from headrace_server.transport.failing import Context, answering, fail, refuse
 from headrace_server.transport.gate import Gate
 from headrace_server.transport.infer_stream import DEFAULT_LIMITS, InferStream, StreamLimits
 from headrace_server.transport.reading import RequestReader, wants_timing
+from headrace_server.transport.registration import Unreadable, takes_unreadable
 from headrace_server.transport.writing import ResponseWriter, add_timing, statistics_message
 
 EXTENSIONS = (
@@ -58,10 +59,13 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
 
     # -- inference --------------------------------------------------------------------------
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> Any:
+    @takes_unreadable
+    async def ModelInfer(self, request: pb.ModelInferRequest | Unreadable, context: Context) -> Any:
         """Run one request, in a batch with others."""
         # Written out rather than wrapped: one coroutine less on the path of every request.
         try:
+            if isinstance(request, Unreadable):
+                raise request.error()
             if self._gate is not None:
                 self._gate.admit(request)
             deployment = self._engine.find(request.model_name, request.model_version)
@@ -84,9 +88,8 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         raise AssertionError("unreachable")
 
     # grpc.aio also takes a coroutine that reads and writes by itself; the stub's types do not.
-    async def ModelStreamInfer(  # type: ignore[override]
-        self, requests: object, context: Context
-    ) -> None:
+    @takes_unreadable
+    async def ModelStreamInfer(self, requests: object, context: Context) -> None:
         """Run many requests, each on its own, and answer them over the same stream."""
         stream = InferStream(
             self._engine,
@@ -266,6 +269,10 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         spec = deployment.spec
         codec = self._codecs[deployment] = (RequestReader(spec), ResponseWriter(spec))
         return codec
+
+    def count_unreadable(self, error: ServingError) -> None:
+        """Count a message that was none."""
+        self._count_invalid("", "", error)
 
     def _count_invalid(self, model: str, version: str, error: ServingError) -> None:
         """Count what was refused before it became a request, without letting callers make up

@@ -36,6 +36,7 @@ from headrace_server.transport.deadlines import remaining_s
 from headrace_server.transport.failing import Context, refuse, unexpected
 from headrace_server.transport.gate import Gate
 from headrace_server.transport.reading import RequestReader, wants_timing
+from headrace_server.transport.registration import Unreadable
 from headrace_server.transport.status import STATUS, public_text, retry_after_s
 from headrace_server.transport.writing import ResponseWriter, add_timing
 
@@ -166,6 +167,8 @@ class InferStream:
             else:
                 self._malformed(f"expected at most {MAX_BUNDLE} messages, got {len(bundle)}")
                 await self._have_room()
+        if isinstance(message, Unreadable):
+            raise message.error()
 
     async def _have_room(self) -> None:
         limits = self._limits
@@ -323,7 +326,11 @@ class InferStream:
             self._work = None
         if self._ending:
             await refuse(self._context, ServingError(Reason.STOPPING))
-        self._reading.result()  # what broke it breaks the call
+        try:
+            self._reading.result()  # what broke it breaks the call
+        except ServingError as error:
+            self._count_invalid("", "", error)
+            await refuse(self._context, error)
 
     def _next(self) -> pb.ModelStreamInferResponse:
         """The answer whose turn it is, with those that are ready behind it if bundles are taken."""

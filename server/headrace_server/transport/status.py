@@ -47,6 +47,9 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
         Reason.MODEL_UNAVAILABLE: _unavailable(
             "Request for unknown model: '{model}' has no available versions: {why}", 1.0
         ),
+        Reason.MALFORMED_MESSAGE: _invalid(
+            "expected a serialised {expected}, got {got} other bytes"
+        ),
         Reason.WRONG_INPUT_COUNT: _invalid(
             "expected {expected} inputs but got {got} inputs for model '{model}'; it takes {names}"
         ),
