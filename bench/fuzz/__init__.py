@@ -1,0 +1,1 @@
+"""Requests that no client would send, by the hundred thousand, against the real server."""
