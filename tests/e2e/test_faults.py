@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime
@@ -20,7 +21,8 @@ from headrace.answers import InferResult
 from headrace.errors import InternalError, ServerError, Unavailable
 from headrace_server.core.watchdog import LEAST_S
 from headrace_server.testing import ServerProcess
-from worker_processes import workers_of
+from reading_metrics import metric
+from worker_processes import alive, workers_of
 from written_models import write_model
 
 pytestmark = pytest.mark.e2e
@@ -156,6 +158,27 @@ async def test_the_next_answer_comes_once_another_worker_has_loaded(
         assert await client.model_ready("faulty")
         (model,) = await client.index()
         assert (model.state, model.reason) == ("READY", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's doing, on Linux alone")
+@pytest.mark.parametrize("fault", ["hang", "spin"])
+async def test_a_worker_that_hangs_ends_with_a_server_that_is_killed(
+    start: Callable[..., ServerProcess], fault: str
+) -> None:
+    server = start()
+    async with AsyncClient(server.grpc_address) as client:
+        (pid,) = workers_of(server.pid)
+        waiting = asyncio.ensure_future(ask(client, 1.0, fault=fault))
+        while not metric(server, DISPATCHED):
+            await asyncio.sleep(0.02)
+        await asyncio.to_thread(server.kill)
+        async with asyncio.timeout(SECONDS):
+            while alive(pid):
+                await asyncio.sleep(0.02)
+        waiting.cancel()
+
+
+DISPATCHED = 'headrace_dispatches_total{model="faulty",reason="immediate",version="1"}'
 
 
 def logged_at(server: ServerProcess, text: str) -> float:

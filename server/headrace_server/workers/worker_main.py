@@ -2,13 +2,14 @@
 
 Started as `python -m headrace_server.workers.worker_main DESCRIPTOR NAME` (the name is for `ps`).
 Single-threaded: it reads a frame, does what it says and answers. It ends on `Stop`, when the
-front's end of the socket closes (so it never outlives the server), or when the model cannot be
-loaded.
+front's end of the socket closes, or when the model cannot be loaded. So that it never outlives the
+server, not even in the middle of a batch that hangs, the kernel ends it with its parent (on Linux).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -42,6 +43,7 @@ def main() -> int:
     # Service managers signal every process of a service; only the front decides when workers end.
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
+    _end_with_the_parent()
     # Models may print; standard output belongs to the server.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     with socket.socket(fileno=int(sys.argv[1])) as connection:
@@ -53,6 +55,15 @@ def main() -> int:
             return session.serve()
         except (BrokenPipeError, ConnectionResetError):
             return 0  # the server is gone
+
+
+def _end_with_the_parent() -> None:
+    if sys.platform == "linux":
+        # prctl(2). Of a parent that ended before this the socket tells, which no batch came over.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+_PR_SET_PDEATHSIG = 1
 
 
 class _Session:
