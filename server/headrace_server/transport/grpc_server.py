@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,6 +131,7 @@ class GrpcServer:
                 f"cannot listen for gRPC on {host}:{port}: the port is in use or the address is "
                 "not this machine's; choose another with --grpc-port or --host"
             )
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_nobody_vanished)
         await self._server.start()
         return bound
 
@@ -137,6 +139,12 @@ class GrpcServer:
         """Take no new calls, give the running ones `grace_s` seconds, and close."""
         self._inference.end_streams()
         await self._server.stop(grace_s)
+
+
+def _nobody_vanished(record: logging.LogRecord) -> bool:
+    """False for what gRPC logs, with a traceback, when a caller vanishes while it is answered: that
+    is no error, and callers could fill the disk with it."""
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
 
 
 def _described() -> DescriptorPool:
