@@ -1,7 +1,8 @@
 """A soak: load, and everything that goes wrong in production, for ten minutes; then the books.
 
     python -m bench.soak [--seconds 600] [--rate N] [--kill-every 5] [--reload-every 20]
-                         [--recoveries 5] [--seed 0] [--json docs/soak.json] [--document FILE]
+                         [--deadline 30] [--recoveries 5] [--seed 0] [--json docs/soak.json]
+                         [--document FILE]
 
 Three models on a real server get an open loop of requests at 70 % of what they can carry, which is
 measured first. Workers are killed, models reloaded, calls cancelled, and some requests are bad.
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--calibrate", type=float, default=10.0, help="seconds")
     parser.add_argument("--kill-every", type=float, default=5.0, help="seconds; 0: never")
     parser.add_argument("--reload-every", type=float, default=20.0, help="seconds; 0: never")
+    parser.add_argument("--deadline", type=float, default=30.0, help="seconds, of each request")
     parser.add_argument("--recoveries", type=int, default=5, help="rounds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write everything to this file")
@@ -82,10 +84,11 @@ def soak(options: argparse.Namespace) -> Soak:
         recoveries = recover(alone, first_of_each[0], options.recoveries, flags)
         say("killing a server under load")
         killed = kill_the_server(repository, first_of_each, flags)
+        mix = Mix(good, bad_calls(good), deadline_s=options.deadline)
         names = left_behind()
         server = ServerProcess(repository, *flags).start()
         try:
-            run = asyncio.run(disturb(server, Mix(good, bad_calls(good)), options))
+            run = asyncio.run(disturb(server, mix, options))
             status = server.stop()
         finally:
             server.kill()
