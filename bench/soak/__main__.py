@@ -79,7 +79,10 @@ def soak(options: argparse.Namespace) -> Soak:
         build(repository, SOAKED)
         build(alone, (NETWORK,))
         (alone / NETWORK.name / "config.pbtxt").unlink()  # which asks for two workers
-        flags = ("--cache-dir", str(Path(directory) / "cache"))
+        flags = (
+            *("--model-control-mode", "explicit", "--load-model", "*"),
+            *("--cache-dir", str(Path(directory) / "cache")),
+        )
         say("killing the only worker of a server")
         recoveries = recover(alone, first_of_each[0], options.recoveries, flags)
         say("killing a server under load")

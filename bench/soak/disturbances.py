@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from itertools import cycle
 from random import Random
 
-import grpc
-
 from bench.resources import Holdings, holdings, middle, workers
-from headrace import AsyncClient
-from headrace.protocol import grpc_service_pb2 as pb
-from headrace.protocol.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from bench.soak.traffic import ONCE
+from headrace import AsyncClient, ServerError
 
 RELOAD_TIMEOUT_S = 120.0
 SETTLE_S = 120.0
@@ -54,15 +51,13 @@ class Reloader:
 
     async def run(self, every_s: float) -> None:
         """Until cancelled."""
-        async with grpc.aio.insecure_channel(self._address) as channel:
-            stub = GRPCInferenceServiceStub(channel)
+        async with AsyncClient(self._address, retry=ONCE) as client:
             for model in cycle(self._models):
                 await asyncio.sleep(every_s)
-                request = pb.RepositoryModelLoadRequest(model_name=model)
                 try:
-                    await stub.RepositoryModelLoad(request, timeout=RELOAD_TIMEOUT_S)
-                except grpc.aio.AioRpcError as error:
-                    self.failures.append(f"{model}: {error.code().name}: {error.details()}")
+                    await client.load_model(model, timeout=RELOAD_TIMEOUT_S)
+                except ServerError as error:
+                    self.failures.append(f"reload of '{model}': {error}")
                 else:
                     self.reloaded[model] += 1
 
