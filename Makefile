@@ -6,7 +6,7 @@ REPOSITORY ?= repository
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve repository test check lint format types layers protos protos-check \
-	bench-text bench-resnet bench-sim bench-sim-validate bench-cost bench-stream bench-generator clean
+	soak fuzz bench-text bench-resnet bench-sim bench-sim-validate bench-cost bench-stream bench-generator clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,12 @@ bench-generator: install  ## What the generator of `headrace bench` can drive, a
 
 bench-stream: install  ## CPU per call of the SDK, unary beside multiplexed
 	$(BIN)/python -m bench.stream
+
+soak: install  ## Ten minutes of kills and reloads under load: docs/RELIABILITY.md
+	$(BIN)/python -m bench.soak --json docs/soak.json --document docs/RELIABILITY.md
+
+fuzz: install  ## 100,000 spoilt requests against the real server: docs/RELIABILITY.md
+	$(BIN)/python -m bench.fuzz --json docs/fuzz.json --document docs/RELIABILITY.md
 
 bench-sim: install  ## Policies under simulated load, against what nobody can beat: docs/simulation.md
 	$(BIN)/python -m bench.simulate --out docs
