@@ -63,6 +63,7 @@ class ProcessExecutor:
         self._cache = "" if cache is None else str(cache)
         self._backoff = backoff or Backoff()
         self._load_timeout_s = load_timeout_s
+        self._load_s = 0.0
         self._listener: ExecutorListener | None = None
         self._spec: ModelSpec | None = None
         self._cuda_devices = 0
@@ -233,7 +234,7 @@ class ProcessExecutor:
                 await process.stop()
                 self._processes.pop(process, None)
                 process = None
-            losses = self._backoff.losses_after(losses, served_s)
+            losses = self._backoff.losses_after(losses, served_s, self._load_s)
             delay_s = self._backoff.delay_s(losses)
             if not ready.done() and losses >= MAX_FIRST_STARTS:
                 ready.set_exception(_died_while_loading(detail, losses))
@@ -268,10 +269,13 @@ class ProcessExecutor:
 
     @asynccontextmanager
     async def _in_time(self, process: WorkerProcess) -> AsyncIterator[None]:
-        """Bounds what is awaited inside. Raises `ModelLoadError` when it takes too long."""
+        """Bounds and times what is awaited inside. Raises `ModelLoadError` if it takes too long."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         try:
             async with asyncio.timeout(self._load_timeout_s):
                 yield
+            self._load_s = loop.time() - began_s
         except TimeoutError:
             process.kill()
             raise ModelLoadError(

@@ -28,9 +28,28 @@ def test_delays_never_get_shorter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("losses", "ready_for_s", "counted"), [(0, 0.0, 1), (4, 29.9, 5), (4, 30.0, 1), (0, 99.0, 1)]
+    ("losses", "ready_for_s", "load_s", "counted"),
+    [
+        (0, 0.0, 3.0, 1),
+        (4, 0.0, 0.0, 5),
+        (4, 0.9, 0.1, 5),
+        (4, 1.0, 0.1, 1),
+        (4, 2.9, 3.0, 5),
+        (4, 3.0, 3.0, 1),
+        (4, 29.9, 600.0, 5),
+        (4, 30.0, 600.0, 1),
+    ],
 )
-def test_a_worker_that_was_well_for_long_enough_starts_from_one(
-    losses: int, ready_for_s: float, counted: int
+def test_a_worker_that_was_well_for_as_long_as_it_loads_starts_from_one(
+    losses: int, ready_for_s: float, load_s: float, counted: int
 ) -> None:
-    assert Backoff(healthy_s=30.0).losses_after(losses, ready_for_s) == counted
+    assert Backoff(healthy_s=30.0).losses_after(losses, ready_for_s, load_s) == counted
+
+
+def test_one_that_is_killed_from_outside_again_and_again_serves_most_of_the_time() -> None:
+    """Every 20 s, while it takes 3 s to load."""
+    backoff, losses, waited_s = Backoff(), 0, 0.0
+    for _ in range(100):
+        losses = backoff.losses_after(losses, 17.0, 3.0)
+        waited_s += backoff.delay_s(losses)
+    assert waited_s == 0.0
