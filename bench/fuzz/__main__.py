@@ -45,6 +45,9 @@ AT_ONCE = 12
 GROWTH = 1.10
 """Resident memory at the end, over that after a tenth of the requests."""
 
+READINGS = 20
+"""Of what the server holds, along the way."""
+
 ALARMS = ("Traceback", '"error"', '"critical"')
 """In a line of the log: nothing that a client sends is an error of the server."""
 
@@ -161,8 +164,9 @@ def fuzz(target: Trial, requests: int, seed: int, failure: Path) -> None:
     def attack(cases: list[Case]) -> None:
         if target.requests >= requests:
             raise Enough
-        if len(target.readings) * requests <= 20 * target.requests:
+        if len(target.readings) * requests <= READINGS * target.requests:
             target.read()
+            print(f"{target.requests:,} requests ...", file=sys.stderr, flush=True)
         try:
             target.fire(cases)
         except BrokenServerError as error:

@@ -13,7 +13,7 @@ import numpy as np
 from bench.checked_models import FUZZED, differences
 from bench.fuzz.cases import Case, Socket, Stream, Unary
 from bench.fuzz.judging import StreamJudge, judge_answer, judge_code, parsed
-from bench.fuzz.mutations import INFER, SERVICE
+from bench.fuzz.mutations import INFER, PREFIXES, SERVICE
 from headrace import AsyncClient, ServerError
 from headrace.errors import server_error
 from headrace.protocol import grpc_service_pb2 as pb
@@ -156,8 +156,9 @@ class Driver:
                 return
             writer.write_eof()
             said = await reader.read()
-            if CANARY_ID.encode() in said:
-                self._problem(case, "the answer of a canary on another connection")
+            for prefix in (CANARY_ID, *PREFIXES):
+                if prefix.encode() in said and prefix.encode() not in case.data:
+                    self._problem(case, f"an answer to another connection's {prefix!r}")
             self.ends["connection closed"] += 1
         except OSError:
             self.ends["connection reset"] += 1

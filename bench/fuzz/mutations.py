@@ -24,6 +24,11 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 SERVICE = "/inference.GRPCInferenceService/"
 INFER = f"{SERVICE}ModelInfer"
 
+PREFIXES = UNARY, STREAM, BUNDLED, OTHER, SOCKET = (
+    *("unary-", "stream-", "bundled-", "other-", "socket-"),
+)
+"""How the ids of requests begin, by the way that they go."""
+
 METHODS = (
     *(
         SERVICE + method.name
@@ -65,7 +70,7 @@ def infer_calls(draw: Draw) -> Unary:
     """A call of ModelInfer."""
     return Unary(
         INFER,
-        draw(body("unary-")),
+        draw(body(UNARY)),
         draw(METADATA),
         draw(TIMEOUTS),
         draw(st.sampled_from((*[None] * 8, 0.0, 0.001, 0.005))),
@@ -79,7 +84,7 @@ def other_calls(draw: Draw) -> Unary:
         st.one_of(
             st.binary(max_size=16),
             WORD.map(lambda word: pb.ModelMetadataRequest(name=word).SerializeToString()),
-            body("other-"),
+            body(OTHER),
         )
     )
     return Unary(draw(st.sampled_from(METHODS)), data, draw(METADATA), 0.3)
@@ -98,10 +103,10 @@ def streams(draw: Draw) -> Stream:
             cancelled.parameters[CANCEL_PARAMETER].string_param = target
             bodies.append(cancelled.SerializeToString())
         elif how == 1:
-            bundle = [draw(body("bundled-")) for _ in range(draw(st.integers(1, 3)))]
+            bundle = [draw(body(BUNDLED)) for _ in range(draw(st.integers(1, 3)))]
             bodies.append(bundle_of_requests(bundle * draw(st.sampled_from((1, 1, 1, 40)))))
         else:
-            bodies.append(draw(body("stream-")))
+            bodies.append(draw(body(STREAM)))
     flags: Metadata = tuple(
         (name, "true")
         for name in (UNORDERED_METADATA, BUNDLES_METADATA, "triton_grpc_error")
@@ -179,7 +184,7 @@ def sockets(draw: Draw) -> Socket:
         pieces = [PREFACE, frame(SETTINGS, 0, 0, b"")]
         for number in range(draw(st.integers(0, 3))):
             path = draw(st.sampled_from((INFER, *METHODS))).encode()
-            pieces += call_frames(path, draw(body("socket-"))[:16_000], 2 * number + 1)
+            pieces += call_frames(path, draw(body(SOCKET))[:16_000], 2 * number + 1)
         for _ in range(draw(st.integers(0, 4))):
             pieces.insert(draw(st.integers(1, len(pieces))), draw(frames()))
         if draw(st.booleans()):
