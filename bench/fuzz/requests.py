@@ -256,7 +256,8 @@ def _set(draw: Draw, parameter: pb.InferParameter) -> None:
 
 
 CHANGES = (
-    *(_model, _version, _id, _parameter, _parameter, _rename, _retype, _reshape, _reshape),
-    *(_refill, _refill, _count_raw, _type_contents, _type_contents, _misplace, _count_inputs),
-    *(_tensor_parameter, _ask, _ask),
+    *(_refill, _reshape, _type_contents, _ask, _parameter, _refill, _reshape, _type_contents, _ask),
+    *(_model, _version, _id, _rename, _retype, _count_raw, _misplace, _count_inputs),
+    *(_tensor_parameter, _parameter, _id),
 )
+"""Those first that leave most requests valid: Hypothesis favours what comes first."""
