@@ -1,8 +1,8 @@
 """A soak: load, and everything that goes wrong in production, for ten minutes; then the books.
 
     python -m bench.soak [--seconds 600] [--rate N] [--kill-every 5] [--reload-every 20]
-                         [--deadline 30] [--recoveries 5] [--seed 0] [--json docs/soak.json]
-                         [--document FILE]
+                         [--deadline 30] [--recoveries 5] [--seed 0] [--log FILE]
+                         [--json docs/soak.json] [--document FILE]
 
 Three models on a real server get an open loop of requests at 70 % of what they can carry, which is
 measured first. Workers are killed, models reloaded, calls cancelled, and some requests are bad.
@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--deadline", type=float, default=30.0, help="seconds, of each request")
     parser.add_argument("--recoveries", type=int, default=5, help="rounds")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, help="write the server's log to this file")
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--document", type=Path, help="put the targets into its section `soak`")
     options = parser.parse_args(arguments)
@@ -95,6 +96,8 @@ def soak(options: argparse.Namespace) -> Soak:
             status = server.stop()
         finally:
             server.kill()
+            if options.log:
+                options.log.write_text("".join(server.log))
         remains = what_is_left(sorted(run.books.pids), names)
     return Soak(options.seed, run, status, remains, killed, recoveries)
 
@@ -110,11 +113,10 @@ async def disturb(server: ServerProcess, mix: Mix, options: argparse.Namespace) 
             for multiplex in (False, True)
         ]
         traffic = Traffic(clients, mix, options.seed)
-        rate, capacity = options.rate, None
-        if rate is None:
-            say("measuring the capacity")
-            capacity = await traffic.capacity(options.calibrate)
-            rate = LOAD * capacity
+        say("measuring the capacity")
+        # Also where the rate is given: what is opened or mapped when first used, is.
+        capacity = await traffic.capacity(options.calibrate)
+        rate = LOAD * capacity if options.rate is None else options.rate
         traffic.tally = Tally()
         expected = len(workers(server.pid))
         before = holdings(server.pid)

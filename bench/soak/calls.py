@@ -1,12 +1,13 @@
-"""The calls of the soak, and what their ends are worth: right, refused, wrong, hung or lost. Pure.
+"""The calls of the soak, and what their ends are worth: right, refused, wrong, late or lost. Pure.
 
 A call that was not answered is judged by the reason that the server gave: a refusal for one of the
-reasons of `HONEST` is an answer too. Without any, the call hung or was lost.
+reasons of `HONEST` is an answer too. Without any the call was lost, or late if its own deadline
+ended it. Calls without a deadline show what hangs.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -27,7 +28,8 @@ HONEST = frozenset(
 )
 """Why a server may refuse a request that is valid."""
 
-MAX_EXAMPLES = 20
+MAX_EXAMPLES = 5
+"""Of each kind of end."""
 
 
 class End(Enum):
@@ -36,6 +38,7 @@ class End(Enum):
     RIGHT = "right"
     REFUSED = "refused"
     CANCELLED = "cancelled"
+    LATE = "late"
     WRONG = "wrong"
     HUNG = "hung"
     LOST = "lost"
@@ -113,7 +116,7 @@ def judge_error(call: Call, error: Exception) -> tuple[End, str]:
         return End.LOST, repr(error)
     if error.reason is None:
         late = error.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        return (End.HUNG if late else End.LOST), str(error)
+        return (End.LATE if late else End.LOST), str(error)
     if error.reason in HONEST:
         return End.REFUSED, error.reason
     if call.valid:
@@ -130,7 +133,7 @@ class Tally:
         self.valid: Counter[End] = Counter()
         self.bad: Counter[End] = Counter()
         self.refusals: Counter[str] = Counter()
-        self.examples: list[str] = []
+        self._examples: dict[End, list[str]] = defaultdict(list)
         self.latencies_s: list[float] = []
 
     def count(self, call: Call, end: End, detail: str) -> None:
@@ -138,13 +141,19 @@ class Tally:
         (self.valid if call.valid else self.bad)[end] += 1
         if end is End.REFUSED:
             self.refusals[f"{call.model}: {detail}"] += 1
-        elif detail and len(self.examples) < MAX_EXAMPLES:
+        elif detail and len(self._examples[end]) < MAX_EXAMPLES:
             kind = "valid" if call.valid else "bad"
-            self.examples.append(f"{end.value}: a {kind} request for '{call.model}': {detail}")
+            text = f"{end.value}: a {kind} request for '{call.model}': {detail}"
+            self._examples[end].append(text)
 
     def total(self, end: End) -> int:
         """Calls that ended like this, valid or not."""
         return self.valid[end] + self.bad[end]
+
+    @property
+    def examples(self) -> list[str]:
+        """The first calls of each kind that did not end well."""
+        return [text for texts in self._examples.values() for text in texts]
 
     @property
     def success(self) -> float:

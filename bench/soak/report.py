@@ -25,11 +25,11 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The disturbed part. `capacity` is None where it was not measured; `before` and `after` are
-    what the server held with nothing to do, `settled` whether everything was ready in the end."""
+    """The disturbed part. `before` and `after`: what the server held with nothing to do; `settled`:
+    whether everything was ready in the end."""
 
     seconds: float
-    capacity: float | None
+    capacity: float
     rate: float
     tally: Tally
     killer: Killer
@@ -77,6 +77,12 @@ class Soak:
                 )
             ),
             Target(
+                "calls whose deadline passed without a word",
+                "0",
+                str(tally.total(End.LATE)),
+                not tally.total(End.LATE),
+            ),
+            Target(
                 "valid requests that succeed",
                 f"at least {SUCCESS:.1%}",
                 f"{tally.success:.3%} of {sum(tally.valid.values()):,}",
@@ -89,7 +95,13 @@ class Soak:
                 run.settled,
                 grave=True,
             ),
-            _none("reloads that failed", len(run.reloader.failures)),
+            Target(
+                "reloads that failed",
+                "0",
+                f"{len(run.reloader.failures)} of "
+                f"{len(run.reloader.failures) + sum(run.reloader.reloaded.values())}",
+                not run.reloader.failures,
+            ),
             _growth("resident memory of the front", front),
             _growth("resident memory of the workers", workers),
             Target(
@@ -124,9 +136,7 @@ class Soak:
         """What was done, in a sentence or two."""
         run, tally = self.run, self.run.tally
         p50, p99 = np.percentile(tally.latencies_s or [0.0], [50, 99])
-        of_capacity = ""
-        if run.capacity:
-            of_capacity = f" ({run.rate / run.capacity:.0%} of {run.capacity:,.0f})"
+        of_capacity = f" ({run.rate / run.capacity:.0%} of {run.capacity:,.0f})"
         refusals = ", ".join(f"{n} {why}" for why, n in tally.refusals.most_common()) or "none"
         return (
             f"{run.seconds:,.0f} s at {run.rate:,.0f} requests per second{of_capacity}, with "

@@ -16,8 +16,8 @@ from headrace_server.bench.arrivals import Renewal, due_times
 ONCE = RetryPolicy(max_attempts=1)
 """What the server does not do itself is not done for it."""
 
-HUNG_AFTER_S = 10.0
-"""Beyond its deadline: gRPC ends calls there by itself, so a call that lives on waits for ever."""
+HUNG_AFTER_S = 60.0
+"""After the deadline of the last call. What goes on then waits for ever."""
 
 CALIBRATION_CALLERS = 48
 WARM_UP_S = 2.0
@@ -25,12 +25,14 @@ WARM_UP_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What is sent: shares of bad and of cancelled calls, and the deadline of each."""
+    """What is sent: shares of bad calls, cancelled ones, and such without a deadline, and the
+    deadline of the others."""
 
     good: Sequence[Call]
     bad: Sequence[Call]
     bad_share: float = 0.05
     cancelled_share: float = 0.05
+    endless_share: float = 0.1
     deadline_s: float = 30.0
 
 
@@ -92,12 +94,13 @@ class Traffic:
         self.sent += 1
         request_id = str(self.sent)
         client = self._clients[self.sent % len(self._clients)]
+        endless = self._random.random() < self._mix.endless_share
         try:
             result = await client.infer(
                 call.model,
                 call.inputs,
                 request_id=request_id,
-                timeout=self._mix.deadline_s,
+                timeout=None if endless else self._mix.deadline_s,
                 **call.options,
             )
         except asyncio.CancelledError:

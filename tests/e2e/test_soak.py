@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 def test_nothing_is_lost_in_a_minute_of_kills_and_reloads(tmp_path: Path) -> None:
     """At a rate and with deadlines that a busy machine can bear: speed is `make soak`'s matter."""
     found = tmp_path / "soak.json"
-    load = ("--seconds", "60", "--rate", "30", "--deadline", "120")
+    load = ("--seconds", "60", "--rate", "30", "--calibrate", "3", "--deadline", "120")
     assert main([*load, "--recoveries", "1", "--json", str(found)]) == 0
     soak = json.loads(found.read_text())
     assert soak["valid"]["right"] > 1_000

@@ -35,7 +35,7 @@ def test_an_answer_is_right_to_the_last_bit_or_wrong() -> None:
         (CALL, UNAVAILABLE, None, End.LOST),
         (CALL, grpc.StatusCode.INTERNAL, "internal", End.LOST),
         (CALL, grpc.StatusCode.INVALID_ARGUMENT, "wrong_shape", End.LOST),
-        (CALL, grpc.StatusCode.DEADLINE_EXCEEDED, None, End.HUNG),
+        (CALL, grpc.StatusCode.DEADLINE_EXCEEDED, None, End.LATE),
         (BAD, grpc.StatusCode.INVALID_ARGUMENT, "wrong_input_count", End.RIGHT),
         (BAD, grpc.StatusCode.INVALID_ARGUMENT, "wrong_shape", End.WRONG),
         (BAD, UNAVAILABLE, "model_unavailable", End.REFUSED),
