@@ -206,8 +206,8 @@ def judge(target: Trial, canary_answers: int) -> list[Target]:
 
 def replay(cases: list[Case], failure: Path) -> int:
     """Each case alone, then all together; the first that breaks something is kept in `failure`."""
-    for chosen in [*([case] for case in cases), cases]:
-        with trial() as (target, _):
+    with trial() as (target, _):
+        for chosen in [*([case] for case in cases), cases]:
             try:
                 target.fire(chosen)
                 time.sleep(0.2)  # for the log
