@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -96,15 +95,12 @@ def slabs(pid: int) -> int:
     return 0
 
 
-def left_behind() -> frozenset[str]:
-    """Names that a server could leave in the file system: shared memory and temporary files."""
+def left_behind(temporary: Path) -> list[str]:
+    """What lies in the directory for temporary files of its own that a server was given, and slabs
+    with a name."""
     shared = Path("/dev/shm")
-    return frozenset(
-        str(path)
-        for directory in (shared, Path(tempfile.gettempdir()))
-        if directory.is_dir()
-        for path in directory.glob("*headrace*")
-    )
+    named = shared.glob("*headrace-slab*") if shared.is_dir() else ()
+    return sorted(str(path) for path in (*temporary.iterdir(), *named))
 
 
 def middle(values: list[int]) -> float:

@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 
 from bench.checked_models import NETWORK, SOAKED, build
-from bench.resources import holdings, left_behind, workers
+from bench.resources import holdings, workers
 from bench.soak.calls import Tally, bad_calls, valid_calls
-from bench.soak.disturbances import Bookkeeper, Killer, Reloader, settle
+from bench.soak.disturbances import Bookkeeper, Killer, Reloader, settle, settled_holdings
 from bench.soak.recovery import kill_the_server, recover, what_is_left
 from bench.soak.report import Run, Soak
 from bench.soak.traffic import ONCE, Mix, Traffic
@@ -87,10 +87,12 @@ def soak(options: argparse.Namespace) -> Soak:
         say("killing the only worker of a server")
         recoveries = recover(alone, first_of_each[0], options.recoveries, flags)
         say("killing a server under load")
-        killed = kill_the_server(repository, first_of_each, flags)
+        temporary = Path(directory) / "temporary"
+        temporary.mkdir()
+        killed = kill_the_server(repository, first_of_each, flags, temporary)
         mix = Mix(good, bad_calls(good), deadline_s=options.deadline)
-        names = left_behind()
-        server = ServerProcess(repository, *flags).start()
+        place = {"TMPDIR": str(temporary)}
+        server = ServerProcess(repository, *flags, environment=place).start()
         try:
             run = asyncio.run(disturb(server, mix, options))
             status = server.stop()
@@ -98,7 +100,7 @@ def soak(options: argparse.Namespace) -> Soak:
             server.kill()
             if options.log:
                 options.log.write_text("".join(server.log))
-        remains = what_is_left(sorted(run.books.pids), names)
+        remains = what_is_left(sorted(run.books.pids), temporary)
     return Soak(options.seed, run, status, remains, killed, recoveries)
 
 
@@ -135,7 +137,7 @@ async def disturb(server: ServerProcess, mix: Mix, options: argparse.Namespace) 
         settled = await settle(clients[0], server.pid, expected)
         disturbances[0].cancel()
         await asyncio.gather(*disturbances, return_exceptions=True)
-        after = holdings(server.pid)
+        after = await settled_holdings(server.pid, before)
     return Run(
         options.seconds,
         capacity,

@@ -17,6 +17,7 @@ from bench.soak.traffic import ONCE
 from headrace import AsyncClient, ServerError
 
 RELOAD_TIMEOUT_S = 120.0
+CLOSING_S = 10.0
 SETTLE_S = 120.0
 """For every worker to be ready again once nobody kills them."""
 
@@ -114,3 +115,13 @@ async def settle(client: AsyncClient, front: int, expected: int) -> bool:
                 await asyncio.sleep(0.1)
             return True
     return False
+
+
+async def settled_holdings(front: int, before: Holdings) -> Holdings:
+    """What is held once it is as little as before, or `CLOSING_S` later: connections take a moment
+    to close."""
+    for _ in range(round(CLOSING_S / 0.1)):
+        if (held := holdings(front)).open_files <= before.open_files:
+            return held
+        await asyncio.sleep(0.1)
+    return holdings(front)

@@ -76,15 +76,17 @@ def _logged_at(server: ServerProcess, text: str) -> float:
     return datetime.fromisoformat(json.loads(line)["time"]).timestamp()
 
 
-def kill_the_server(repository: Path, calls: Sequence[Call], flags: Sequence[str]) -> Remains:
+def kill_the_server(
+    repository: Path, calls: Sequence[Call], flags: Sequence[str], temporary: Path
+) -> Remains:
     """SIGKILL a server under load, and look what is left of it. Then the next one must serve."""
-    names = left_behind()
-    server = ServerProcess(repository, *flags).start()
+    place = {"TMPDIR": str(temporary)}
+    server = ServerProcess(repository, *flags, environment=place).start()
     pids = asyncio.run(_killed_under_load(server, calls))
-    remains = what_is_left(pids, names)
-    with ServerProcess(repository, *flags) as server:
+    remains = what_is_left(pids, temporary)
+    with ServerProcess(repository, *flags, environment=place) as server:
         asyncio.run(_ask_all(server.grpc_address, calls))
-    return Remains(remains.processes, sorted(left_behind() - names))
+    return Remains(remains.processes, left_behind(temporary))
 
 
 async def _killed_under_load(server: ServerProcess, calls: Sequence[Call]) -> list[int]:
@@ -108,9 +110,9 @@ async def _ask_all(address: str, calls: Sequence[Call]) -> None:
                 raise RuntimeError(problem)
 
 
-def what_is_left(pids: Sequence[int], names: frozenset[str]) -> Remains:
-    """Which of these processes live on after a moment's grace, and which names are new."""
+def what_is_left(pids: Sequence[int], temporary: Path) -> Remains:
+    """Which of these processes live on after a moment's grace, and what files there are."""
     deadline_s = time.monotonic() + GONE_S
     while (left := [pid for pid in pids if alive(pid)]) and time.monotonic() < deadline_s:
         time.sleep(0.02)
-    return Remains(left, sorted(left_behind() - names))
+    return Remains(left, left_behind(temporary))

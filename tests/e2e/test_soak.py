@@ -18,4 +18,4 @@ def test_nothing_is_lost_in_a_minute_of_kills_and_reloads(tmp_path: Path) -> Non
     assert main([*load, "--recoveries", "1", "--json", str(found)]) == 0
     soak = json.loads(found.read_text())
     assert soak["valid"]["right"] > 1_000
-    assert sum(soak["killed"].values()) >= 8
+    assert sum(soak["killed"].values()) >= 5
