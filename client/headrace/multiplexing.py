@@ -345,6 +345,8 @@ _CODES: tuple[tuple[str, grpc.StatusCode], ...] = (
     ("Server is stopping", grpc.StatusCode.UNAVAILABLE),
     ("Server not ready", grpc.StatusCode.UNAVAILABLE),
     ("is not found", grpc.StatusCode.NOT_FOUND),
+    ("Unable to find shared memory region", grpc.StatusCode.NOT_FOUND),
+    ("bytes to hold the results", grpc.StatusCode.INTERNAL),
     ("batch-size must be", grpc.StatusCode.INVALID_ARGUMENT),
     ("unexpected shape for input", grpc.StatusCode.INVALID_ARGUMENT),
     ("data-type is", grpc.StatusCode.INVALID_ARGUMENT),

@@ -57,6 +57,15 @@ def test_streams_of_the_stock_triton_client_are_answered_in_order(
     assert printed.count("every answer in its place") == 2
 
 
+@needs_triton_client
+def test_tensors_of_the_stock_triton_client_lie_in_shared_memory(
+    serve: Callable[..., ServerProcess],
+) -> None:
+    server = serve("--allow-client-shm", affine="", letters="")
+    printed = run_there("tritonclient_shared_memory.py", server.grpc_address)
+    assert printed.count("every answer in its region") == 3
+
+
 def run_there(script: str, *arguments: str) -> str:
     """Run a script of this directory in the client's own environment; returns what it printed."""
     done = subprocess.run(

@@ -167,6 +167,14 @@ def serve(
             "code of whoever wrote the file.",
         ),
     ] = None,
+    allow_client_shm: Annotated[
+        bool | None,
+        _setting(
+            "allow_client_shm",
+            "Let clients name shared memory of this machine, any that the server's user may open, "
+            "in place of tensors.",
+        ),
+    ] = None,
     drain_timeout: Annotated[
         float | None,
         _setting("drain_timeout_s", "Seconds to finish admitted requests in when stopping."),
@@ -226,6 +234,7 @@ def serve(
         "max_connections": max_connections,
         "compression": compression,
         "allow_pickle": allow_pickle,
+        "allow_client_shm": allow_client_shm,
         "drain_timeout_s": drain_timeout,
         "load_timeout_s": load_timeout,
         "max_queue_requests": max_queue_requests,

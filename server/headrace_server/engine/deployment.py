@@ -36,7 +36,7 @@ from headrace_server.core.request import Batch, Request
 from headrace_server.core.scheduler import Scheduler
 from headrace_server.engine.calls import Answer, AnswerTensor, Call
 from headrace_server.engine.clock import Clock, TimerHandle
-from headrace_server.engine.cutting import ragged_output_axes, rows_of
+from headrace_server.engine.cutting import keep, ragged_output_axes, rows_of
 from headrace_server.engine.observer import Observer
 from headrace_server.engine.riding import RidingRules
 from headrace_server.engine.scheduling import SchedulingRules
@@ -49,6 +49,7 @@ from headrace_server.workers.executor import (
     RequestTensors,
     WorkerState,
 )
+from headrace_server.workers.regions import RequestSpans
 
 log = logging.getLogger("headrace.engine")
 
@@ -72,6 +73,7 @@ class _Ticket:
 
     request: Request
     tensors: RequestTensors
+    wanted: tuple[int, ...]
     future: asyncio.Future[Answer]
 
 
@@ -112,6 +114,7 @@ class Deployment:
         self._scheduler: Scheduler | None = None
         self._riding: RidingRules | None = None
         self._cut_axes: Sequence[Sequence[int]] = ()
+        self._all_outputs: tuple[int, ...] = ()
         self._tickets: dict[int, _Ticket] = {}
         self._in_flight: dict[int, Batch] = {}
         self._next_id = 0
@@ -281,8 +284,13 @@ class Deployment:
         arrived_s = self._clock.now()
         # That stage has no queue policies of its own to judge the timeout by.
         timeout_s = call.timeout_s if self.rules.refuses_late(call) else None
-        answer = await preparation.infer(replace(call, timeout_s=timeout_s))
-        rows = call.tensors.rows
+        tensors, spans = call.tensors, call.tensors.spans
+        if spans is not None:
+            tensors = replace(tensors, spans=RequestSpans(spans.inputs))
+        answer = await preparation.infer(
+            replace(call, tensors=tensors, timeout_s=timeout_s, wanted=None)
+        )
+        rows = tensors.rows
         if any(output.shape[0] != rows for output in answer.outputs):
             log.warning("model '%s': prepare changed the number of rows", self.name)
             raise ServingError(Reason.MODEL_FAILED, model=self.name)
@@ -302,13 +310,15 @@ class Deployment:
                 rows,
                 [output.data for output in answer.outputs],
                 [output.shape for output in answer.outputs],
-                call.tensors.parameters,
+                tensors.parameters,
+                None if spans is None else RequestSpans(outputs=spans.outputs),
             ),
             sum(len(output.data) for output in answer.outputs),
             call.priority,
             None if call.timeout_s is None else max(0.0, call.timeout_s - spent_s),
             None if call.remaining_s is None else max(0.0, call.remaining_s - spent_s),
             arrived_s,
+            call.wanted,
         )
 
     def submit(self, call: Call) -> tuple[Request, asyncio.Future[Answer]]:
@@ -331,7 +341,8 @@ class Deployment:
         # The future is there before the scheduler hears of the request: whatever it decides,
         # there is somebody to tell.
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._tickets[request.id] = _Ticket(request, call.tensors, future)
+        wanted = self._all_outputs if call.wanted is None else call.wanted
+        self._tickets[request.id] = _Ticket(request, call.tensors, wanted, future)
         self._handle(RequestSubmitted(request), now)
         return request, future
 
@@ -350,6 +361,7 @@ class Deployment:
         self._scheduler = self._rules.scheduler(sweep, self._clock.now() - self._load_began_s)
         self._riding = RidingRules(spec)
         self._cut_axes = ragged_output_axes(spec)
+        self._all_outputs = tuple(range(len(spec.outputs)))
 
     def worker_state_changed(self, worker_id: int, state: WorkerState, detail: str) -> None:
         """See `ExecutorListener.worker_state_changed`."""
@@ -388,7 +400,11 @@ class Deployment:
         now = self._clock.now()
         for request, answer in zip(batch.requests, answers, strict=True):
             ticket = self._tickets.pop(request.id, None)
-            if ticket is not None and not ticket.future.done():
+            if ticket is None or ticket.future.done():
+                continue
+            if isinstance(answer, ServingError):
+                ticket.future.set_exception(answer)
+            elif answer is not None:
                 ticket.future.set_result(answer)
         self._observer.batch_completed(self, batch, timing, now)
         self._handle(BatchCompleted(batch_id), now)
@@ -402,22 +418,42 @@ class Deployment:
 
     def _answers(
         self, batch: Batch, outputs: Sequence[BatchOutput], timing: BatchTiming
-    ) -> list[Answer]:
-        """Each request's own part of the batch, in order."""
+    ) -> list[Answer | ServingError | None]:
+        """Each request's own part of the batch, in order; None where nobody waits any more."""
         alone = len(batch.requests) == 1
-        answers = []
+        cuts = list(zip(outputs, self._cut_axes, strict=True))
+        answers: list[Answer | ServingError | None] = []
         row = 0
         for request in batch.requests:
             first, row = row, row + request.rows
+            ticket = self._tickets.get(request.id)
+            if ticket is None:
+                answers.append(None)
+                continue
             parts = [
-                AnswerTensor(output.shape, bytes(output.data))
-                if alone
-                else rows_of(output, first, row, axes, request.length, batch.length)
-                for output, axes in zip(outputs, self._cut_axes, strict=True)
+                output if alone else rows_of(output, first, row, axes, request.length, batch.length)
+                for output, axes in map(cuts.__getitem__, ticket.wanted)
             ]
             queue_s = batch.started_s - request.arrival_s
-            answers.append(Answer(parts, batch.rows, queue_s, timing))
+            try:
+                kept = self._kept(parts, ticket)
+            except ServingError as error:  # of this request alone: its own memory is amiss
+                answers.append(error)
+            else:
+                answers.append(Answer(kept, batch.rows, queue_s, timing))
         return answers
+
+    def _kept(self, parts: Sequence[BatchOutput], ticket: _Ticket) -> list[AnswerTensor]:
+        """Copy a request's outputs out of the batch's memory. Raises `ServingError`."""
+        spans = ticket.tensors.spans
+        if spans is None:
+            return [AnswerTensor(part.shape, bytes(part.data)) for part in parts]
+        if spans.problem is not None:
+            raise ServingError(Reason.REGION_UNUSABLE, problem=spans.problem)
+        return [
+            keep(part, spans.outputs.get(position), self.spec.outputs[position].name)
+            for position, part in zip(ticket.wanted, parts, strict=True)
+        ]
 
     # -- the shell --------------------------------------------------------------------------
 

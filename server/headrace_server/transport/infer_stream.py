@@ -37,7 +37,7 @@ from headrace_server.transport.failing import Context, refuse, unexpected
 from headrace_server.transport.gate import Gate
 from headrace_server.transport.reading import RequestReader, wants_timing
 from headrace_server.transport.status import STATUS, public_text, retry_after_s
-from headrace_server.transport.writing import ResponseWriter, add_timing
+from headrace_server.transport.writing import ResponseWriter, Wanted, add_timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class _Entry:
     model: str = ""
     nbytes: int = 0
     timing: bool = False
-    positions: tuple[int, ...] = ()
+    wanted: Wanted = None
     writer: ResponseWriter | None = None
     deployment: Deployment | None = None
     request: Request | None = None
@@ -205,8 +205,8 @@ class InferStream:
                 self._gate.admit(message)
             deployment = self._engine.find(message.model_name, message.model_version)
             reader, entry.writer = self._codec_of(deployment)
-            entry.positions = reader.outputs(message)
             call = reader.read(message, left_s)
+            entry.wanted = call.wanted
             if message.parameters:
                 entry.timing = wants_timing(message)
             entry.deployment = deployment
@@ -268,11 +268,11 @@ class InferStream:
         assert entry.writer is not None
         message = pb.ModelStreamInferResponse()
         response = message.infer_response
-        entry.writer.fill(response, answer, entry.id, entry.positions)
+        entry.writer.fill(response, answer, entry.id, entry.wanted)
         response.parameters[FINAL_PARAMETER].bool_param = True
         if entry.timing:
             add_timing(response, answer)
-        self._hold(entry, sum(len(answer.outputs[p].data) for p in entry.positions))
+        self._hold(entry, sum(len(tensor.data) for tensor in answer.outputs))
         entry.answer = message
         self._settle(entry)
 
