@@ -34,17 +34,22 @@ from headrace.explanations import (
 )
 from headrace.protocol import explanation_pb2
 from headrace.protocol import grpc_service_pb2 as pb
+from headrace.shared_memory import SharedMemory, place_of, set_place
 from headrace.tensors import (
+    DATATYPES,
+    Buffer,
     TensorError,
     array_of,
     contents_to_raw,
     datatype_of,
     decode_tensor,
+    element_count,
     encode_tensor,
 )
 
 __all__ = [
     "Inputs",
+    "Into",
     "Parameters",
     "arrays_to_send",
     "index_entries",
@@ -58,6 +63,7 @@ __all__ = [
 ]
 
 Inputs: TypeAlias = Mapping[str, npt.ArrayLike]
+Into: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Parameters: TypeAlias = Mapping[str, ParameterValue]
 Typed: TypeAlias = tuple[npt.NDArray[Any], str]
 
@@ -106,14 +112,24 @@ def infer_request(
     parameters: Parameters | None = None,
     request_id: str = "",
     priority: int | None = None,
+    into: Into | None = None,
+    memories: Sequence[SharedMemory] = (),
 ) -> pb.ModelInferRequest:
-    """A request with raw contents. `outputs` None asks for all of them.
+    """A request with raw contents, but for arrays that lie in one of the `memories`.
+
+    `outputs` None asks for those that `into` names, and for all of them if it names none.
 
     Raises:
-        InvalidInput: an element, a parameter or the priority cannot be sent.
+        InvalidInput: an element, a parameter or the priority cannot be sent, or an array of `into`
+            is in no memory.
     """
     request = pb.ModelInferRequest(model_name=model, model_version=version, id=request_id)
     for name, (array, datatype) in arrays.items():
+        place = place_of(memories, array, datatype) if memories else None
+        if place is not None:
+            tensor = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+            set_place(tensor.parameters, place, array.nbytes)
+            continue
         try:
             raw = encode_tensor(array, datatype)
         except TensorError as error:
@@ -122,8 +138,11 @@ def infer_request(
         request.raw_input_contents.append(raw)
     if isinstance(outputs, str):
         raise InvalidInput(f"expected a sequence of names of outputs, got '{outputs}'")
-    for name in outputs or ():
-        request.outputs.add(name=name)
+    into = into or {}
+    for name in dict.fromkeys([*(outputs or ()), *into]):
+        output = request.outputs.add(name=name)
+        if name in into:
+            _set_destination(output, into[name], memories)
     for name, value in (parameters or {}).items():
         _set_parameter(request.parameters[name], name, value)
     if priority is not None:
@@ -133,8 +152,8 @@ def infer_request(
     return request
 
 
-def infer_result(response: pb.ModelInferResponse) -> InferResult:
-    """The arrays of a response, from raw or typed contents.
+def infer_result(response: pb.ModelInferResponse, into: Into | None = None) -> InferResult:
+    """The arrays of a response, from raw or typed contents, or from where `into` had them written.
 
     Raises:
         InvalidResponse: contents and shapes disagree.
@@ -145,9 +164,15 @@ def infer_result(response: pb.ModelInferResponse) -> InferResult:
             f"expected raw contents for {len(response.outputs)} outputs, got {len(raw)}"
         )
     outputs: dict[str, npt.NDArray[Any]] = {}
+    data: Buffer
     for index, output in enumerate(response.outputs):
         try:
-            data = raw[index] if raw else contents_to_raw(output.datatype, output.contents)[0]
+            if into and output.name in into:
+                data = _written(output, into[output.name])
+            elif raw:
+                data = raw[index]
+            else:
+                data = contents_to_raw(output.datatype, output.contents)[0]
             outputs[output.name] = decode_tensor(output.datatype, tuple(output.shape), data)
         except TensorError as error:
             raise InvalidResponse(f"output '{output.name}': {error}") from error
@@ -158,6 +183,33 @@ def infer_result(response: pb.ModelInferResponse) -> InferResult:
         response.id,
         {name: _parameter(value) for name, value in response.parameters.items()},
     )
+
+
+def _set_destination(
+    output: pb.ModelInferRequest.InferRequestedOutputTensor,
+    array: npt.NDArray[Any],
+    memories: Sequence[SharedMemory],
+) -> None:
+    for memory in memories:
+        offset = memory.offset_of(array)
+        if offset is not None:
+            set_place(output.parameters, (memory, offset), array.nbytes)
+            return
+    raise InvalidInput(
+        f"output '{output.name}': expected an array made by this client's shared_memory, whole "
+        "rows of one at least, got another"
+    )
+
+
+def _written(
+    output: pb.ModelInferResponse.InferOutputTensor, array: npt.NDArray[Any]
+) -> memoryview:
+    """The bytes of an output, from the array that it was written into."""
+    shape = tuple(output.shape)
+    nbytes = element_count(shape) * DATATYPES[output.datatype].itemsize
+    if output.datatype == "BYTES":  # only who wrote it knows
+        nbytes = output.parameters["shared_memory_byte_size"].int64_param
+    return array.reshape(-1).view(np.uint8).data[:nbytes]
 
 
 def server_metadata(response: pb.ServerMetadataResponse) -> ServerMetadata:

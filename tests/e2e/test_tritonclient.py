@@ -59,10 +59,9 @@ def test_streams_of_the_stock_triton_client_are_answered_in_order(
 
 @needs_triton_client
 def test_tensors_of_the_stock_triton_client_lie_in_shared_memory(
-    serve: Callable[..., ServerProcess],
+    sharing_server: ServerProcess,
 ) -> None:
-    server = serve("--allow-client-shm", affine="", letters="")
-    printed = run_there("tritonclient_shared_memory.py", server.grpc_address)
+    printed = run_there("tritonclient_shared_memory.py", sharing_server.grpc_address)
     assert printed.count("every answer in its region") == 3
 
 
