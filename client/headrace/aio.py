@@ -29,6 +29,7 @@ from headrace.attempts import Attempts, Timeout
 from headrace.channels import ChannelOptions
 from headrace.errors import InvalidRequest, NotFound, ServerError, server_error
 from headrace.explanations import ModelExplanation
+from headrace.large_messages import INFER_METHOD, parse_response, serialized
 from headrace.messages import Inputs, Into, Parameters
 from headrace.multiplexing import Multiplex
 from headrace.protocol import explanation_pb2
@@ -101,12 +102,15 @@ class AsyncClient:
         self._call_metadata = (*access.metadata, *(metadata or {}).items())
         self._stub = GRPCInferenceServiceStub(self._channel)
         self._explanation_stub = ExplanationServiceStub(self._channel)
+        unary = self._channel.unary_unary(
+            INFER_METHOD, request_serializer=serialized, response_deserializer=parse_response
+        )
         self._streams = (
-            AsyncStreams(self._channel, self._stub.ModelInfer, self._call_metadata, multiplex)
+            AsyncStreams(self._channel, unary, self._call_metadata, multiplex)
             if multiplex
             else None
         )
-        self._model_infer = self._streams or self._stub.ModelInfer
+        self._model_infer = self._streams or unary
         self._timeout_s = timeout
         self._retry = retry
         self._random = Random()

@@ -32,6 +32,7 @@ from headrace.explanations import (
     ModelExplanation,
     Quantiles,
 )
+from headrace.large_messages import LARGE_BYTES, LargeMessage, request_with
 from headrace.protocol import explanation_pb2
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.shared_memory import SharedMemory, place_of, set_place
@@ -45,6 +46,7 @@ from headrace.tensors import (
     decode_tensor,
     element_count,
     encode_tensor,
+    tensor_buffer,
 )
 
 __all__ = [
@@ -124,6 +126,7 @@ def infer_request(
             is in no memory.
     """
     request = pb.ModelInferRequest(model_name=model, model_version=version, id=request_id)
+    contents: list[Buffer] = []
     for name, (array, datatype) in arrays.items():
         place = place_of(memories, array, datatype) if memories else None
         if place is not None:
@@ -131,11 +134,12 @@ def infer_request(
             set_place(tensor.parameters, place, array.nbytes)
             continue
         try:
-            raw = encode_tensor(array, datatype)
+            encode = tensor_buffer if array.nbytes >= LARGE_BYTES else encode_tensor
+            raw = encode(array, datatype)
         except TensorError as error:
             raise InvalidInput(f"input '{name}' for model '{model}': {error}") from error
         request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        request.raw_input_contents.append(raw)
+        contents.append(raw)
     if isinstance(outputs, str):
         raise InvalidInput(f"expected a sequence of names of outputs, got '{outputs}'")
     into = into or {}
@@ -149,6 +153,9 @@ def infer_request(
         if not 0 <= priority <= _UINT64_MAX:
             raise InvalidInput(f"expected a priority from 0 to {_UINT64_MAX}, got {priority}")
         request.parameters["priority"].uint64_param = priority
+    request = request_with(request, contents)
+    if isinstance(request, LargeMessage):
+        request.SerializeToString()  # now, while the arrays are what the caller meant
     return request
 
 

@@ -10,6 +10,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from headrace.large_messages import parse_request, serialized
 from headrace.protocol import (
     explanation_pb2,
     explanation_pb2_grpc,
@@ -94,6 +95,8 @@ class GrpcServer:
         self._inference = inference
         self._tls = tls
         self._server = grpc.aio.server(interceptors=interceptors, options=options_of(limits))
+        # The first handler of a method is the one that counts.
+        self._server.add_generic_rpc_handlers((_large_messages(inference),))
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
         explanation_pb2_grpc.add_ExplanationServiceServicer_to_server(explanation, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, self._server)
@@ -134,6 +137,21 @@ class GrpcServer:
         """Take no new calls, give the running ones `grace_s` seconds, and close."""
         self._inference.end_streams()
         await self._server.stop(grace_s)
+
+
+def _large_messages(inference: InferenceService) -> grpc.GenericRpcHandler:
+    """Inference with our own reading and writing of messages in the place of the generated one."""
+    return grpc.method_handlers_generic_handler(
+        grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+        {
+            "ModelInfer": grpc.unary_unary_rpc_method_handler(
+                inference.ModelInfer, parse_request, serialized
+            ),
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(
+                inference.ModelStreamInfer, parse_request, serialized
+            ),
+        },
+    )
 
 
 def _described() -> DescriptorPool:

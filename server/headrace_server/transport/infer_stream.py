@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import dataclass
 
+import grpc
 from google.protobuf.message import DecodeError
 
 from headrace.multiplexing import (
@@ -153,8 +154,7 @@ class InferStream:
 
     async def _read(self) -> None:
         read = self._context.read
-        # After the last message comes grpc.aio.EOF.
-        while isinstance(message := await read(), pb.ModelInferRequest):
+        while (message := await read()) is not grpc.aio.EOF:
             if message.model_name or not (self._bundles and message.raw_input_contents):
                 self._take(message)
                 await self._have_room()

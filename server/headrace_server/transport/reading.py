@@ -81,7 +81,7 @@ class RequestReader:
         spec = self._spec
         wanted, written = self._wanted(message) if message.outputs else (self._all_outputs, None)
         count = len(spec.inputs)
-        data: list[bytes | Span | None] = [None] * count
+        data: list[bytes | memoryview | Span | None] = [None] * count
         shapes: list[tuple[int, ...] | None] = [None] * count
         raw = message.raw_input_contents
         if raw and len(raw) != len(message.inputs):
@@ -112,7 +112,7 @@ class RequestReader:
                 )
             shape = tuple(tensor.shape)
             rows = self._check_shape(known, shape, rows)
-            contents: bytes | Span
+            contents: bytes | memoryview | Span
             if tensor.parameters and REGION_PARAMETER in tensor.parameters:
                 contents = self._from_region(known, shape, tensor, read)
             elif raw:
@@ -235,8 +235,10 @@ class RequestReader:
         if got != expected:
             raise self._error(Reason.WRONG_RAW_COUNT, expected=expected, got=got)
 
-    def _check_raw(self, known: _Input, shape: tuple[int, ...], contents: bytes | Span) -> None:
-        if isinstance(contents, bytes) and known.itemsize == 0:
+    def _check_raw(
+        self, known: _Input, shape: tuple[int, ...], contents: bytes | memoryview | Span
+    ) -> None:
+        if known.itemsize == 0 and not isinstance(contents, Span):
             self._check_elements(known, math.prod(shape))
             try:
                 check_byte_elements(contents, math.prod(shape))

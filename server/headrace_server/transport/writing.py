@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
+
+from headrace.large_messages import response_with
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace_server.engine.calls import Answer
 from headrace_server.engine.deployment import Deployment
@@ -25,13 +28,24 @@ class ResponseWriter:
     def write(self, answer: Answer, request_id: str, wanted: Wanted) -> pb.ModelInferResponse:
         """The response with the outputs at these positions of the spec, in this order."""
         response = pb.ModelInferResponse()
-        self.fill(response, answer, request_id, wanted)
-        return response
+        contents: list[bytes] = []
+        self._fill(response, contents, answer, request_id, wanted)
+        return response_with(response, contents)
 
     def fill(
         self, response: pb.ModelInferResponse, answer: Answer, request_id: str, wanted: Wanted
     ) -> None:
-        """Write into an empty response: one that is part of another message is never copied."""
+        """Write into an empty response that is part of another message."""
+        self._fill(response, response.raw_output_contents, answer, request_id, wanted)
+
+    def _fill(
+        self,
+        response: pb.ModelInferResponse,
+        contents: MutableSequence[bytes],
+        answer: Answer,
+        request_id: str,
+        wanted: Wanted,
+    ) -> None:
         response.model_name = self._name
         response.model_version = self._version
         response.id = request_id
@@ -41,7 +55,7 @@ class ResponseWriter:
                 name=spec.name, datatype=spec.datatype, shape=tensor.shape
             )
             # Empty where the contents are elsewhere, so that the others keep their places.
-            response.raw_output_contents.append(tensor.data)
+            contents.append(tensor.data)
             if tensor.span is not None:
                 describe(tensor.span, output.parameters)
 

@@ -25,7 +25,7 @@ class RequestTensors:
     """
 
     rows: int
-    data: Sequence[bytes | Span | None]
+    data: Sequence[bytes | memoryview | Span | None]
     shapes: Sequence[tuple[int, ...] | None]
     parameters: Mapping[str, Parameter]
     spans: RequestSpans | None = None
