@@ -110,7 +110,9 @@ def serialized(message: Any) -> bytes:
 def _with(kind: _Kind, message: Any, contents: Sequence[Buffer]) -> Any:
     if sum(map(_size, contents)) >= LARGE_BYTES:
         return LargeMessage(kind, message, contents)
-    getattr(message, kind.field).extend(map(bytes, contents))
+    field = getattr(message, kind.field)
+    for content in contents:
+        field.append(bytes(content))
     return message
 
 

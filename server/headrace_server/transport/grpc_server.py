@@ -33,6 +33,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
     # Whoever connects and says nothing is gone sooner than after gRPC's two minutes.
     ("grpc.server_handshake_timeout_ms", 10_000),
+    # Nothing about windows, frames, read chunks and write buffers: no value of any of them moves
+    # 600 kB or 16 MiB for less CPU than gRPC's own, and none is faster throughout (grpcio 1.78).
     # Calls of one connection under way; more wait on the caller's side. gRPC sets no limit.
     ("grpc.max_concurrent_streams", 8_192),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import MutableSequence
 
-from headrace.large_messages import response_with
+from headrace.large_messages import LARGE_BYTES, response_with
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace_server.engine.calls import Answer
 from headrace_server.engine.deployment import Deployment
@@ -28,9 +28,13 @@ class ResponseWriter:
     def write(self, answer: Answer, request_id: str, wanted: Wanted) -> pb.ModelInferResponse:
         """The response with the outputs at these positions of the spec, in this order."""
         response = pb.ModelInferResponse()
-        contents: list[bytes] = []
-        self._fill(response, contents, answer, request_id, wanted)
-        return response_with(response, contents)
+        for tensor in answer.outputs:
+            if len(tensor.data) >= LARGE_BYTES:
+                contents: list[bytes] = []
+                self._fill(response, contents, answer, request_id, wanted)
+                return response_with(response, contents)
+        self.fill(response, answer, request_id, wanted)
+        return response
 
     def fill(
         self, response: pb.ModelInferResponse, answer: Answer, request_id: str, wanted: Wanted
