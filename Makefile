@@ -6,7 +6,8 @@ REPOSITORY ?= repository
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve repository test check lint format types layers protos protos-check \
-	soak fuzz bench-text bench-resnet bench-sim bench-sim-validate bench-cost bench-stream bench-generator clean
+	soak fuzz bench-text bench-resnet bench-sim bench-sim-validate bench-cost bench-stream \
+	bench-images bench-generator clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +67,8 @@ soak: install  ## Ten minutes of kills and reloads under load: docs/RELIABILITY.
 
 fuzz: install  ## 100,000 spoilt requests against the real server: docs/RELIABILITY.md
 	$(BIN)/python -m bench.fuzz --json docs/fuzz.json --document docs/RELIABILITY.md
+bench-images: install  ## Large tensors, sent beside shared memory: docs/bench-images.json
+	$(BIN)/python -m bench.images --json docs/bench-images.json
 
 bench-sim: install  ## Policies under simulated load, against what nobody can beat: docs/simulation.md
 	$(BIN)/python -m bench.simulate --out docs

@@ -31,6 +31,7 @@ from headrace_server.transport.grpc_server import GrpcLimits, GrpcServer
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
 from headrace_server.transport.infer_stream import DEFAULT_LIMITS, StreamLimits
+from headrace_server.transport.regions import RegionTable
 from headrace_server.transport.tenants import Tenants
 
 WORKERS = 8
@@ -75,6 +76,8 @@ class Stage:
                 "test",
                 limits,
                 guard,
+                RegionTable(),
+                1 << 20,
             ),
             ExplanationService(self.engine, last_minute, LoopClock().now, guard),
             health,

@@ -41,6 +41,7 @@ from headrace.errors import (
 )
 from headrace.explanations import ModelExplanation
 from headrace.retry import RetryPolicy
+from headrace.shared_memory import SharedMemory
 
 __all__ = [
     "AsyncClient",
@@ -64,6 +65,7 @@ __all__ = [
     "RetryPolicy",
     "ServerError",
     "ServerMetadata",
+    "SharedMemory",
     "TensorMetadata",
     "Tls",
     "Unauthenticated",

@@ -7,7 +7,8 @@ in `retry`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from random import Random
 from types import TracebackType
 from typing import Self, TypeVar
@@ -28,7 +29,8 @@ from headrace.attempts import Attempts, Timeout
 from headrace.channels import ChannelOptions
 from headrace.errors import InvalidRequest, NotFound, ServerError, server_error
 from headrace.explanations import ModelExplanation
-from headrace.messages import ConfigOverride, Inputs, Parameters
+from headrace.large_messages import INFER_METHOD, parse_response, serialized
+from headrace.messages import ConfigOverride, Inputs, Into, Parameters
 from headrace.multiplexing import Multiplex
 from headrace.protocol import explanation_pb2
 from headrace.protocol import grpc_service_pb2 as pb
@@ -36,6 +38,7 @@ from headrace.protocol.explanation_pb2_grpc import ExplanationServiceStub
 from headrace.protocol.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace.retry import DEFAULT_RETRY, RetryPolicy
+from headrace.shared_memory import SharedMemory
 
 __all__ = ["AsyncClient"]
 
@@ -99,16 +102,20 @@ class AsyncClient:
         self._call_metadata = (*access.metadata, *(metadata or {}).items())
         self._stub = GRPCInferenceServiceStub(self._channel)
         self._explanation_stub = ExplanationServiceStub(self._channel)
+        unary = self._channel.unary_unary(
+            INFER_METHOD, request_serializer=serialized, response_deserializer=parse_response
+        )
         self._streams = (
-            AsyncStreams(self._channel, self._stub.ModelInfer, self._call_metadata, multiplex)
+            AsyncStreams(self._channel, unary, self._call_metadata, multiplex)
             if multiplex
             else None
         )
-        self._model_infer = self._streams or self._stub.ModelInfer
+        self._model_infer = self._streams or unary
         self._timeout_s = timeout
         self._retry = retry
         self._random = Random()
         self._signatures: dict[tuple[str, str], ModelMetadata] = {}
+        self._memories: dict[str, SharedMemory] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,6 +149,7 @@ class AsyncClient:
         parameters: Parameters | None = None,
         request_id: str = "",
         priority: int | None = None,
+        into: Into | None = None,
         timeout: Timeout = ...,
     ) -> InferResult:
         """Run a model on one request.
@@ -159,6 +167,8 @@ class AsyncClient:
             parameters: parameters of the request, for the server or the model.
             request_id: a name of the caller's own; the answer and any error carry it.
             priority: 1 is the most urgent, 0 the model's default.
+            into: arrays of `shared_memory` that outputs are written into, by name; the answer holds
+                views of them. Outputs that are named neither here nor in `outputs` do not come.
             timeout: seconds for the whole call.
 
         Raises:
@@ -184,13 +194,64 @@ class AsyncClient:
             parameters=parameters,
             request_id=request_id,
             priority=priority,
+            into=into,
+            memories=[*self._memories.values()],
         )
         try:
             response = await self._call(self._model_infer, request, attempts, request_id)
         except (InvalidRequest, NotFound):
             self._signatures.pop((model, version), None)
             raise
-        return messages.infer_result(response)
+        return messages.infer_result(response, into)
+
+    @asynccontextmanager
+    async def shared_memory(
+        self, nbytes: int, *, timeout: Timeout = ...
+    ) -> AsyncIterator[SharedMemory]:
+        """Memory that this machine's server shares until the `with` block ends.
+
+        Arrays made by its `empty` are not sent when they are inputs of `infer`, nor received when
+        `into` names them: the server reads and writes them where they are. So they must not be
+        changed, or used for another call, before their call has ended. After one that was
+        cancelled or timed out the server may still do either for a moment: leave its arrays alone,
+        and take others.
+
+        A server that is started again knows nothing of memory from before (`NotFound`): take some
+        anew then.
+
+        Args:
+            nbytes: its size; arrays begin at multiples of 64.
+            timeout: seconds for registering it with the server, and for giving it back.
+
+        Raises:
+            InvalidInput: this machine has not so much.
+            Unimplemented: the server shares no memory; Headrace does with `--allow-client-shm`.
+            InvalidRequest: it cannot open the memory: it runs on another machine, or as another
+                user.
+
+        Example:
+            >>> async with client.shared_memory(1 << 20) as memory:
+            ...     image = memory.empty((1, 3, 224, 224), np.float32)
+            ...     image[:] = load()
+            ...     result = await client.infer("resnet", {"image": image})
+        """
+        memory = SharedMemory(nbytes)
+        try:
+            register = self._stub.SystemSharedMemoryRegister
+            await self._call(register, memory.registration(), self._attempts(timeout))
+            memory.unlink()
+            self._memories[memory.name] = memory
+            try:
+                yield memory
+            finally:
+                del self._memories[memory.name]
+                forget = pb.SystemSharedMemoryUnregisterRequest(name=memory.name)
+                with suppress(ServerError):  # a server that is gone has forgotten it
+                    unregister = self._stub.SystemSharedMemoryUnregister
+                    await self._call(unregister, forget, self._attempts(timeout))
+        finally:
+            memory.unlink()
+            memory.close()
 
     async def server_live(self, *, timeout: Timeout = ...) -> bool:
         """Whether the server's process answers. Raises `Unavailable` if nothing can be reached."""

@@ -33,20 +33,27 @@ from headrace.explanations import (
     ModelExplanation,
     Quantiles,
 )
+from headrace.large_messages import LARGE_BYTES, LargeMessage, request_with
 from headrace.protocol import explanation_pb2
 from headrace.protocol import grpc_service_pb2 as pb
+from headrace.shared_memory import SharedMemory, place_of, set_place
 from headrace.tensors import (
+    DATATYPES,
+    Buffer,
     TensorError,
     array_of,
     contents_to_raw,
     datatype_of,
     decode_tensor,
+    element_count,
     encode_tensor,
+    tensor_buffer,
 )
 
 __all__ = [
     "ConfigOverride",
     "Inputs",
+    "Into",
     "Parameters",
     "arrays_to_send",
     "index_entries",
@@ -61,6 +68,7 @@ __all__ = [
 ]
 
 Inputs: TypeAlias = Mapping[str, npt.ArrayLike]
+Into: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Parameters: TypeAlias = Mapping[str, ParameterValue]
 ConfigOverride: TypeAlias = str | Mapping[str, Any]
 Typed: TypeAlias = tuple[npt.NDArray[Any], str]
@@ -110,35 +118,53 @@ def infer_request(
     parameters: Parameters | None = None,
     request_id: str = "",
     priority: int | None = None,
+    into: Into | None = None,
+    memories: Sequence[SharedMemory] = (),
 ) -> pb.ModelInferRequest:
-    """A request with raw contents. `outputs` None asks for all of them.
+    """A request with raw contents, but for arrays that lie in one of the `memories`.
+
+    `outputs` None asks for those that `into` names, and for all of them if it names none.
 
     Raises:
-        InvalidInput: an element, a parameter or the priority cannot be sent.
+        InvalidInput: an element, a parameter or the priority cannot be sent, or an array of `into`
+            is in no memory.
     """
     request = pb.ModelInferRequest(model_name=model, model_version=version, id=request_id)
+    contents: list[Buffer] = []
     for name, (array, datatype) in arrays.items():
+        place = place_of(memories, array, datatype) if memories else None
+        if place is not None:
+            tensor = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+            set_place(tensor.parameters, place, array.nbytes)
+            continue
         try:
-            raw = encode_tensor(array, datatype)
+            encode = tensor_buffer if array.nbytes >= LARGE_BYTES else encode_tensor
+            raw = encode(array, datatype)
         except TensorError as error:
             raise InvalidInput(f"input '{name}' for model '{model}': {error}") from error
         request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        request.raw_input_contents.append(raw)
+        contents.append(raw)
     if isinstance(outputs, str):
         raise InvalidInput(f"expected a sequence of names of outputs, got '{outputs}'")
-    for name in outputs or ():
-        request.outputs.add(name=name)
+    into = into or {}
+    for name in dict.fromkeys([*(outputs or ()), *into]):
+        output = request.outputs.add(name=name)
+        if name in into:
+            _set_destination(output, into[name], memories)
     for name, value in (parameters or {}).items():
         _set_parameter(request.parameters[name], name, value)
     if priority is not None:
         if not 0 <= priority <= _UINT64_MAX:
             raise InvalidInput(f"expected a priority from 0 to {_UINT64_MAX}, got {priority}")
         request.parameters["priority"].uint64_param = priority
+    request = request_with(request, contents)
+    if isinstance(request, LargeMessage):
+        request.SerializeToString()  # now, while the arrays are what the caller meant
     return request
 
 
-def infer_result(response: pb.ModelInferResponse) -> InferResult:
-    """The arrays of a response, from raw or typed contents.
+def infer_result(response: pb.ModelInferResponse, into: Into | None = None) -> InferResult:
+    """The arrays of a response, from raw or typed contents, or from where `into` had them written.
 
     Raises:
         InvalidResponse: contents and shapes disagree.
@@ -149,9 +175,15 @@ def infer_result(response: pb.ModelInferResponse) -> InferResult:
             f"expected raw contents for {len(response.outputs)} outputs, got {len(raw)}"
         )
     outputs: dict[str, npt.NDArray[Any]] = {}
+    data: Buffer
     for index, output in enumerate(response.outputs):
         try:
-            data = raw[index] if raw else contents_to_raw(output.datatype, output.contents)[0]
+            if into and output.name in into:
+                data = _written(output, into[output.name])
+            elif raw:
+                data = raw[index]
+            else:
+                data = contents_to_raw(output.datatype, output.contents)[0]
             outputs[output.name] = decode_tensor(output.datatype, tuple(output.shape), data)
         except TensorError as error:
             raise InvalidResponse(f"output '{output.name}': {error}") from error
@@ -162,6 +194,33 @@ def infer_result(response: pb.ModelInferResponse) -> InferResult:
         response.id,
         {name: _parameter(value) for name, value in response.parameters.items()},
     )
+
+
+def _set_destination(
+    output: pb.ModelInferRequest.InferRequestedOutputTensor,
+    array: npt.NDArray[Any],
+    memories: Sequence[SharedMemory],
+) -> None:
+    for memory in memories:
+        offset = memory.offset_of(array)
+        if offset is not None:
+            set_place(output.parameters, (memory, offset), array.nbytes)
+            return
+    raise InvalidInput(
+        f"output '{output.name}': expected an array made by this client's shared_memory, whole "
+        "rows of one at least, got another"
+    )
+
+
+def _written(
+    output: pb.ModelInferResponse.InferOutputTensor, array: npt.NDArray[Any]
+) -> memoryview:
+    """The bytes of an output, from the array that it was written into."""
+    shape = tuple(output.shape)
+    nbytes = element_count(shape) * DATATYPES[output.datatype].itemsize
+    if output.datatype == "BYTES":  # only who wrote it knows
+        nbytes = output.parameters["shared_memory_byte_size"].int64_param
+    return array.reshape(-1).view(np.uint8).data[:nbytes]
 
 
 def server_metadata(response: pb.ServerMetadataResponse) -> ServerMetadata:

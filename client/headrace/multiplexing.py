@@ -35,6 +35,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from headrace.errors import InvalidResponse, ServerError, Unavailable, error_of_code
+from headrace.large_messages import LARGE_BYTES, LargeMessage
 from headrace.protocol import grpc_service_pb2 as pb
 
 __all__ = [
@@ -100,7 +101,7 @@ OPENING_TIMEOUT_S = 10.0
 UNDER_LOAD = 8
 """Calls in flight from which a client that multiplexes under load only does so."""
 
-MAX_MESSAGE_BYTES = 128 << 10
+MAX_MESSAGE_BYTES = LARGE_BYTES
 """Larger requests go alone: on a stream all others would wait behind them, and what a stream
 saves per call is little against copying that much."""
 
@@ -178,6 +179,8 @@ class StreamCalls(Generic[Wait]):
         Raises:
             NotForStreams: the message is too large.
         """
+        if isinstance(request, LargeMessage):
+            raise NotForStreams(answers_in_pieces=False)
         request_id = request.id
         number = next(self._numbers)
         # The caller's id stays readable on the way.
@@ -345,6 +348,8 @@ _CODES: tuple[tuple[str, grpc.StatusCode], ...] = (
     ("Server is stopping", grpc.StatusCode.UNAVAILABLE),
     ("Server not ready", grpc.StatusCode.UNAVAILABLE),
     ("is not found", grpc.StatusCode.NOT_FOUND),
+    ("Unable to find shared memory region", grpc.StatusCode.NOT_FOUND),
+    ("bytes to hold the results", grpc.StatusCode.INTERNAL),
     ("batch-size must be", grpc.StatusCode.INVALID_ARGUMENT),
     ("unexpected shape for input", grpc.StatusCode.INVALID_ARGUMENT),
     ("data-type is", grpc.StatusCode.INVALID_ARGUMENT),

@@ -31,6 +31,7 @@ __all__ = [
     "element_count",
     "encode_tensor",
     "split_byte_elements",
+    "tensor_buffer",
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -181,6 +182,20 @@ def encode_tensor(array: Array, datatype: str | None = None) -> bytes:
         >>> encode_tensor(np.array([b"ab"], dtype=object))
         b'\\x02\\x00\\x00\\x00ab'
     """
+    encoded = _encoded(array, datatype)
+    return encoded if isinstance(encoded, bytes) else encoded.tobytes()
+
+
+def tensor_buffer(array: Array, datatype: str | None = None) -> bytes | memoryview:
+    """Like `encode_tensor`, but a view of the array where its bytes are those on the wire."""
+    encoded = _encoded(array, datatype)
+    if isinstance(encoded, bytes):
+        return encoded
+    return np.ascontiguousarray(encoded).reshape(-1).view(np.uint8).data
+
+
+def _encoded(array: Array, datatype: str | None) -> bytes | Array:
+    """The bytes on the wire, or an array whose elements in order have them."""
     if datatype is None:
         datatype = datatype_of(array)
     dtype = _known(datatype).numpy
@@ -190,7 +205,7 @@ def encode_tensor(array: Array, datatype: str | None = None) -> bytes:
         return _encode_bf16(array)
     if array.dtype.newbyteorder("<") != dtype:
         raise TensorError(f"expected an array of {dtype.name} for {datatype}, got {array.dtype}")
-    return array.astype(dtype, copy=False).tobytes()
+    return array.astype(dtype, copy=False)
 
 
 def decode_tensor(datatype: str, shape: Sequence[int], buffer: Buffer) -> Array:

@@ -36,6 +36,7 @@ from headrace_server.transport.gate import Gate, GateInterceptor
 from headrace_server.transport.grpc_server import GrpcLimits, GrpcServer
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
+from headrace_server.transport.regions import RegionTable
 from headrace_server.transport.tenants import TokensFile
 from headrace_server.workers.executor import ModelLoadError
 from headrace_server.workers.placement import InstanceGroup, available_cores, instance_groups
@@ -132,6 +133,8 @@ class Server:
                 self._release,
                 gate=self._gate,
                 control=self._control,
+                regions=RegionTable() if self._config.allow_client_shm else None,
+                max_span_bytes=self._config.max_message_bytes,
             ),
             ExplanationService(self.engine, self._last_minute, self._clock.now, self._gate),
             self._health,

@@ -49,6 +49,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     do everything. `max_message_bytes`: of one request. `compression`: whether compressed requests
     are taken, which gRPC unpacks whole before any limit counts. `allow_pickle`: names of the
     models, separated by commas, that may load pickled Python objects, which is to run code.
+    `allow_client_shm`: whether clients may name shared memory of this machine for tensors.
     `max_queue_requests` and `max_queue_bytes` bound the queue of each model. `cores`: CPU cores
     that the workers of all models share; by default all but one, which the front takes.
     `objective_ms`: milliseconds that a request may take which brings no deadline of its own, where
@@ -76,6 +77,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     load_model: str = ""
     repository_poll_s: LongEnough = 15.0
     drain_delay_s: Seconds = 0.0
+    allow_client_shm: bool = False
     drain_timeout_s: Seconds = 30.0
     load_timeout_s: LongEnough = 900.0
     max_queue_requests: Positive = 16_384

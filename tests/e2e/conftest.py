@@ -120,6 +120,16 @@ def callable_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
         yield server
 
 
+@pytest.fixture(scope="session")
+def sharing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Some of `MODELS`, served to clients that share memory."""
+    repository = tmp_path_factory.mktemp("sharing")
+    for name in ("affine", "letters", "fragile"):
+        write_model(repository, name, MODELS[name])
+    with ServerProcess(repository, "--allow-client-shm") as server:
+        yield server
+
+
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
     """Start a server of one's own over some of `MODELS`: `serve(name=config_text, ...)`."""

@@ -262,3 +262,13 @@ def test_a_wide_address_is_warned_about_for_what_it_lacks(
     exposure = exposed_without(ServerConfig(host="0.0.0.0", **files))
     assert exposure == lacking.removeprefix("without ")
     assert exposed_without(ServerConfig(**files)) == ""
+
+
+def test_memory_is_exposed_where_strangers_reach_a_server_that_shares_it() -> None:
+    from headrace_server.cli.serve import exposes_memory
+    from headrace_server.config import ServerConfig
+
+    assert exposes_memory(ServerConfig(host="0.0.0.0", allow_client_shm=True))
+    assert not exposes_memory(ServerConfig(host="0.0.0.0", allow_client_shm=True, tokens="t"))
+    assert not exposes_memory(ServerConfig(host="0.0.0.0"))
+    assert not exposes_memory(ServerConfig(allow_client_shm=True))

@@ -66,6 +66,14 @@ def test_the_stock_triton_client_loads_and_unloads_models(
     assert printed.count("every step in order") == 2
 
 
+@needs_triton_client
+def test_tensors_of_the_stock_triton_client_lie_in_shared_memory(
+    sharing_server: ServerProcess,
+) -> None:
+    printed = run_there("tritonclient_shared_memory.py", sharing_server.grpc_address)
+    assert printed.count("every answer in its region") == 3
+
+
 def run_there(script: str, *arguments: str) -> str:
     """Run a script of this directory in the client's own environment; returns what it printed."""
     done = subprocess.run(

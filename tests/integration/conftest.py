@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -24,6 +25,7 @@ from headrace_server.transport.explanation_service import ExplanationService
 from headrace_server.transport.grpc_server import GrpcServer
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
+from headrace_server.transport.regions import RegionTable
 from headrace_server.workers.inline_executor import InlineExecutor
 from summing_model import Sums
 
@@ -60,6 +62,20 @@ def deployment_of(name: str, version: int, engine: Engine, **settings: Any) -> D
 
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
+    async with serving() as served:
+        yield served
+
+
+@pytest.fixture
+async def sharing() -> AsyncIterator[Served]:
+    """As `served`, with memory that clients may share: 4,096 bytes a request."""
+    async with serving(regions=RegionTable(), max_span_bytes=4_096) as served:
+        yield served
+
+
+@asynccontextmanager
+async def serving(**options: Any) -> AsyncIterator[Served]:
+    """A server of `Sums`; the options are those of `InferenceService`."""
     statistics, metrics, health = Statistics(time.time), PrometheusMetrics("test"), HealthReporter()
     last_minute = LastMinute()
     engine = Engine(ObserverGroup(statistics, metrics, last_minute, health))
@@ -69,7 +85,9 @@ async def served() -> AsyncIterator[Served]:
     health.watch(engine)
     await deployment.load()
     server = GrpcServer(
-        InferenceService(engine, statistics, lambda d: complete_config(d.spec, None), "test"),
+        InferenceService(
+            engine, statistics, lambda d: complete_config(d.spec, None), "test", **options
+        ),
         ExplanationService(engine, last_minute, LoopClock().now),
         health,
     )

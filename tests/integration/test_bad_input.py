@@ -137,7 +137,8 @@ CASES: dict[str, tuple[Change, grpc.StatusCode, str]] = {
     "fewer raw contents than inputs": (
         lambda m: m.raw_input_contents.pop(),
         INVALID,
-        "expected 2 raw input contents, one for each input, but got 1 for model 'sums'",
+        "expected 2 raw input contents, one for each input not in shared memory, but got 1 "
+        "for model 'sums'",
     ),
     "typed element count": (
         lambda m: typed(m, [1.0]),

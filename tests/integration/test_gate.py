@@ -12,7 +12,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from headrace import AsyncClient, RetryPolicy
 from headrace.errors import PermissionDenied, Unauthenticated, Unavailable
 from headrace.protocol import grpc_service_pb2 as pb
+from headrace_server.transport.gate import bytes_of
 from headrace_server.transport.tenants import Tenants, hash_of, parse_tenants
+from shared_memory import DIRECTORY, shared_file
 from stream_stage import Stage, request, until
 
 ONCE = RetryPolicy(max_attempts=1)
@@ -31,6 +33,11 @@ requests_per_second = 0.5
 tokens = ["{hash_of("thin")}"]
 models = ["*"]
 bytes_per_second = 10
+[tenants.sharer]
+tokens = ["{hash_of("sharer")}"]
+models = ["mod*"]
+bytes_per_second = 100
+shared_memory = true
 [tenants.boss]
 tokens = ["{hash_of("boss")}"]
 admin = true
@@ -217,3 +224,41 @@ def test_reflection_and_tokens_never_show_in_a_repr() -> None:
     from headrace.access import Access
 
     assert "secret" not in repr(Access(token="secret"))
+
+
+needs_shared_memory = pytest.mark.skipif(not DIRECTORY.is_dir(), reason="no /dev/shm here")
+
+
+@needs_shared_memory
+async def test_only_who_may_share_memory_can_and_each_tenant_sees_its_own(stage: Guarded) -> None:
+    stub = stage.stub
+    with shared_file(b"\x05\x05" * 500) as file:
+        register = pb.SystemSharedMemoryRegisterRequest(name="r", key=file.name, byte_size=1000)
+        for token in ("sharer", "boss"):
+            await stub.SystemSharedMemoryRegister(register, metadata=bearer(token))
+        forget = pb.SystemSharedMemoryUnregisterRequest()
+        await stub.SystemSharedMemoryUnregister(forget, metadata=bearer("boss"))
+        everything = pb.SystemSharedMemoryStatusRequest()
+        listed = await stub.SystemSharedMemoryStatus(everything, metadata=bearer("sharer"))
+        assert list(listed.regions) == ["r"]
+        message = request(5)
+        message.raw_input_contents.pop()
+        message.inputs[0].parameters["shared_memory_region"].string_param = "r"
+        message.inputs[0].parameters["shared_memory_byte_size"].int64_param = 2
+        for call in (
+            stub.SystemSharedMemoryRegister(register, metadata=bearer("user")),
+            stub.SystemSharedMemoryStatus(everything, metadata=bearer("user")),
+            stub.SystemSharedMemoryUnregister(forget, metadata=bearer("user")),
+            stub.ModelInfer(message, metadata=bearer("user")),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            assert "the use of shared memory" in (refused.value.details() or "")
+
+
+def test_bytes_in_shared_memory_count_too() -> None:
+    message = request(5)
+    alone = bytes_of(message)
+    message.inputs[0].parameters["shared_memory_byte_size"].int64_param = 1 << 40
+    assert bytes_of(message) - alone >= 1 << 40

@@ -156,6 +156,14 @@ def serve(
             "drain_delay_s", "Seconds to go on serving, no longer ready, before stopping begins."
         ),
     ] = None,
+    allow_client_shm: Annotated[
+        bool | None,
+        _setting(
+            "allow_client_shm",
+            "Let clients name shared memory of this machine, any that the server's user may open, "
+            "in place of tensors.",
+        ),
+    ] = None,
     drain_timeout: Annotated[
         float | None,
         _setting("drain_timeout_s", "Seconds to finish admitted requests in when stopping."),
@@ -219,6 +227,7 @@ def serve(
         "load_model": load_model,
         "repository_poll_s": repository_poll,
         "drain_delay_s": drain_delay,
+        "allow_client_shm": allow_client_shm,
         "drain_timeout_s": drain_timeout,
         "load_timeout_s": load_timeout,
         "max_queue_requests": max_queue_requests,

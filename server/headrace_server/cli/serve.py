@@ -107,6 +107,8 @@ def _warn(server: Server, config: ServerConfig) -> None:
     exposure = exposed_without(config)
     if exposure:
         log.warning("%s is reachable from other machines, without %s", config.host, exposure)
+    if exposes_memory(config):
+        log.warning("whoever reaches it may read and write the shared memory of this user")
     if not any(deployment.ready for deployment in server.engine.deployments()):
         log.error("no model is ready: every inference will be refused")
 
@@ -119,3 +121,9 @@ def exposed_without(config: ServerConfig) -> str:
     if not (config.tokens or config.tls_client_ca):
         lacking.append("authentication")
     return " or ".join(lacking)
+
+
+def exposes_memory(config: ServerConfig) -> bool:
+    """Whether anybody on another machine may name memory of this one."""
+    asks_who = config.tokens or config.tls_client_ca
+    return config.allow_client_shm and not asks_who and not is_loopback(config.host)

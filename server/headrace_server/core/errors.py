@@ -34,6 +34,12 @@ class Reason(Enum):
     REQUEST_TOO_LARGE = "request_too_large"
     INVALID_PARAMETER = "invalid_parameter"
 
+    UNKNOWN_REGION = "unknown_region"
+    REGION_EXISTS = "region_exists"
+    REGION_UNUSABLE = "region_unusable"
+    REGIONS_OVERLAP = "regions_overlap"
+    REGION_TOO_SMALL = "region_too_small"
+
     QUEUE_FULL = "queue_full"
     QUEUE_TIMEOUT = "queue_timeout"
     PREDICTED_LATE = "predicted_late"

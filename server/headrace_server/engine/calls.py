@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headrace_server.workers.executor import BatchTiming, RequestTensors
+from headrace_server.workers.regions import Span
 
 
 @dataclass(slots=True, eq=False)
@@ -19,6 +20,7 @@ class Call:
         timeout_s: the `timeout` parameter: how long the caller lets it queue; None when not given.
         remaining_s: what is left until the transport's own deadline; None when there is none.
         arrived_s: moment of arrival on the engine's clock, if that was before now.
+        wanted: positions in the spec of the outputs asked for, in that order; None for all.
     """
 
     tensors: RequestTensors
@@ -27,19 +29,24 @@ class Call:
     timeout_s: float | None = None
     remaining_s: float | None = None
     arrived_s: float | None = None
+    wanted: tuple[int, ...] | None = None
 
 
 @dataclass(slots=True, eq=False)
 class AnswerTensor:
-    """One output of one request: its full shape and its raw contents."""
+    """One output of one request: its full shape and its raw contents.
+
+    Contents that were written to where the caller shares memory (`span`) are not here as well.
+    """
 
     shape: tuple[int, ...]
     data: bytes
+    span: Span | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """The outputs of one request, in the order of the spec, and how its batch went."""
+    """The outputs that a request wanted, in that order, and how its batch went."""
 
     outputs: Sequence[AnswerTensor]
     batch_rows: int

@@ -30,6 +30,7 @@ from headrace_server.workers.executor import (
     WorkerState,
 )
 from headrace_server.workers.placement import InstanceGroup
+from headrace_server.workers.regions import RequestSpans
 
 log = logging.getLogger("headrace.engine")
 
@@ -250,8 +251,13 @@ class Deployment:
         arrived_s = self._clock.now()
         # That stage has no queue policies of its own to judge the timeout by.
         timeout_s = call.timeout_s if self.rules.refuses_late(call) else None
-        answer = await preparation.infer(replace(call, timeout_s=timeout_s))
-        rows = call.tensors.rows
+        tensors, spans = call.tensors, call.tensors.spans
+        if spans is not None:
+            tensors = replace(tensors, spans=RequestSpans(spans.inputs))
+        answer = await preparation.infer(
+            replace(call, tensors=tensors, timeout_s=timeout_s, wanted=None)
+        )
+        rows = tensors.rows
         if any(output.shape[0] != rows for output in answer.outputs):
             log.warning("model '%s': prepare changed the number of rows", self.name)
             raise ServingError(Reason.MODEL_FAILED, model=self.name)
@@ -271,13 +277,15 @@ class Deployment:
                 rows,
                 [output.data for output in answer.outputs],
                 [output.shape for output in answer.outputs],
-                call.tensors.parameters,
+                tensors.parameters,
+                None if spans is None else RequestSpans(outputs=spans.outputs),
             ),
             sum(len(output.data) for output in answer.outputs),
             call.priority,
             None if call.timeout_s is None else max(0.0, call.timeout_s - spent_s),
             None if call.remaining_s is None else max(0.0, call.remaining_s - spent_s),
             arrived_s,
+            call.wanted,
         )
 
     def submit(self, call: Call) -> tuple[Request, asyncio.Future[Answer]]:

@@ -37,7 +37,7 @@ from headrace_server.core.explanation import Explanation
 from headrace_server.core.request import Batch, Request
 from headrace_server.engine.calls import Answer, AnswerTensor, Call
 from headrace_server.engine.clock import Clock, TimerHandle
-from headrace_server.engine.cutting import ragged_output_axes, rows_of
+from headrace_server.engine.cutting import keep, ragged_output_axes, rows_of
 from headrace_server.engine.observer import Observer
 from headrace_server.engine.riding import RidingRules
 from headrace_server.engine.scheduling import SchedulingRules
@@ -60,6 +60,7 @@ class _Ticket:
 
     request: Request
     tensors: RequestTensors
+    wanted: tuple[int, ...]
     future: asyncio.Future[Answer]
 
 
@@ -90,6 +91,8 @@ class Dispatcher:
         self._scheduler = rules.scheduler(sweep, load_s)
         self._riding = RidingRules(spec)
         self._cut_axes = ragged_output_axes(spec)
+        self._output_names = [output.name for output in spec.outputs]
+        self._all_outputs = tuple(range(len(spec.outputs)))
         self._executor = executor
         self._clock = clock
         self._observer = observer
@@ -134,7 +137,8 @@ class Dispatcher:
         # The future is there before the scheduler hears of the request: whatever it decides,
         # there is somebody to tell.
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._tickets[request.id] = _Ticket(request, call.tensors, future)
+        wanted = self._all_outputs if call.wanted is None else call.wanted
+        self._tickets[request.id] = _Ticket(request, call.tensors, wanted, future)
         self._handle(RequestSubmitted(request), now)
         return request, future
 
@@ -201,7 +205,11 @@ class Dispatcher:
         now = self._clock.now()
         for request, answer in zip(batch.requests, answers, strict=True):
             ticket = self._tickets.pop(request.id, None)
-            if ticket is not None and not ticket.future.done():
+            if ticket is None or ticket.future.done():
+                continue
+            if isinstance(answer, ServingError):
+                ticket.future.set_exception(answer)
+            elif answer is not None:
                 ticket.future.set_result(answer)
         self._observer.batch_completed(self._deployment, batch, timing, now)
         self._handle(BatchCompleted(batch_id), now)
@@ -216,22 +224,42 @@ class Dispatcher:
 
     def _answers(
         self, batch: Batch, outputs: Sequence[BatchOutput], timing: BatchTiming
-    ) -> list[Answer]:
-        """Each request's own part of the batch, in order."""
+    ) -> list[Answer | ServingError | None]:
+        """Each request's own part of the batch, in order; None where nobody waits any more."""
         alone = len(batch.requests) == 1
-        answers = []
+        cuts = list(zip(outputs, self._cut_axes, strict=True))
+        answers: list[Answer | ServingError | None] = []
         row = 0
         for request in batch.requests:
             first, row = row, row + request.rows
+            ticket = self._tickets.get(request.id)
+            if ticket is None:
+                answers.append(None)
+                continue
             parts = [
-                AnswerTensor(output.shape, bytes(output.data))
-                if alone
-                else rows_of(output, first, row, axes, request.length, batch.length)
-                for output, axes in zip(outputs, self._cut_axes, strict=True)
+                output if alone else rows_of(output, first, row, axes, request.length, batch.length)
+                for output, axes in map(cuts.__getitem__, ticket.wanted)
             ]
             queue_s = batch.started_s - request.arrival_s
-            answers.append(Answer(parts, batch.rows, queue_s, timing))
+            try:
+                kept = self._kept(parts, ticket)
+            except ServingError as error:  # of this request alone: its own memory is amiss
+                answers.append(error)
+            else:
+                answers.append(Answer(kept, batch.rows, queue_s, timing))
         return answers
+
+    def _kept(self, parts: Sequence[BatchOutput], ticket: _Ticket) -> list[AnswerTensor]:
+        """Copy a request's outputs out of the batch's memory. Raises `ServingError`."""
+        spans = ticket.tensors.spans
+        if spans is None:
+            return [AnswerTensor(part.shape, bytes(part.data)) for part in parts]
+        if spans.problem is not None:
+            raise ServingError(Reason.REGION_UNUSABLE, problem=spans.problem)
+        return [
+            keep(part, spans.outputs.get(position), self._output_names[position])
+            for position, part in zip(ticket.wanted, parts, strict=True)
+        ]
 
     # -- the shell --------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from headrace.protocol import grpc_service_pb2 as pb
 from headrace_server.core.errors import Reason, ServingError
 from headrace_server.engine.engine import Engine
 from headrace_server.transport.failing import Context, refuse
+from headrace_server.transport.regions import SIZE_PARAMETER
 from headrace_server.transport.tenants import Tenant, Tenants
 from headrace_server.transport.token_bucket import TokenBucket
 
@@ -35,6 +36,9 @@ TENANT_METHODS = frozenset(
         for name in (
             *("ModelInfer", "ModelStreamInfer", "ServerMetadata", "ModelMetadata"),
             *("ModelConfig", "ModelStatistics", "RepositoryIndex"),
+            # The gate lets in those whose `shared_memory` says so.
+            *("SystemSharedMemoryStatus", "SystemSharedMemoryRegister"),
+            "SystemSharedMemoryUnregister",
         )
     }
     | {"/headrace.v1.ExplanationService/ExplainModel"}
@@ -92,7 +96,7 @@ class Gate:
             (self._bucket(tenant, unit, rate, now), unit, amount)
             for unit, rate, amount in (
                 ("requests", tenant.requests_per_second, 1),
-                ("bytes", tenant.bytes_per_second, message.ByteSize()),
+                ("bytes", tenant.bytes_per_second, bytes_of(message)),
             )
             if rate is not None
         ]
@@ -117,6 +121,16 @@ class Gate:
         if not tenant.may_use(model):
             raise self._counted(model, Reason.NOT_ALLOWED, what=f"the use of model '{model}'")
         return tenant
+
+    def sharer(self) -> str:
+        """The name of who calls, if they may share memory with the server. Raises
+        `ServingError`."""
+        tenant = self._caller()
+        if tenant is None:
+            raise self._counted("", Reason.UNAUTHENTICATED)
+        if not (tenant.shared_memory or tenant.admin):
+            raise self._counted("", Reason.NOT_ALLOWED, what="the use of shared memory")
+        return tenant.name
 
     def allows(self, model: str) -> bool:
         """Whether who calls may use this model."""
@@ -160,6 +174,16 @@ class GateInterceptor(grpc.aio.ServerInterceptor):
             except ServingError as error:
                 return _refusing(error)
         return await continuation(handler_call_details)
+
+
+def bytes_of(message: pb.ModelInferRequest) -> int:
+    """What a request weighs: its message, and the inputs that lie in shared memory."""
+    shared = sum(
+        max(0, tensor.parameters[SIZE_PARAMETER].int64_param)
+        for tensor in message.inputs
+        if SIZE_PARAMETER in tensor.parameters
+    )
+    return message.ByteSize() + shared
 
 
 def _refusing(error: ServingError) -> Any:

@@ -12,6 +12,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
+from headrace.large_messages import parse_request, serialized
 from headrace.protocol import (
     explanation_pb2,
     explanation_pb2_grpc,
@@ -35,6 +36,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
     # Whoever connects and says nothing is gone sooner than after gRPC's two minutes.
     ("grpc.server_handshake_timeout_ms", 10_000),
+    # Nothing about windows, frames, read chunks and write buffers: no value of any of them moves
+    # 600 kB or 16 MiB for less CPU than gRPC's own, and none is faster throughout (grpcio 1.78).
     # Calls of one connection under way; more wait on the caller's side. gRPC sets no limit.
     ("grpc.max_concurrent_streams", 8_192),
 )
@@ -76,6 +79,13 @@ def options_of(limits: GrpcLimits) -> tuple[tuple[str, int], ...]:
     )
 
 
+CODECS = {
+    "ModelInfer": (parse_request, serialized),
+    "ModelStreamInfer": (parse_request, serialized),
+}
+"""How messages with large contents are read and written, in the place of the generated way."""
+
+
 class GrpcServer:
     """Serves the inference, explanation, health and reflection services on one port.
 
@@ -98,7 +108,7 @@ class GrpcServer:
         self._tls = tls
         self._server = grpc.aio.server(interceptors=interceptors, options=options_of(limits))
         # Generated code asks for a server, and uses of it what a `Registration` has.
-        methods: Any = Registration(self._server, inference.count_unreadable)
+        methods: Any = Registration(self._server, inference.count_unreadable, CODECS)
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, methods)
         explanation_pb2_grpc.add_ExplanationServiceServicer_to_server(explanation, methods)
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, methods)

@@ -22,14 +22,18 @@ from headrace_server.transport.failing import Context, answering, fail, refuse
 from headrace_server.transport.gate import Gate
 from headrace_server.transport.infer_stream import DEFAULT_LIMITS, InferStream, StreamLimits
 from headrace_server.transport.reading import RequestReader, wants_timing
+from headrace_server.transport.regions import FEATURE, Parameters, RegionTable
 from headrace_server.transport.registration import Unreadable, takes_unreadable
 from headrace_server.transport.writing import ResponseWriter, add_timing, statistics_message
+from headrace_server.workers.regions import Span
 
 EXTENSIONS = (
     *("model_repository", "model_repository(unload_dependents)", "schedule_policy"),
     *("model_configuration", "parameters", "statistics", EXTENSION),
 )
-"""Of the protocol's extensions those that work, in the protocol's order; then our own."""
+"""Of the protocol's extensions those that always work, in the protocol's order; then our own."""
+
+SHARED_MEMORY_EXTENSION = "system_shared_memory"
 
 
 class InferenceService(rpc.GRPCInferenceServiceServicer):
@@ -44,13 +48,20 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         stream_limits: StreamLimits = DEFAULT_LIMITS,
         gate: Gate | None = None,
         control: ModelControl | None = None,
+        regions: RegionTable | None = None,
+        max_span_bytes: int = 0,
     ) -> None:
         self._gate = gate
         self._control = control
+        self._regions = regions
+        self._max_span_bytes = max_span_bytes
         self._engine = engine
         self._statistics = statistics
         self._config_of = config_of
         self._version = version
+        self._extensions = list(EXTENSIONS)
+        if regions is not None:
+            self._extensions.insert(EXTENSIONS.index("parameters"), SHARED_MEMORY_EXTENSION)
         self._stream_limits = stream_limits
         self._codecs: WeakKeyDictionary[Deployment, tuple[RequestReader, ResponseWriter]] = (
             WeakKeyDictionary()
@@ -73,10 +84,9 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
             if codec is None:
                 codec = self._codec(deployment)
             reader, writer = codec
-            positions = reader.outputs(request)
             call = reader.read(request, remaining_s(context.time_remaining()))
             answer = await deployment.infer(call)
-            response = writer.write(answer, request.id, positions)
+            response = writer.write(answer, request.id, call.wanted)
             if request.parameters and wants_timing(request):
                 add_timing(response, answer)
             return response
@@ -132,7 +142,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
     ) -> pb.ServerMetadataResponse:
         """Name, version and the extensions that work."""
         return pb.ServerMetadataResponse(
-            name="headrace", version=self._version, extensions=EXTENSIONS
+            name="headrace", version=self._version, extensions=self._extensions
         )
 
     @answering
@@ -253,11 +263,70 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
             raise ServingError(Reason.UNSUPPORTED, feature="'repository_name'")
         return self._control
 
+    # -- memory shared with clients ---------------------------------------------------------
+
+    @answering
+    async def SystemSharedMemoryStatus(
+        self, request: pb.SystemSharedMemoryStatusRequest
+    ) -> pb.SystemSharedMemoryStatusResponse:
+        """The caller's regions."""
+        regions, owner = self._shared()
+        return regions.status(owner, request.name)
+
+    @answering
+    async def SystemSharedMemoryRegister(
+        self, request: pb.SystemSharedMemoryRegisterRequest
+    ) -> pb.SystemSharedMemoryRegisterResponse:
+        """Open a region for the caller's requests."""
+        regions, owner = self._shared()
+        regions.register(owner, request)
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    @answering
+    async def SystemSharedMemoryUnregister(
+        self, request: pb.SystemSharedMemoryUnregisterRequest
+    ) -> pb.SystemSharedMemoryUnregisterResponse:
+        """Forget one region of the caller's, or all."""
+        regions, owner = self._shared()
+        regions.unregister(owner, request.name)
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    @answering
+    async def CudaSharedMemoryStatus(
+        self, request: pb.CudaSharedMemoryStatusRequest
+    ) -> pb.CudaSharedMemoryStatusResponse:
+        """Refused: only system memory is shared."""
+        raise _no_cuda_memory()
+
+    @answering
+    async def CudaSharedMemoryRegister(
+        self, request: pb.CudaSharedMemoryRegisterRequest
+    ) -> pb.CudaSharedMemoryRegisterResponse:
+        """Refused: only system memory is shared."""
+        raise _no_cuda_memory()
+
+    @answering
+    async def CudaSharedMemoryUnregister(
+        self, request: pb.CudaSharedMemoryUnregisterRequest
+    ) -> pb.CudaSharedMemoryUnregisterResponse:
+        """Refused: only system memory is shared."""
+        raise _no_cuda_memory()
+
     # -- inside -----------------------------------------------------------------------------
 
     def _check_model(self, model: str) -> None:
         if self._gate is not None:
             self._gate.check_model(model)
+
+    def _shared(self) -> tuple[RegionTable, str]:
+        """The regions, and in whose name the caller uses them. Raises `ServingError`."""
+        if self._regions is None:
+            raise ServingError(Reason.UNSUPPORTED, feature=FEATURE)
+        return self._regions, "" if self._gate is None else self._gate.sharer()
+
+    def _find_span(self, parameters: Parameters) -> Span:
+        regions, owner = self._shared()
+        return regions.span(owner, parameters)
 
     def _may_see(self, model: str) -> bool:
         return self._gate is None or self._gate.allows(model)
@@ -267,7 +336,8 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
 
     def _codec(self, deployment: Deployment) -> tuple[RequestReader, ResponseWriter]:
         spec = deployment.spec
-        codec = self._codecs[deployment] = (RequestReader(spec), ResponseWriter(spec))
+        reader = RequestReader(spec, self._find_span, self._max_span_bytes)
+        codec = self._codecs[deployment] = (reader, ResponseWriter(spec))
         return codec
 
     def count_unreadable(self, error: ServingError) -> None:
@@ -284,3 +354,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
 
 def _wrong_parameter(key: str, model: str, problem: str) -> ServingError:
     return ServingError(Reason.INVALID_PARAMETER, parameter=key, model=model, problem=problem)
+
+
+def _no_cuda_memory() -> ServingError:
+    return ServingError(Reason.UNSUPPORTED, feature="CUDA shared memory")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import dataclass
 
+import grpc
 from google.protobuf.message import DecodeError
 
 from headrace.multiplexing import (
@@ -38,7 +39,7 @@ from headrace_server.transport.gate import Gate
 from headrace_server.transport.reading import RequestReader, wants_timing
 from headrace_server.transport.registration import Unreadable
 from headrace_server.transport.status import STATUS, public_text, retry_after_s
-from headrace_server.transport.writing import ResponseWriter, add_timing
+from headrace_server.transport.writing import ResponseWriter, Wanted, add_timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class _Entry:
     model: str = ""
     nbytes: int = 0
     timing: bool = False
-    positions: tuple[int, ...] = ()
+    wanted: Wanted = None
     writer: ResponseWriter | None = None
     deployment: Deployment | None = None
     request: Request | None = None
@@ -154,8 +155,7 @@ class InferStream:
 
     async def _read(self) -> None:
         read = self._context.read
-        # After the last message comes grpc.aio.EOF.
-        while isinstance(message := await read(), pb.ModelInferRequest):
+        while (message := await read()) is not grpc.aio.EOF:
             if message.model_name or not (self._bundles and message.raw_input_contents):
                 self._take(message)
                 await self._have_room()
@@ -208,8 +208,8 @@ class InferStream:
                 self._gate.admit(message)
             deployment = self._engine.find(message.model_name, message.model_version)
             reader, entry.writer = self._codec_of(deployment)
-            entry.positions = reader.outputs(message)
             call = reader.read(message, left_s)
+            entry.wanted = call.wanted
             if message.parameters:
                 entry.timing = wants_timing(message)
             entry.deployment = deployment
@@ -271,11 +271,11 @@ class InferStream:
         assert entry.writer is not None
         message = pb.ModelStreamInferResponse()
         response = message.infer_response
-        entry.writer.fill(response, answer, entry.id, entry.positions)
+        entry.writer.fill(response, answer, entry.id, entry.wanted)
         response.parameters[FINAL_PARAMETER].bool_param = True
         if entry.timing:
             add_timing(response, answer)
-        self._hold(entry, sum(len(answer.outputs[p].data) for p in entry.positions))
+        self._hold(entry, sum(len(tensor.data) for tensor in answer.outputs))
         entry.answer = message
         self._settle(entry)
 

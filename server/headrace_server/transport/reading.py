@@ -12,7 +12,9 @@ from headrace.tensors import DATATYPES, TensorError, check_byte_elements, conten
 from headrace_server.core.errors import Reason, ServingError
 from headrace_server.engine.calls import Call
 from headrace_server.models.spec import DYNAMIC, ModelSpec, TensorSpec
+from headrace_server.transport.regions import REGION_PARAMETER, SpanFinder, refuse_spans
 from headrace_server.workers.executor import Parameter, RequestTensors
+from headrace_server.workers.regions import RequestSpans, Span
 
 SEQUENCE_PARAMETERS = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 STREAM_PARAMETERS = frozenset({"triton_enable_empty_final_response"})
@@ -26,7 +28,6 @@ MAX_RANK = 32
 MAX_BYTES_ELEMENTS = 1 << 20
 """Elements of a BYTES input of one request: each is looked at, on the loop that serves everybody
 (measured: 0.15 s for so many)."""
-SHARED_MEMORY_PARAMETER = "shared_memory_region"
 CLASSIFICATION_PARAMETER = "classification"
 
 MAX_LISTED = 10
@@ -48,10 +49,20 @@ class _Input:
 
 
 class RequestReader:
-    """Reads and validates the requests of one model, compiled once from its spec."""
+    """Reads and validates the requests of one model, compiled once from its spec.
 
-    def __init__(self, spec: ModelSpec) -> None:
+    Args:
+        spec: the model's signature.
+        find_span: finds what tensors name in place of their contents; by default that is refused.
+        max_span_bytes: of one request's inputs that do not come with its message.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, find_span: SpanFinder = refuse_spans, max_span_bytes: int = 0
+    ) -> None:
         self._spec = spec
+        self._find_span = find_span
+        self._max_span_bytes = max_span_bytes
         self._batched = spec.max_batch_size > 0
         self._inputs = {
             tensor.name: _compile(position, tensor, batched=self._batched)
@@ -68,16 +79,18 @@ class RequestReader:
             ServingError: with what was expected and what came.
         """
         spec = self._spec
+        wanted, written = self._wanted(message) if message.outputs else (self._all_outputs, None)
         count = len(spec.inputs)
-        data: list[bytes | None] = [None] * count
+        data: list[bytes | memoryview | Span | None] = [None] * count
         shapes: list[tuple[int, ...] | None] = [None] * count
         inputs, raw = message.inputs, message.raw_input_contents
         if raw and len(raw) != len(inputs):
-            raise self._error(Reason.WRONG_RAW_COUNT, expected=len(inputs), got=len(raw))
-        rows = nbytes = 0
+            self._check_raw_count(message)
+        read: list[Span] = []
+        rows = nbytes = index = 0
         # By index: protobuf's own containers end every loop with an exception that they make.
-        for index in range(len(inputs)):
-            tensor = inputs[index]
+        for number in range(len(inputs)):
+            tensor = inputs[number]
             known = self._inputs.get(tensor.name)
             if known is None:
                 raise self._error(
@@ -102,12 +115,16 @@ class RequestReader:
                 )
             shape = tuple(dims[:])
             rows = self._check_shape(known, shape, rows)
-            if tensor.parameters and SHARED_MEMORY_PARAMETER in tensor.parameters:
-                raise ServingError(Reason.UNSUPPORTED, feature="shared memory")
-            if raw:
+            contents: bytes | memoryview | Span
+            if tensor.parameters and REGION_PARAMETER in tensor.parameters:
+                contents = self._from_region(known, shape, tensor, read)
+            elif raw:
                 if tensor.HasField("contents"):
                     raise self._error(Reason.MIXED_CONTENTS, input=tensor.name)
+                if index == len(raw):
+                    self._check_raw_count(message)
                 contents = raw[index]
+                index += 1
                 self._check_raw(known, shape, contents)
             else:
                 contents = self._from_typed(known, shape, tensor.contents)
@@ -126,34 +143,73 @@ class RequestReader:
             priority, timeout_s, told_s, parameters = self._read_parameters(message)
             if told_s is not None:
                 remaining_s = told_s if remaining_s is None else min(told_s, remaining_s)
-        tensors = RequestTensors(max(1, rows), data, shapes, parameters)
-        return Call(tensors, nbytes, priority, timeout_s, remaining_s)
+        if index != len(raw):
+            self._check_raw_count(message)
+        spans = RequestSpans(tuple(read), written or {}) if read or written else None
+        tensors = RequestTensors(max(1, rows), data, shapes, parameters, spans)
+        return Call(tensors, nbytes, priority, timeout_s, remaining_s, wanted=wanted)
 
-    def outputs(self, message: pb.ModelInferRequest) -> tuple[int, ...]:
-        """Positions in the spec of the outputs asked for, in that order; all when none is named.
-
-        Raises:
-            ServingError: an output that the model does not have, or a parameter not supported.
-        """
-        if not message.outputs:
-            return self._all_outputs
+    def _wanted(
+        self, message: pb.ModelInferRequest
+    ) -> tuple[tuple[int, ...], dict[int, Span] | None]:
+        """Positions in the spec of the outputs asked for, in that order, and where some of them
+        go; raises `ServingError` for what the model does not have or this server not support."""
         positions: list[int] = []
+        spans: dict[int, Span] = {}
         for output in message.outputs:
             position = self._outputs.get(output.name)
             if position is None:
                 raise self._error(
                     Reason.UNKNOWN_OUTPUT, output=output.name, names=_listed(self._outputs)
                 )
-            if output.parameters:
-                if SHARED_MEMORY_PARAMETER in output.parameters:
-                    raise ServingError(Reason.UNSUPPORTED, feature="shared memory")
-                if CLASSIFICATION_PARAMETER in output.parameters:
-                    raise ServingError(Reason.UNSUPPORTED, feature="the classification extension")
+            if output.parameters and CLASSIFICATION_PARAMETER in output.parameters:
+                raise ServingError(Reason.UNSUPPORTED, feature="the classification extension")
             # Else a small request could ask for any number of copies of a large answer.
             if position in positions:
                 raise self._error(Reason.DUPLICATE_OUTPUT, output=output.name)
             positions.append(position)
-        return tuple(positions)
+            if output.parameters and REGION_PARAMETER in output.parameters:
+                spans[position] = self._output_span(output, spans)
+        return tuple(positions), spans or None
+
+    def _output_span(
+        self, output: pb.ModelInferRequest.InferRequestedOutputTensor, others: dict[int, Span]
+    ) -> Span:
+        """Where an output goes, which is nobody else's place: who is first would be chance."""
+        span = self._find_span(output.parameters)
+        for position, other in others.items():
+            if span.overlaps(other):
+                raise self._error(
+                    Reason.REGIONS_OVERLAP,
+                    output=output.name,
+                    other=self._spec.outputs[position].name,
+                )
+        return span
+
+    def _from_region(
+        self,
+        known: _Input,
+        shape: tuple[int, ...],
+        tensor: pb.ModelInferRequest.InferInputTensor,
+        read: list[Span],
+    ) -> bytes | Span:
+        """Where an input lies. BYTES are copied at once: what was checked must not change."""
+        if tensor.HasField("contents"):
+            raise self._error(Reason.MIXED_CONTENTS, input=tensor.name)
+        span = self._find_span(tensor.parameters)
+        # A file may claim any size and take no memory; what it is copied to does.
+        nbytes = sum(map(len, read)) + len(span)
+        if nbytes > self._max_span_bytes:
+            raise self._error(Reason.REQUEST_TOO_LARGE, limit=self._max_span_bytes, got=nbytes)
+        if known.itemsize:
+            self._check_raw(known, shape, span)
+            read.append(span)
+            return span
+        contents = bytes(span.contents())
+        if span.problem is not None:
+            raise ServingError(Reason.REGION_UNUSABLE, problem=span.problem)
+        self._check_raw(known, shape, contents)
+        return contents
 
     def _check_shape(self, known: _Input, shape: tuple[int, ...], rows: int) -> int:
         """Returns the rows of the request; 0 for a model without a batch dimension."""
@@ -173,8 +229,17 @@ class RequestReader:
             raise self._error(Reason.BATCH_TOO_LARGE, limit=self._spec.max_batch_size, got=shape[0])
         return shape[0]
 
-    def _check_raw(self, known: _Input, shape: tuple[int, ...], contents: bytes) -> None:
-        if known.itemsize == 0:
+    def _check_raw_count(self, message: pb.ModelInferRequest) -> None:
+        """One raw contents for each input that lies in no region."""
+        expected = sum(REGION_PARAMETER not in tensor.parameters for tensor in message.inputs)
+        got = len(message.raw_input_contents)
+        if got != expected:
+            raise self._error(Reason.WRONG_RAW_COUNT, expected=expected, got=got)
+
+    def _check_raw(
+        self, known: _Input, shape: tuple[int, ...], contents: bytes | memoryview | Span
+    ) -> None:
+        if known.itemsize == 0 and not isinstance(contents, Span):
             self._check_elements(known, math.prod(shape))
             try:
                 check_byte_elements(contents, math.prod(shape))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -20,6 +21,7 @@ from headrace_server.core.errors import Reason, ServingError
 from headrace_server.transport.failing import Context, refuse
 
 Deserializer = Callable[[bytes], Any]
+Serializer = Callable[[Any], bytes]
 Behaviour = Callable[[Any, Context], Any]
 
 
@@ -40,12 +42,18 @@ class Unreadable:
 class Registration:
     """What generated code adds a service to. Hands the server its methods, each of which refuses
     what is `Unreadable`, and counts that with `count`; one whose behaviour bears `takes_unreadable`
-    does so itself.
+    does so itself. Methods named in `codecs` read and write their messages with those.
     """
 
-    def __init__(self, server: grpc.aio.Server, count: Callable[[ServingError], None]) -> None:
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        count: Callable[[ServingError], None],
+        codecs: Mapping[str, tuple[Deserializer, Serializer]] = MappingProxyType({}),
+    ) -> None:
         self._server = server
         self._count = count
+        self._codecs = codecs
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Passed over: the same methods come by name."""
@@ -77,7 +85,12 @@ class Registration:
             (True, False): grpc.stream_unary_rpc_method_handler,
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[handler.request_streaming, handler.response_streaming]
-        return kind(adapted, _forgiving(handler.request_deserializer), handler.response_serializer)
+        generated = handler.request_deserializer, handler.response_serializer
+        deserialize, serialize = self._codecs.get(name, generated)
+        message = getattr(handler.request_deserializer, "__self__", None)
+        return kind(
+            adapted, _forgiving(deserialize, getattr(message, "__name__", "message")), serialize
+        )
 
     async def _refuse(self, message: Unreadable, context: Context) -> None:
         error = message.error()
@@ -112,10 +125,7 @@ def takes_unreadable(method: Any) -> Any:
     return method
 
 
-def _forgiving(deserialize: Deserializer) -> Deserializer:
-    message = getattr(deserialize, "__self__", None)
-    name = getattr(message, "__name__", "message")
-
+def _forgiving(deserialize: Deserializer, name: str) -> Deserializer:
     def read(data: bytes) -> Any:
         try:
             return deserialize(data)

@@ -89,8 +89,8 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
             "for model '{model}'"
         ),
         Reason.WRONG_RAW_COUNT: _invalid(
-            "expected {expected} raw input contents, one for each input, but got {got} "
-            "for model '{model}'"
+            "expected {expected} raw input contents, one for each input not in shared memory, "
+            "but got {got} for model '{model}'"
         ),
         Reason.UNEQUAL_ROWS: _invalid(
             "input '{input}' batch size does not match other inputs for '{model}'. "
@@ -109,6 +109,25 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
         ),
         Reason.INVALID_PARAMETER: _invalid(
             "parameter '{parameter}' for model '{model}': {problem}"
+        ),
+        Reason.UNKNOWN_REGION: PublicStatus(
+            grpc.StatusCode.NOT_FOUND, 404, "Unable to find shared memory region: '{region}'"
+        ),
+        Reason.REGION_EXISTS: PublicStatus(
+            grpc.StatusCode.ALREADY_EXISTS,
+            409,
+            "shared memory region '{region}' already in manager",
+        ),
+        Reason.REGION_UNUSABLE: _invalid("{problem}"),
+        Reason.REGIONS_OVERLAP: _invalid(
+            "outputs '{output}' and '{other}' for model '{model}' overlap in shared memory"
+        ),
+        # Not INVALID_ARGUMENT: that is how Triton tells it, and its clients know.
+        Reason.REGION_TOO_SMALL: PublicStatus(
+            grpc.StatusCode.INTERNAL,
+            500,
+            "shared memory size specified with the request for output '{output}' ({got} bytes) "
+            "should be at least {expected} bytes to hold the results",
         ),
         Reason.QUEUE_FULL: _unavailable("Exceeds maximum queue size for model '{model}'", 0.1),
         Reason.QUEUE_TIMEOUT: _unavailable("Request timeout expired in the queue", None),

@@ -5,6 +5,7 @@
     models = ["sentences", "digits-*"]
     requests_per_second = 200       # optional, as is bytes_per_second
     admin = true                    # optional: may also load and unload models
+    shared_memory = true            # optional: may share memory with the server
 
 The file holds hashes. They need no salt and no slow function: a token is 256 random bits, so there
 is nothing to guess, and a slow one would be paid for by every request.
@@ -52,6 +53,7 @@ class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     requests_per_second: Rate | None = None
     bytes_per_second: Rate | None = None
     admin: bool = False
+    shared_memory: bool = False
 
     def may_use(self, model: str) -> bool:
         """Whether a pattern of `models` matches."""

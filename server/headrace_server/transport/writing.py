@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
+
+from headrace.large_messages import LARGE_BYTES, response_with
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace_server.engine.calls import Answer
 from headrace_server.engine.deployment import Deployment
 from headrace_server.engine.statistics import DeploymentStatistics, DurationSum
 from headrace_server.models.spec import ModelSpec
+from headrace_server.transport.regions import describe
+
+Wanted = tuple[int, ...] | None
+"""Positions of outputs in the spec; None for all of them."""
 
 
 class ResponseWriter:
@@ -16,30 +23,45 @@ class ResponseWriter:
         self._name = spec.name
         self._version = str(spec.version)
         self._outputs = spec.outputs
+        self._all_outputs = tuple(range(len(spec.outputs)))
 
-    def write(
-        self, answer: Answer, request_id: str, positions: tuple[int, ...]
-    ) -> pb.ModelInferResponse:
+    def write(self, answer: Answer, request_id: str, wanted: Wanted) -> pb.ModelInferResponse:
         """The response with the outputs at these positions of the spec, in this order."""
         response = pb.ModelInferResponse()
-        self.fill(response, answer, request_id, positions)
+        for tensor in answer.outputs:
+            if len(tensor.data) >= LARGE_BYTES:
+                contents: list[bytes] = []
+                self._fill(response, contents, answer, request_id, wanted)
+                return response_with(response, contents)
+        self.fill(response, answer, request_id, wanted)
         return response
 
     def fill(
+        self, response: pb.ModelInferResponse, answer: Answer, request_id: str, wanted: Wanted
+    ) -> None:
+        """Write into an empty response that is part of another message."""
+        self._fill(response, response.raw_output_contents, answer, request_id, wanted)
+
+    def _fill(
         self,
         response: pb.ModelInferResponse,
+        contents: MutableSequence[bytes],
         answer: Answer,
         request_id: str,
-        positions: tuple[int, ...],
+        wanted: Wanted,
     ) -> None:
-        """Write into an empty response: one that is part of another message is never copied."""
         response.model_name = self._name
         response.model_version = self._version
         response.id = request_id
-        for position in positions:
-            spec, tensor = self._outputs[position], answer.outputs[position]
-            response.outputs.add(name=spec.name, datatype=spec.datatype, shape=tensor.shape)
-            response.raw_output_contents.append(tensor.data)
+        for position, tensor in zip(wanted or self._all_outputs, answer.outputs, strict=True):
+            spec = self._outputs[position]
+            output = response.outputs.add(
+                name=spec.name, datatype=spec.datatype, shape=tensor.shape
+            )
+            # Empty where the contents are elsewhere, so that the others keep their places.
+            contents.append(tensor.data)
+            if tensor.span is not None:
+                describe(tensor.span, output.parameters)
 
 
 def add_timing(response: pb.ModelInferResponse, answer: Answer) -> None:

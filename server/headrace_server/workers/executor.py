@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from headrace_server.core.cost import Sample
 from headrace_server.models.spec import ModelSpec
+from headrace_server.workers.regions import RequestSpans, Span
 
 if TYPE_CHECKING:
     from headrace_server.workers.placement import InstanceGroup
@@ -21,14 +22,16 @@ class RequestTensors:
     """The contents of one request, as they came from the wire and passed validation.
 
     `data` holds the raw bytes of each input in the order of `ModelSpec.inputs` (None for an
-    optional input that was left out), `shapes` its full shape, batch dimension included.
-    `parameters` are the custom parameters that the model gets to see.
+    optional input that was left out), or where they lie in memory shared by the client; `shapes`
+    its full shape, batch dimension included. `parameters` are the custom parameters that the model
+    gets to see. `spans`: all of the client's memory that the request uses, None for most.
     """
 
     rows: int
-    data: Sequence[bytes | None]
+    data: Sequence[bytes | memoryview | Span | None]
     shapes: Sequence[tuple[int, ...] | None]
     parameters: Mapping[str, Parameter]
+    spans: RequestSpans | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -12,6 +12,7 @@ from headrace_server.models.making import Array, make
 from headrace_server.models.spec import DYNAMIC, MadeInput, TensorSpec
 from headrace_server.workers.executor import Parameter, RequestTensors
 from headrace_server.workers.frames import TensorPlace
+from headrace_server.workers.regions import Span
 from headrace_server.workers.slab import aligned
 
 
@@ -75,7 +76,10 @@ def gather(
         for request in requests:
             data = request.data[place.position] or b""
             end = start + len(data)
-            memory[start:end] = data
+            if isinstance(data, Span):
+                data.read_into(memory[start:end])
+            else:
+                memory[start:end] = data
             start = end
     parameters = None
     if any(request.parameters for request in requests) or any(spec.flat for spec in inputs):
@@ -144,7 +148,7 @@ def _completed(inputs: Sequence[TensorSpec], request: RequestTensors) -> Request
         shape = (request.rows, *(length if dim == DYNAMIC else dim for dim in spec.shape))
         shapes[position] = shape
         data[position] = np.full(shape, spec.default, DATATYPES[spec.datatype].numpy).tobytes()
-    return RequestTensors(request.rows, data, shapes, request.parameters)
+    return RequestTensors(request.rows, data, shapes, request.parameters, request.spans)
 
 
 def _copy_padded(
@@ -161,7 +165,10 @@ def _copy_padded(
     row = 0
     for request in requests:
         shape = request.shapes[place.position] or ()
-        own = np.frombuffer(request.data[place.position] or b"", dtype).reshape(shape)
+        data = request.data[place.position] or b""
+        # Rows that are scattered are read as a whole first: one copy more than elsewhere.
+        own = np.frombuffer(data.contents() if isinstance(data, Span) else data, dtype)
+        own = own.reshape(shape)
         rows = batch[row : row + request.rows]
         length = shape[axis]
         rows[(slice(None),) * axis + (slice(length),)] = own

@@ -16,6 +16,14 @@ ALIGNMENT = 64
 
 MIN_BYTES = 1 << 16
 
+KEPT_BYTES = 16 << 20
+"""Slabs up to this size never shrink: a batch of images, for the asking."""
+
+REVIEW_EVERY = 64
+"""Batches after which a larger slab is looked at: if none of them took a quarter of it, it shrinks
+to what they took. One huge request must not hold memory for good, and asking more often would
+make a load that varies pay for new pages again and again."""
+
 
 def aligned(nbytes: int) -> int:
     """The next multiple of `ALIGNMENT`."""
@@ -23,22 +31,27 @@ def aligned(nbytes: int) -> int:
 
 
 class WritableSlab:
-    """The writer's end. Starts without memory; `reserve` gets or grows it."""
+    """The writer's end. Starts without memory; `reserve` gets, grows or shrinks it."""
 
     def __init__(self) -> None:
         self._map: mmap.mmap | None = None
         self.nbytes = 0
         self.view = memoryview(b"")
+        self._reservations = self._peak = 0
 
     def reserve(self, nbytes: int) -> int | None:
         """Make room for `nbytes`.
 
         Returns the descriptor of new memory, which the caller sends to the reader and closes, or
-        None when the present memory is large enough. The old contents are not kept.
+        None when the present memory is kept. The old contents are not.
         """
-        if nbytes <= self.nbytes:
+        self._reservations += 1
+        self._peak = max(self._peak, nbytes)
+        if nbytes <= self.nbytes and not self._too_large():
             return None
-        size = max(MIN_BYTES, 1 << (nbytes - 1).bit_length())
+        # A power of two, so that few sizes follow each other; pages that nobody touches are none.
+        size = max(MIN_BYTES, 1 << (self._peak - 1).bit_length())
+        self._reservations = self._peak = 0
         descriptor = _anonymous_file()
         try:
             os.ftruncate(descriptor, size)
@@ -49,6 +62,14 @@ class WritableSlab:
         self.close()
         self._map, self.nbytes, self.view = mapped, size, memoryview(mapped)
         return descriptor
+
+    def _too_large(self) -> bool:
+        if self._reservations < REVIEW_EVERY:
+            return False
+        if self.nbytes > KEPT_BYTES and 4 * self._peak <= self.nbytes:
+            return True
+        self._reservations = self._peak = 0
+        return False
 
     def close(self) -> None:
         """Give the memory back (the reader keeps its own mapping)."""

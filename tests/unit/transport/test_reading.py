@@ -103,8 +103,8 @@ def test_an_output_asked_for_twice_is_refused() -> None:
     reading = RequestReader(ModelSpec("m", 1, "python", 4, (), (TensorSpec("y", "FP32", [1]),)))
     message = pb.ModelInferRequest(model_name="m")
     message.outputs.add(name="y")
-    assert reading.outputs(message) == (0,)
+    assert reading.read(message, None).wanted == (0,)
     message.outputs.add(name="y")
     with pytest.raises(ServingError) as caught:
-        reading.outputs(message)
+        reading.read(message, None)
     assert caught.value.reason is Reason.DUPLICATE_OUTPUT

@@ -11,7 +11,9 @@ from headrace_server.models.spec import MadeInput, Making, TensorSpec
 from headrace_server.workers.executor import Parameter, RequestTensors
 from headrace_server.workers.frames import TensorPlace
 from headrace_server.workers.gathering import gather
+from headrace_server.workers.regions import Region
 from headrace_server.workers.slab import ALIGNMENT
+from shared_memory import DIRECTORY, shared_file
 
 FIXED = (TensorSpec("x", "INT32", [2]), TensorSpec("y", "UINT8", [1], optional=True))
 RAGGED = (TensorSpec("ids", "INT32", [-1], pad=-7), TensorSpec("mask", "INT32", [-1], pad=0))
@@ -200,3 +202,16 @@ def test_parameters_are_given_per_row_when_anyone_has_some() -> None:
     requests = [request(ints([1, 2]), None), request(ints([3, 4], [5, 6]), None, top_k=3)]
     _, parameters = gather(FIXED, requests, memory.reserve)
     assert parameters == ({}, {"top_k": 3}, {"top_k": 3})
+
+
+@pytest.mark.skipif(not DIRECTORY.is_dir(), reason="this system has no /dev/shm")
+def test_rows_in_shared_memory_ride_with_others_and_are_padded_as_they_are() -> None:
+    shared = ints([1, 2, 3], [4, 5, 6])
+    with shared_file(shared.tobytes()) as file:
+        spans = [Region("r", file.name, 0, 24).span(0, 24)]
+        there = RequestTensors(2, spans, [shared.shape], {})
+        memory = Memory()
+        (place,), _ = gather(RAGGED[:1], [there, request(ints([7]))], memory.reserve)
+        assert memory.array(place, "<i4").tolist() == [[1, 2, 3], [4, 5, 6], [7, -7, -7]]
+        (place,), _ = gather(RAGGED[:1], [there], memory.reserve)
+        assert memory.array(place, "<i4").tolist() == shared.tolist()

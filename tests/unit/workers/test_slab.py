@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from headrace_server.workers.slab import (
     ALIGNMENT,
+    KEPT_BYTES,
     MIN_BYTES,
+    REVIEW_EVERY,
     ReadableSlab,
     WritableSlab,
     aligned,
@@ -50,6 +52,33 @@ def test_what_is_written_is_read_at_the_other_end(slab: WritableSlab) -> None:
     slab.view[10:15] = b"again"
     assert bytes(reader.view[10:15]) == b"again"
     reader.close()
+
+
+def test_one_huge_batch_does_not_hold_its_memory_for_good(slab: WritableSlab) -> None:
+    assert kept(slab.reserve(8 * KEPT_BYTES)) is False
+    small = [kept(slab.reserve(KEPT_BYTES // 4)) for _ in range(2 * REVIEW_EVERY)]
+    assert small.count(False) == 1
+    assert small.index(False) <= REVIEW_EVERY
+    assert slab.nbytes == KEPT_BYTES // 4 == len(slab.view)
+
+
+def test_memory_that_is_used_now_and_then_is_kept(slab: WritableSlab) -> None:
+    slab_bytes = 4 * KEPT_BYTES
+    assert kept(slab.reserve(slab_bytes)) is False
+    for _ in range(5):
+        assert all(kept(slab.reserve(1)) for _ in range(REVIEW_EVERY - 1))
+        assert kept(slab.reserve(slab_bytes))
+
+
+def test_memory_of_everyday_size_is_kept_however_little_is_asked_for(slab: WritableSlab) -> None:
+    assert kept(slab.reserve(KEPT_BYTES)) is False
+    assert all(kept(slab.reserve(1)) for _ in range(3 * REVIEW_EVERY))
+
+
+def kept(descriptor: int | None) -> bool:
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is None
 
 
 def test_the_reader_closes_the_descriptor_it_was_given(slab: WritableSlab) -> None:
