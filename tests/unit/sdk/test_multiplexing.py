@@ -220,6 +220,7 @@ def test_error_of_another_server_is_told_by_its_text(text: str, kind: type[Serve
 
 WORDS_OF_OUR_OWN = {
     *(Reason.DUPLICATE_INPUT, Reason.MALFORMED_CONTENTS, Reason.WRONG_RAW_COUNT),
+    Reason.MALFORMED_MESSAGE,
     *(Reason.UNEQUAL_LENGTHS, Reason.INVALID_PARAMETER, Reason.PREDICTED_LATE, Reason.OVERLOADED),
     *(Reason.DEADLINE_EXCEEDED, Reason.WORKER_LOST, Reason.MODEL_FAILED, Reason.UNSUPPORTED),
     *(Reason.MODEL_CONTROL_REFUSED, Reason.NOT_IN_REPOSITORY, Reason.LOAD_FAILED),
