@@ -37,7 +37,13 @@ from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
 from headrace_server.transport.tenants import TokensFile
 from headrace_server.workers.executor import ModelLoadError
-from headrace_server.workers.placement import InstanceGroup, available_cores, instance_groups
+from headrace_server.workers.placement import (
+    InstanceGroup,
+    available_cores,
+    cores_to_pin,
+    dealt_out,
+    instance_groups,
+)
 from headrace_server.workers.process_executor import ProcessExecutor
 
 GRACE_S = 1.0
@@ -174,6 +180,8 @@ class Server:
                 log.warning("model '%s': %s", entry.name, note)
         budget = self._config.cores or max(1, available_cores() - 1)
         cores = max(1, budget // max(1, len(sources)))
+        pins = cores_to_pin(budget) if self._config.pin_cores else ()
+        hands = dealt_out(pins, cores, len(sources))
         # Loading is CPU work in the workers: more at once than cores only delays the first.
         turns = asyncio.Semaphore(available_cores())
 
@@ -182,17 +190,31 @@ class Server:
                 await deployment.load()
             _log_loaded(deployment)
 
-        deployments = [self._deployment(entry, source, cores, clock) for entry, source in sources]
+        deployments = [
+            self._deployment(entry, source, cores, own, clock)
+            for (entry, source), own in zip(sources, hands, strict=True)
+        ]
         for deployment in deployments:
             self.engine.add(deployment)
         self._health.watch(self.engine)
         await asyncio.gather(*(load(deployment) for deployment in deployments))
 
     def _deployment(
-        self, entry: ModelEntry, source: ModelSource, cores: int, clock: Clock
+        self,
+        entry: ModelEntry,
+        source: ModelSource,
+        cores: int,
+        pins: Sequence[int],
+        clock: Clock,
     ) -> Deployment:
         return deployment_of(
-            entry, source, self._config, cores=cores, clock=clock, observer=self.engine.observer
+            entry,
+            source,
+            self._config,
+            cores=cores,
+            pins=pins,
+            clock=clock,
+            observer=self.engine.observer,
         )
 
     def _config_of(self, deployment: Deployment) -> ModelConfig:
@@ -218,6 +240,7 @@ def deployment_of(
     cores: int,
     clock: Clock,
     observer: Observer,
+    pins: Sequence[int] = (),
 ) -> Deployment:
     """A deployment of one version on worker processes, not loaded yet."""
     source = replace(source, pickle=source.name in config.pickle_models)
@@ -261,6 +284,7 @@ def deployment_of(
             cores=cores,
             cache=config.cache_path,
             load_timeout_s=config.load_timeout_s,
+            pins=pins,
         ),
         lambda spec: _rules(_settings_of(entry, spec), config),
         clock,

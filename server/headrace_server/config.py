@@ -48,6 +48,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     models, separated by commas, that may load pickled Python objects, which is to run code.
     `max_queue_requests` and `max_queue_bytes` bound the queue of each model. `cores`: CPU cores
     that the workers of all models share; by default all but one, which the front takes.
+    `pin_cores`: whether each CPU worker runs on cores of its own alone (Linux).
     `objective_ms`: milliseconds that a request may take which brings no deadline of its own, where
     neither the model's configuration says otherwise nor fixed rules are asked for.
     `load_timeout_s`: a worker that has not loaded and warmed up its model by then is ended.
@@ -71,6 +72,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_queue_bytes: Positive = 1 << 30
     objective_ms: Milliseconds | None = None
     cores: Positive | None = None
+    pin_cores: bool = False
     cache_dir: str = ""
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
@@ -128,6 +130,8 @@ def load_config(
     ):
         if getattr(config, given_file) and not getattr(config, needed):
             raise ConfigurationError(f"'{flag_of(given_file)}' needs '{flag_of(needed)}' beside it")
+    if config.pin_cores and not hasattr(os, "sched_setaffinity"):
+        raise ConfigurationError(f"'{flag_of('pin_cores')}' needs Linux: others do not pin")
     return config
 
 

@@ -64,6 +64,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
         "HEADRACE_MAX_QUEUE_BYTES": "4",
         "HEADRACE_OBJECTIVE_MS": "4.5",
         "HEADRACE_CORES": "5",
+        "HEADRACE_PIN_CORES": "true",
         "HEADRACE_CACHE_DIR": "/c",
         "HEADRACE_LOG_FORMAT": "json",
         "HEADRACE_LOG_LEVEL": "debug",
@@ -87,6 +88,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
         max_queue_bytes=4,
         objective_ms=4.5,
         cores=5,
+        pin_cores=True,
         cache_dir="/c",
         log_format="json",
         log_level="debug",
@@ -206,3 +208,9 @@ def test_the_cache_is_the_users_own_unless_another_or_none_is_asked_for(
 def test_the_cache_directory_may_be_relative_or_in_the_users_home() -> None:
     assert load_config({"cache_dir": "here"}, {}).cache_path == Path.cwd() / "here"
     assert load_config({"cache_dir": "~/there"}, {}).cache_path == Path.home() / "there"
+
+
+def test_pinning_is_refused_where_the_system_does_not_pin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.sched_setaffinity", raising=False)
+    assert "'--pin-cores' needs Linux" in refusal({"pin_cores": True})
+    assert not load_config({"pin_cores": False}, {}).pin_cores

@@ -41,6 +41,7 @@ class ProcessExecutor:
     which timed batches are kept from one load to the next. A worker that is not ready
     `load_timeout_s` seconds after its start is ended: one that hangs would hang again, so a first
     one is not tried twice, while one that replaces a lost worker is started again with back-off.
+    `pins` are the cores that CPU workers are pinned to, if any.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class ProcessExecutor:
         cache: Path | None = None,
         backoff: Backoff | None = None,
         load_timeout_s: float = LOAD_TIMEOUT_S,
+        pins: Sequence[int] = (),
     ) -> None:
         self._source = source
         self._config = config
         self._role = role
         self._groups = groups
         self._cores = cores
+        self._pins = pins
         self._cache = "" if cache is None else str(cache)
         self._backoff = backoff or Backoff()
         self._load_timeout_s = load_timeout_s
@@ -125,7 +128,10 @@ class ProcessExecutor:
                 async with self._in_time(process):
                     hello = await process.spawn()
                     self._placements = place(
-                        self._groups, cuda_devices=hello.cuda_devices, cores=self._cores
+                        self._groups,
+                        cuda_devices=hello.cuda_devices,
+                        cores=self._cores,
+                        pins=self._pins,
                     )
                     return process, await self._load(process, 0, sweep=True)
             except WorkerDiedError as error:

@@ -69,7 +69,9 @@ class _Session:
         load = next(messages, None)
         if not isinstance(load, frames.Load):
             return 0
+        _stay_on(load.pinned_to)
         torch.set_num_threads(load.threads)
+        torch.set_num_interop_threads(1)  # batches come one after the other
         try:
             return self._serve_model(load, messages)
         except (ModelError, ConfigError) as error:
@@ -166,6 +168,13 @@ class _Session:
                     self._inputs[message.index] = ReadableSlab(descriptors.pop(0), message.nbytes)
                 else:
                     yield message
+
+
+def _stay_on(cores: tuple[int, ...]) -> None:
+    """Run on these cores alone, if any are named: this thread, and what libraries have started."""
+    if cores:
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), cores)
 
 
 class _ToServer(logging.Handler):
