@@ -19,6 +19,7 @@ import torch
 from headrace.protocol.model_config_pb2 import DataType, ModelConfig
 from headrace_server.models.config_text import locate_in
 from headrace_server.models.errors import ConfigError, ModelError
+from headrace_server.models.load_options import load_options
 from headrace_server.models.program import Inputs, Parameters, Program
 from headrace_server.models.ragged import RaggedRules, read_rules, with_ragged_inputs
 from headrace_server.models.repository import ModelSource
@@ -57,6 +58,12 @@ def load_torchscript(source: ModelSource, config: ModelConfig | None, device: st
         raise ConfigError(
             f"{source.config_file}: TorchScript carries no types and shapes; expected a config "
             f"like this, with yours:\n{_skeleton(source, tensors, returned)}"
+        )
+    options = load_options(config)
+    if options:
+        raise ConfigError(
+            f"{source.config_file}: '{options}' is for exported programs and models in Python; "
+            "TorchScript runs as it is"
         )
     rules = read_rules(source, config)
     _check(source, config, rules, returned)
