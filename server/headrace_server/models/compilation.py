@@ -10,6 +10,7 @@ Workers only: imports torch.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,10 @@ def compiled_program(program: ExportedProgram, mode: str, file: Path) -> Runner:
     require_compiler(program_devices(program), file)
     _compile_in_this_process()
     settings = dict(torch._inductor.list_mode_options(mode))
-    with tempfile.TemporaryDirectory(prefix="headrace-") as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="headrace-") as directory,
+        warnings.catch_warnings(action="ignore"),  # torch's of torch itself
+    ):
         package = Path(directory) / "model.pt2"
         try:
             torch._inductor.aoti_compile_and_package(

@@ -43,6 +43,12 @@ def load_torchscript(source: ModelSource, config: ModelConfig | None, device: st
         ConfigError: the configuration has no inputs or outputs (the error contains one to start
             from), or they do not fit the script.
     """
+    options = load_options(config)
+    if options:
+        raise ConfigError(
+            f"{source.config_file}: '{options}' is for exported programs and models in Python; "
+            "TorchScript runs as it is"
+        )
     module = _load(source, device)
     # The first argument is the module itself, whatever its author called it.
     arguments = module.forward.schema.arguments[1:]
@@ -58,12 +64,6 @@ def load_torchscript(source: ModelSource, config: ModelConfig | None, device: st
         raise ConfigError(
             f"{source.config_file}: TorchScript carries no types and shapes; expected a config "
             f"like this, with yours:\n{_skeleton(source, tensors, returned)}"
-        )
-    options = load_options(config)
-    if options:
-        raise ConfigError(
-            f"{source.config_file}: '{options}' is for exported programs and models in Python; "
-            "TorchScript runs as it is"
         )
     rules = read_rules(source, config)
     _check(source, config, rules, returned)
