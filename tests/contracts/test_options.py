@@ -386,6 +386,14 @@ class TestPackages:
             torch.testing.assert_close(answer["sums"], expected["sums"])
             torch.testing.assert_close(answer["marks"], expected["marks"])
 
+    @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux shows")
+    def test_nothing_that_was_unpacked_is_left_on_disk(self, directory: Path) -> None:
+        load(directory, config=PACKAGE)
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        mapped = [line for line in maps if "/aotinductor_" in line]
+        assert mapped
+        assert all(line.endswith("(deleted)") for line in mapped)
+
     def test_lengths_that_it_was_compiled_for_bound_the_requests(self, directory: Path) -> None:
         spec = load(directory, config=PACKAGE).spec
         assert [tensor.bounds for tensor in spec.inputs] == [((0, 64),), ((0, 64),)]

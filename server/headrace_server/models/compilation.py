@@ -9,6 +9,8 @@ Workers only: imports torch.
 
 from __future__ import annotations
 
+import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +24,8 @@ from torch.export import ExportedProgram
 from headrace_server.models.errors import ModelError
 
 BACKEND = "inductor"
+
+_UNPACKED = re.compile(r"(/.*/aotinductor_\w+)/.*/data/aotinductor/")
 
 Runner = Callable[[list[Any]], list[Any]]
 """Takes the input tensors of a program in order, returns the outputs."""
@@ -55,7 +59,20 @@ def open_package(file: Path) -> Any:
     """The model in an AOTInductor package: `boxed_run` is a `Runner`, `get_call_spec()` and
     `get_metadata()` are what the package says of itself. Runs the package's native code, here and
     when called. Raises whatever torch does."""
-    return torch._inductor.aoti_load_package(str(file), run_single_threaded=True).loader
+    loader = torch._inductor.aoti_load_package(str(file), run_single_threaded=True).loader
+    _forget_files()
+    return loader
+
+
+def _forget_files() -> None:
+    """Delete what torch has unpacked: it stays mapped, and a worker that is killed leaves nothing
+    behind. Elsewhere than on Linux torch deletes it when the model is closed."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return
+    for directory in set(_UNPACKED.findall(maps)):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def compile_modules(modules: Iterable[nn.Module], mode: str, backend: str = BACKEND) -> None:

@@ -89,6 +89,8 @@ class _Session:
         source = ModelSource(load.model, load.version, Path(load.file), kind, load.pickle)
         self._send(frames.Progress(WorkerState.LOADING.value))
         role, cache = Role(load.role), Path(load.cache) if load.cache else None
+        if cache is not None:  # what is compiled serves other workers and later loads
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
         model = load_model(source, config, load.device, role)
         self._send(frames.Progress(WorkerState.WARMING_UP.value))
         warm_up(model, config, source)
