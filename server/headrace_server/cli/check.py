@@ -33,7 +33,7 @@ from headrace_server.models.repository import ModelEntry, ModelSource, scan
 from headrace_server.models.spec import ModelSpec, TensorSpec
 from headrace_server.telemetry import logs
 from headrace_server.workers.comparison import Comparison, ComparisonError, compare
-from headrace_server.workers.placement import Placement, available_cores, instance_groups, place
+from headrace_server.workers.placement import Placement, available_cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Finding:
     version: str
     error: str = ""
     spec: ModelSpec | None = None
-    devices: Sequence[str] = ()
+    devices: tuple[str, ...] = ()
     load_s: float = 0.0
     options: LoadOptions | None = None
     comparison: Comparison | None = None
@@ -133,13 +133,11 @@ async def _compared(
     """The finding with what its options change, measured."""
     if not found.options or entry.config is None:
         return found
-    groups = instance_groups(entry.config)
-    threads = 1
-    if found.devices[0] == "cpu":
-        (threads,) = {p.threads for p in place(groups, cuda_devices=0, cores=cores)}
+    device, on_cpu = found.devices[0], found.devices.count("cpu")
+    threads = max(1, cores // on_cpu) if device == "cpu" else 1
     note = slow_here(found.options.precision) if found.options.precision else ""
     source = replace(source, pickle=source.name in config.pickle_models)
-    placement = Placement(found.devices[0], threads)
+    placement = Placement(device, threads)
     try:
         comparison = await compare(source, entry.config.SerializeToString(), placement)
     except ComparisonError as error:
