@@ -7,7 +7,7 @@ REPOSITORY ?= repository
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve repository test check lint format types layers protos protos-check \
 	soak fuzz bench-text bench-resnet bench-sim bench-sim-validate bench-cost bench-stream \
-	bench-images bench-generator clean
+	bench-images bench-options bench-generator clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,8 +67,12 @@ soak: install  ## Ten minutes of kills and reloads under load: docs/RELIABILITY.
 
 fuzz: install  ## 100,000 spoilt requests against the real server: docs/RELIABILITY.md
 	$(BIN)/python -m bench.fuzz --json docs/fuzz.json --document docs/RELIABILITY.md
+
 bench-images: install  ## Large tensors, sent beside shared memory: docs/bench-images.json
 	$(BIN)/python -m bench.images --json docs/bench-images.json
+
+bench-options: install  ## What compile, bf16 and int8 are worth on this CPU: docs/bench-options.json
+	$(BIN)/python -m bench.options --json docs/bench-options.json
 
 bench-sim: install  ## Policies under simulated load, against what nobody can beat: docs/simulation.md
 	$(BIN)/python -m bench.simulate --out docs

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import cycle, islice
 from pathlib import Path
 
 from headrace.protocol.model_config_pb2 import ModelConfig
@@ -39,7 +40,12 @@ from headrace_server.transport.health import HealthReporter
 from headrace_server.transport.regions import RegionTable
 from headrace_server.transport.tenants import TokensFile
 from headrace_server.workers.executor import ModelLoadError
-from headrace_server.workers.placement import InstanceGroup, available_cores, instance_groups
+from headrace_server.workers.placement import (
+    InstanceGroup,
+    available_cores,
+    cores_to_pin,
+    instance_groups,
+)
 from headrace_server.workers.process_executor import ProcessExecutor
 
 GRACE_S = 1.0
@@ -103,13 +109,17 @@ class Server:
         self._endpoint = MetricsEndpoint(
             self._metrics, None if self._tls is None else self._tls.context
         )
+        budget = config.cores or max(1, available_cores() - 1)
+        pins = cores_to_pin(budget) if config.pin_cores else ()
+        # Dealt out to one model after the other, also to those that are loaded later.
+        self._pins = cycle(pins)
         self._clock = LoopClock()
         self._control = ModelControl(
             repository,
             config.model_control_mode,
             self.engine,
             self._deployment,
-            config.cores or max(1, available_cores() - 1),
+            budget,
         )
         self._watching: asyncio.Task[None] | None = None
         self._gate: Gate | None = None
@@ -212,6 +222,7 @@ class Server:
             source,
             self._config,
             cores=cores,
+            pins=tuple(sorted({*islice(self._pins, cores)})),
             clock=self._clock,
             observer=self.engine.observer,
         )
@@ -252,6 +263,7 @@ def deployment_of(
     cores: int,
     clock: Clock,
     observer: Observer,
+    pins: Sequence[int] = (),
 ) -> Deployment:
     """A deployment of one version on worker processes, not loaded yet."""
     source = replace(source, pickle=source.name in config.pickle_models)
@@ -295,6 +307,7 @@ def deployment_of(
             cores=cores,
             cache=config.cache_path,
             load_timeout_s=config.load_timeout_s,
+            pins=pins,
         ),
         lambda spec: _rules(_settings_of(entry, spec), config),
         clock,

@@ -52,6 +52,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     `allow_client_shm`: whether clients may name shared memory of this machine for tensors.
     `max_queue_requests` and `max_queue_bytes` bound the queue of each model. `cores`: CPU cores
     that the workers of all models share; by default all but one, which the front takes.
+    `pin_cores`: whether each CPU worker runs on cores of its own alone (Linux).
     `objective_ms`: milliseconds that a request may take which brings no deadline of its own, where
     neither the model's configuration says otherwise nor fixed rules are asked for.
     `model_control_mode`: what is loaded after the start: nothing, what changes in the repository
@@ -84,6 +85,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_queue_bytes: Positive = 1 << 30
     objective_ms: Milliseconds | None = None
     cores: Positive | None = None
+    pin_cores: bool = False
     cache_dir: str = ""
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
@@ -160,6 +162,8 @@ def load_config(
         raise ConfigurationError(
             "'--load-model' needs '--model-control-mode explicit': otherwise all models are loaded"
         )
+    if config.pin_cores and not hasattr(os, "sched_setaffinity"):
+        raise ConfigurationError(f"'{flag_of('pin_cores')}' needs Linux: others do not pin")
     return config
 
 

@@ -193,6 +193,57 @@ def test_check_prints_a_table_and_succeeds_where_all_is_well(tmp_path: Path) -> 
     assert "greeting BYTES [1]" in done.stdout
 
 
+NETWORK = """
+import torch
+from headrace_server import Model, TensorSpec
+
+class Network(Model):
+    inputs = [TensorSpec("x", "FP32", [320])]
+    outputs = [TensorSpec("y", "FP32", [320]), TensorSpec("best", "INT64", [1])]
+    max_batch_size = 4
+
+    def load(self, context):
+        torch.manual_seed(1)
+        self.network = torch.nn.Sequential(torch.nn.Linear(320, 320)).eval()
+
+    def forward(self, x):
+        y = self.network(x)
+        return y, y.argmax(-1, keepdim=True)
+"""
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_check_says_what_another_precision_changes(tmp_path: Path, precision: str) -> None:
+    repository = write_models(tmp_path, network=NETWORK)
+    (repository / "network" / "config.pbtxt").write_text(
+        f'parameters {{ key: "precision" value {{ string_value: "{precision}" }} }}'
+    )
+    done = headrace("check", str(repository), "--json")
+    assert done.returncode == 0
+    (found,) = json.loads(done.stdout)
+    compared = found["comparison"]
+    assert compared["options"] == f"precision {precision}"
+    assert compared["inputs"] == "random numbers"
+    assert 0 < compared["max_difference"] < 0.1
+    assert 0 < compared["max_relative_difference"] < 0.05
+    assert 0.999 < compared["least_cosine"] < 1
+    assert 0 <= compared["changed_share"] <= 1
+    assert [speed["rows"] for speed in compared["speeds"]] == [1, 4]
+    assert all(speed["plain_s"] > 0 and speed["faster_s"] > 0 for speed in compared["speeds"])
+
+
+def test_check_refuses_an_option_that_is_none_by_its_line(tmp_path: Path) -> None:
+    repository = write_models(tmp_path, network=NETWORK)
+    (repository / "network" / "config.pbtxt").write_text(
+        'max_batch_size: 4\nparameters { key: "precision" value { string_value: "fp4" } }'
+    )
+    done = headrace("check", str(repository))
+    assert done.returncode == 1
+    assert (
+        "line 2: parameters[\"precision\"] must be one of 'bf16', 'int8', got 'fp4'" in done.stdout
+    )
+
+
 # -- calling a server ---------------------------------------------------------------------------
 
 

@@ -69,6 +69,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
         "HEADRACE_MAX_QUEUE_BYTES": "4",
         "HEADRACE_OBJECTIVE_MS": "4.5",
         "HEADRACE_CORES": "5",
+        "HEADRACE_PIN_CORES": "true",
         "HEADRACE_CACHE_DIR": "/c",
         "HEADRACE_LOG_FORMAT": "json",
         "HEADRACE_LOG_LEVEL": "debug",
@@ -97,6 +98,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
         max_queue_bytes=4,
         objective_ms=4.5,
         cores=5,
+        pin_cores=True,
         cache_dir="/c",
         log_format="json",
         log_level="debug",
@@ -232,3 +234,9 @@ def test_models_are_named_for_the_start_only_where_not_all_are_loaded() -> None:
     assert config.load_models == {"a", "b"}
     with pytest.raises(ConfigurationError, match="'--load-model' needs '--model-control-mode"):
         load_config({"load_model": "a"}, {})
+
+
+def test_pinning_is_refused_where_the_system_does_not_pin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.sched_setaffinity", raising=False)
+    assert "'--pin-cores' needs Linux" in refusal({"pin_cores": True})
+    assert not load_config({"pin_cores": False}, {}).pin_cores

@@ -6,9 +6,10 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.text import Text
 
@@ -27,23 +28,29 @@ from headrace_server.engine.clock import LoopClock
 from headrace_server.engine.deployment import DeploymentState
 from headrace_server.engine.observer import Observer
 from headrace_server.models.errors import RepositoryError
+from headrace_server.models.load_options import LoadOptions, load_options, slow_here
 from headrace_server.models.repository import ModelEntry, ModelSource, scan
 from headrace_server.models.spec import ModelSpec, TensorSpec
 from headrace_server.telemetry import logs
-from headrace_server.workers.placement import available_cores
+from headrace_server.workers.comparison import Comparison, ComparisonError, compare
+from headrace_server.workers.placement import Placement, available_cores
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What came of one version of a model. `error` is empty for one that loads; `version` is
-    empty where the model as a whole is broken."""
+    empty where the model as a whole is broken. `comparison` is what its `options` change, if it has
+    any; `note` what else there is to say of them."""
 
     model: str
     version: str
     error: str = ""
     spec: ModelSpec | None = None
-    devices: Sequence[str] = ()
+    devices: tuple[str, ...] = ()
     load_s: float = 0.0
+    options: LoadOptions | None = None
+    comparison: Comparison | None = None
+    note: str = ""
 
     @property
     def state(self) -> str:
@@ -105,16 +112,37 @@ async def _load(entry: ModelEntry, source: ModelSource, config: ServerConfig) ->
         await deployment.load()
         load_s = time.monotonic() - began_s
         if deployment.state is DeploymentState.READY:
-            return Finding(
+            found = Finding(
                 source.name,
                 str(source.version),
                 spec=deployment.spec,
                 devices=tuple(deployment.devices),
                 load_s=load_s,
+                options=load_options(entry.config),
             )
+            await deployment.stop()  # the cores are the comparison's then
+            return await _compared(found, entry, source, config, cores)
         return Finding(source.name, str(source.version), deployment.reason, load_s=load_s)
     finally:
         await deployment.stop()
+
+
+async def _compared(
+    found: Finding, entry: ModelEntry, source: ModelSource, config: ServerConfig, cores: int
+) -> Finding:
+    """The finding with what its options change, measured."""
+    if not found.options or entry.config is None:
+        return found
+    device, on_cpu = found.devices[0], found.devices.count("cpu")
+    threads = max(1, cores // on_cpu) if device == "cpu" else 1
+    note = slow_here(found.options.precision) if found.options.precision else ""
+    source = replace(source, pickle=source.name in config.pickle_models)
+    placement = Placement(device, threads)
+    try:
+        comparison = await compare(source, entry.config.SerializeToString(), placement)
+    except ComparisonError as error:
+        return replace(found, note=f"cannot be compared with the model as it is: {error}")
+    return replace(found, comparison=comparison, note=note)
 
 
 def _print(findings: Sequence[Finding], notes: Sequence[str]) -> None:
@@ -148,8 +176,37 @@ def _print(findings: Sequence[Finding], notes: Sequence[str]) -> None:
         if finding.error:
             name = f"{finding.model} {finding.version}".strip()
             console.print(Text.assemble((name, "bold red"), ": ", finding.error), soft_wrap=True)
+    for finding in findings:
+        name = f"{finding.model} {finding.version}, {finding.options}"
+        if finding.comparison is not None:
+            text = described(finding.comparison)
+            console.print(Text.assemble((name, "bold"), ": ", text), soft_wrap=True)
+        if finding.note:
+            console.print(Text.assemble((name, "yellow"), ": ", finding.note), soft_wrap=True)
     for note in notes:
         console.print(Text.assemble(("note", "yellow"), ": ", note), soft_wrap=True)
+
+
+def described(comparison: Comparison) -> str:
+    """What options change, in a sentence."""
+    parts = [
+        f"answers differ by at most {comparison.max_difference:.2g} "
+        f"({comparison.max_relative_difference:.2%} of the largest number, "
+        f"cosine {comparison.least_cosine:.6f})"
+    ]
+    if comparison.changed_share:
+        parts.append(f"{comparison.changed_share:.2%} of the other elements changed")
+    parts += [
+        f"{counted_rows(speed.rows)}: {speed.ratio:.2f}x as fast "
+        f"({speed.plain_s * 1e3:.3g} ms, now {speed.faster_s * 1e3:.3g} ms)"
+        for speed in comparison.speeds
+    ]
+    return f"{'; '.join(parts)}. Tried on {comparison.inputs}."
+
+
+def counted_rows(rows: int) -> str:
+    """So many rows, in words."""
+    return "1 row" if rows == 1 else f"{rows} rows"
 
 
 def _json(finding: Finding) -> dict[str, object]:
@@ -168,7 +225,14 @@ def _json(finding: Finding) -> dict[str, object]:
         "outputs": [_json_tensor(tensor) for tensor in finding.spec.outputs],
         "devices": list(finding.devices),
         "load_s": round(finding.load_s, 3),
+        **({} if finding.comparison is None else {"comparison": _json_comparison(finding)}),
     }
+
+
+def _json_comparison(finding: Finding) -> dict[str, object]:
+    assert finding.comparison is not None
+    builtins: dict[str, object] = msgspec.to_builtins(finding.comparison)
+    return {"options": str(finding.options), **builtins, "note": finding.note}
 
 
 def _json_tensor(tensor: TensorSpec) -> dict[str, object]:

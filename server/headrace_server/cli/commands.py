@@ -191,6 +191,10 @@ def serve(
         int | None,
         _setting("cores", "CPU cores that all workers share. By default all but one."),
     ] = None,
+    pin_cores: Annotated[
+        bool | None,
+        _setting("pin_cores", "Each CPU worker runs on cores of its own alone (Linux)."),
+    ] = None,
     cache_dir: Annotated[
         str | None,
         _setting(
@@ -234,6 +238,7 @@ def serve(
         "max_queue_bytes": max_queue_bytes,
         "objective_ms": objective_ms,
         "cores": cores,
+        "pin_cores": pin_cores,
         "cache_dir": cache_dir,
         "log_format": log_format,
         "log_level": log_level,

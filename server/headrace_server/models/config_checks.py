@@ -23,6 +23,7 @@ from headrace.protocol.model_config_pb2 import (
 from headrace_server.models.batching import batching_parameters, batching_settings
 from headrace_server.models.config_text import Locate, locate_nowhere
 from headrace_server.models.errors import ConfigError
+from headrace_server.models.load_options import load_options
 from headrace_server.models.spec import DYNAMIC
 
 BACKENDS = ("pytorch", "python")
@@ -63,6 +64,7 @@ def check_config(config: ModelConfig, name: str, locate: Locate = locate_nowhere
         if group.count < 0:
             refuse(f"instance_group[{index}].count", f"must be 0 or more, got {group.count}")
     batching_parameters(config, locate)
+    load_options(config, locate)
     if config.max_batch_size:
         batching_settings(config, config.max_batch_size, locate)
     for path, message in chain(_ragged_faults(config), _warmup_faults(config)):

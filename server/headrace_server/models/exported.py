@@ -1,5 +1,7 @@
 """Loads `model.pt2`: a program written by `torch.export.save`. Needs no configuration.
 
+A package of AOTInductor has the same name and is left to `aot_package`.
+
 An exported program is a graph of operators with its weights. Weights and constants that are pickled
 Python objects are refused unless the operator allows them, but that makes no sandbox: the graph may
 ask for anything that can be reached from the name `torch`, and sizes are expressions that sympy
@@ -16,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from types import MethodType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,10 +25,16 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree  # no public name before torch 2.10
 
 from headrace.protocol.model_config_pb2 import ModelConfig
+from headrace_server.models.aot_package import load_package
+from headrace_server.models.compilation import compiled_program
+from headrace_server.models.config_text import locate_in
 from headrace_server.models.errors import ModelError
+from headrace_server.models.exported_graph import Forward, plain_function
 from headrace_server.models.exported_padding import padded
 from headrace_server.models.exported_ragged import concatenated_examples, concatenated_signature
 from headrace_server.models.exported_signature import PLATFORM, ProgramTensors, read_tensors
+from headrace_server.models.load_options import LoadOptions, load_options
+from headrace_server.models.precision import require_cpu, require_layers
 from headrace_server.models.program import Inputs, Parameters, Program
 from headrace_server.models.ragged import read_rules, with_ragged_inputs
 from headrace_server.models.repository import ModelSource
@@ -59,24 +66,48 @@ def load_exported(source: ModelSource, config: ModelConfig | None, device: str) 
         ModelError: the file is no exported program, or not one of plain tensors.
         ConfigError: the configuration contradicts the program.
     """
-    _check_archive(source.file, pickle=source.pickle)
+    if is_package(source.file, pickle=source.pickle):
+        return load_package(source, config, device)
+    options = load_options(config, locate_in(source.config_file))
     program = _on_device(_load(source.file), device)
     tensors = read_tensors(program, source.file)
-    call = _Call(_module(program), tensors)
+    # Whatever is tried out is tried with the program as it was saved.
+    call = _Call(plain_function(program)[0], tensors)
     rules = read_rules(source, config)
     if rules.triton:
         assert config is not None, "only a configuration has such rules"
         signature = concatenated_signature(tensors, config, rules, source)
         spec = with_ragged_inputs(reconcile(signature, source, config, rules), rules)
         names = [tensor.name for tensor in tensors.inputs]
-        return ExportedModel(call, names, spec, concatenated_examples(tensors, spec))
-    asked = config.max_batch_size if config else 0
-    whole = reconcile(_signature(call, tensors, asked, device), source, config, rules)
-    names = [tensor.name for tensor in whole.inputs]
-    spec = padded(whole, tensors, call, rules, device, derive=not _batches_as_triton(config))
-    skipped = 1 if spec.max_batch_size else 0
-    examples = zip(names, tensors.example_shapes(rows=1), strict=True)
-    return ExportedModel(call, names, spec, {name: shape[skipped:] for name, shape in examples})
+        examples = concatenated_examples(tensors, spec)
+    else:
+        asked = config.max_batch_size if config else 0
+        whole = reconcile(_signature(call, tensors, asked, device), source, config, rules)
+        names = [tensor.name for tensor in whole.inputs]
+        spec = padded(whole, tensors, call, rules, device, derive=not _batches_as_triton(config))
+        skipped = 1 if spec.max_batch_size else 0
+        shapes = zip(names, tensors.example_shapes(rows=1), strict=True)
+        examples = {name: shape[skipped:] for name, shape in shapes}
+    if options:
+        call = _Call(_faster(program, tensors, options, source.file, device), tensors)
+    return ExportedModel(call, names, spec, examples)
+
+
+def _faster(
+    program: ExportedProgram,
+    tensors: ProgramTensors,
+    options: LoadOptions,
+    file: Path,
+    device: str,
+) -> Forward:
+    if options.precision:
+        require_cpu(options.precision, device, file)
+        forward, count = plain_function(program, options.precision)
+        require_layers(count, options.precision, file)
+        return forward
+    run = compiled_program(program, options.compile, file)
+    slots = tensors.slots
+    return lambda *leaves: tuple(run([leaves[slot] for slot in slots]))
 
 
 class ExportedModel:
@@ -107,14 +138,8 @@ class ExportedModel:
 class _Call:
     """Calls the program with its tensor inputs in order; returns its outputs in order."""
 
-    def __init__(self, module: torch.fx.GraphModule, tensors: ProgramTensors) -> None:
-        # The code that `torch.export` generates packs and unpacks nested arguments, and calling
-        # the module runs its hooks: together some 75 µs a call, more than a small model takes.
-        # Plain code takes and returns the leaves. What the hooks check, the front has checked,
-        # all but the ranges and the equality of dynamic dimensions.
-        module.graph.set_codegen(torch.fx.graph.CodeGen())
-        module.recompile()
-        self._forward = MethodType(type(module).forward, _constants(module))
+    def __init__(self, forward: Forward, tensors: ProgramTensors) -> None:
+        self._forward = forward
         self._leaves = list(tensors.leaves)
         self._slots = tensors.slots
         self._lengths = _LengthCheck(tensors)
@@ -126,21 +151,6 @@ class _Call:
             leaves[slot] = value
         answer: tuple[Any, ...] = tuple(self._forward(*leaves))
         return answer
-
-
-def _constants(module: torch.fx.GraphModule) -> SimpleNamespace:
-    """What the module's code reads from it, without the search that a module makes for each."""
-    root = SimpleNamespace()
-    for node in module.graph.nodes:
-        if node.op in ("get_attr", "call_module"):
-            *path, name = str(node.target).split(".")
-            source: Any = module
-            held = root
-            for part in path:
-                source = getattr(source, part)
-                held = held.__dict__.setdefault(part, SimpleNamespace())
-            setattr(held, name, getattr(source, name))
-    return root
 
 
 class _LengthCheck:
@@ -205,13 +215,6 @@ def _signature(call: _Call, tensors: ProgramTensors, asked: int, device: str) ->
     )
 
 
-def _module(program: ExportedProgram) -> torch.fx.GraphModule:
-    # Guards repeat, at some 50 µs a call, the checks that every request has already passed.
-    module = program.module(check_guards=False)
-    assert isinstance(module, torch.fx.GraphModule)
-    return module
-
-
 def _on_device(program: ExportedProgram, device: str) -> ExportedProgram:
     target = torch.device(device)
     used = {
@@ -259,8 +262,14 @@ def _kept_log() -> Iterator[list[BaseException]]:
         logger.removeFilter(keep)
 
 
-def _check_archive(file: Path, *, pickle: bool) -> None:
-    """Recognise by their contents the files that are often mistaken for exported programs."""
+def is_package(file: Path, *, pickle: bool) -> bool:
+    """Whether a file is an AOTInductor package and no exported program. Recognises by their
+    contents the files that are often mistaken for either.
+
+    Raises:
+        ModelError: it is one of those.
+        UnpicklingError: torch would unpickle it.
+    """
     expected = f"{file}: expected a program saved by torch.export.save, found"
     try:
         with zipfile.ZipFile(file) as archive:
@@ -269,12 +278,8 @@ def _check_archive(file: Path, *, pickle: bool) -> None:
         raise ModelError(f"{expected} no zip archive; is it complete?") from None
     if not pickle and any("/data/constants/opaque_obj_" in name for name in names):
         raise UnpicklingError("an opaque constant")  # torch would call pickle.loads on it
-    if any("/data/aotinductor/" in name for name in names):
-        raise ModelError(
-            f"{expected} an AOTInductor package, which carries no names, types or shapes; "
-            "save the exported program itself"
-        )
     if any(name.endswith("/constants.pkl") for name in names):
         raise ModelError(f"{expected} TorchScript; name it model.pt and add a config.pbtxt")
     if any(name.endswith("/data.pkl") for name in names):
         raise ModelError(f"{expected} what torch.save writes; export the model, not its weights")
+    return any("/data/aotinductor/" in name for name in names)

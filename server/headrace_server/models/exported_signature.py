@@ -182,7 +182,7 @@ def read_tensors(program: ExportedProgram, file: Path) -> ProgramTensors:
         for spec in program.graph_signature.output_specs
         if spec.kind is OutputKind.USER_OUTPUT
     ]
-    names = _output_names(returned)
+    names = member_names(returned)
     outputs = [
         named(names[index] if names else f"OUTPUT__{index}", "output", argument)
         for index, argument in enumerate(arguments)
@@ -208,8 +208,8 @@ def read_tensors(program: ExportedProgram, file: Path) -> ProgramTensors:
     )
 
 
-def _output_names(structure: pytree.TreeSpec) -> list[str] | None:
-    """Return the names that the returned container gives its members; None if it gives none."""
+def member_names(structure: pytree.TreeSpec) -> list[str] | None:
+    """Return the names that a returned container gives its members; None if it gives none."""
     answer = pytree.tree_unflatten(list(range(structure.num_leaves)), structure)
     members: dict[Any, Any] = {}
     if isinstance(answer, Mapping):

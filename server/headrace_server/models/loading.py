@@ -19,6 +19,7 @@ from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.models.answers import checked_outputs
 from headrace_server.models.errors import ModelError
 from headrace_server.models.exported import load_exported
+from headrace_server.models.load_options import load_options
 from headrace_server.models.making import make
 from headrace_server.models.program import Inputs, Parameters, Program, Tensor
 from headrace_server.models.python_model import load_python
@@ -28,11 +29,17 @@ from headrace_server.models.torchscript import load_torchscript
 
 
 class LoadedModel:
-    """One instance of a model, ready to run. Called from one thread, with valid inputs."""
+    """One instance of a model, ready to run. Called from one thread, with valid inputs.
 
-    def __init__(self, program: Program, device: str) -> None:
+    One that ``compiles_when_called`` is compiled by its first batches: the warm-up's.
+    """
+
+    def __init__(
+        self, program: Program, device: str, *, compiles_when_called: bool = False
+    ) -> None:
         self._program = program
         self.device = device
+        self.compiles_when_called = compiles_when_called
 
     @property
     def spec(self) -> ModelSpec:
@@ -113,7 +120,9 @@ def load_model(
     os.environ[FORCE_WEIGHTS_ONLY] = "0" if source.pickle else "1"
     with _refusing_pickle(source):
         if source.kind is ModelKind.PYTHON:
-            return LoadedModel(load_python(source, config, device, role), device)
+            compiles = role is Role.SERVE and bool(load_options(config).compile)
+            program = load_python(source, config, device, role)
+            return LoadedModel(program, device, compiles_when_called=compiles)
         return LoadedModel(_LOADERS[source.kind](source, config, device), device)
 
 

@@ -19,8 +19,10 @@ from typing import Any, NoReturn
 
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.models.errors import ModelError
+from headrace_server.models.load_options import load_options
 from headrace_server.models.model import Model, ModelContext
 from headrace_server.models.program import Inputs, Parameters, Program
+from headrace_server.models.python_networks import speed_up
 from headrace_server.models.ragged import RaggedRules, read_rules, with_ragged_inputs
 from headrace_server.models.repository import ModelSource
 from headrace_server.models.signature import Signature, reconcile
@@ -73,6 +75,8 @@ def load_python(
                 model.load(context)
         except Exception as error:
             _refuse(source.file, f"{cls.__name__} cannot load", error)
+        if role is Role.SERVE:
+            speed_up(model, load_options(config), device, source.file)
     except BaseException:
         sys.path.remove(directory)
         raise

@@ -19,6 +19,7 @@ import torch
 from headrace.protocol.model_config_pb2 import DataType, ModelConfig
 from headrace_server.models.config_text import locate_in
 from headrace_server.models.errors import ConfigError, ModelError
+from headrace_server.models.load_options import load_options
 from headrace_server.models.program import Inputs, Parameters, Program
 from headrace_server.models.ragged import RaggedRules, read_rules, with_ragged_inputs
 from headrace_server.models.repository import ModelSource
@@ -42,6 +43,12 @@ def load_torchscript(source: ModelSource, config: ModelConfig | None, device: st
         ConfigError: the configuration has no inputs or outputs (the error contains one to start
             from), or they do not fit the script.
     """
+    options = load_options(config)
+    if options:
+        raise ConfigError(
+            f"{source.config_file}: '{options}' is for exported programs and models in Python; "
+            "TorchScript runs as it is"
+        )
     module = _load(source, device)
     # The first argument is the module itself, whatever its author called it.
     arguments = module.forward.schema.arguments[1:]

@@ -15,9 +15,11 @@ import torch
 
 from headrace.protocol.model_config_pb2 import ModelConfig, ModelWarmup
 from headrace.tensors import TensorError, split_byte_elements
+from headrace_server.models.compilation import compile_no_more, compiled_graphs
 from headrace_server.models.config_text import locate_in
 from headrace_server.models.datatypes import config_type, config_type_name
 from headrace_server.models.errors import ConfigError, ModelError
+from headrace_server.models.load_options import COMPILE
 from headrace_server.models.loading import LoadedModel
 from headrace_server.models.program import Tensor
 from headrace_server.models.repository import ESCAPES, WARMUP_DIRECTORY, ModelSource, lies_in
@@ -37,20 +39,23 @@ log = logging.getLogger("headrace.models")
 def warm_up(model: LoadedModel, config: ModelConfig | None, source: ModelSource) -> None:
     """Run every warm-up of the configuration, or one row and a full batch of zeros.
 
-    Zeros may be invalid for a model: what it raises on them is logged and forgiven. What the
-    configuration asks for has to succeed.
+    Zeros may be invalid for a model: what it raises on them is logged and forgiven, unless this is
+    when it is compiled. What the configuration asks for has to succeed.
 
     Raises:
         ConfigError: a warm-up does not fit the model's inputs.
         ModelError: a warm-up fails; an answer does not fit the model's signature; a full batch
-            does not fit into memory.
+            does not fit into memory; nothing was compiled that should have been.
     """
+    before = compiled_graphs() if model.compiles_when_called else 0
     try:
         samples = warmup_inputs(
             model.spec,
             config,
             source.config_file.parent / WARMUP_DIRECTORY,
             model.example_shapes,
+            # One row is a graph of its own for the compiler, two stand for all others.
+            more_rows=(2,) if model.compiles_when_called else (),
         )
     except ConfigError as error:
         raise ConfigError(f"{locate_in(source.config_file)('model_warmup')}: {error}") from None
@@ -65,9 +70,21 @@ def warm_up(model: LoadedModel, config: ModelConfig | None, source: ModelSource)
             raise ModelError(f"{name} warm-up with {_shapes(inputs)}: {error}") from error
         except Exception as error:
             what = f"{name} warm-up with {_shapes(inputs)}: {type(error).__name__}: {error}"
+            if model.compiles_when_called:
+                raise ModelError(
+                    f"{what}; what cannot run cannot be compiled: drop '{COMPILE}', or give inputs "
+                    "with model_warmup"
+                ) from error
             if name != AUTOMATIC:
                 raise ModelError(what) from error
             log.warning("%s: not warmed up; a model_warmup in config.pbtxt can do better", what)
+    if model.compiles_when_called:
+        if compiled_graphs() == before:
+            raise ModelError(
+                f"{source.file}: '{COMPILE}' compiled nothing: the model calls none of the "
+                "torch.nn.Modules that load() keeps as attributes"
+            )
+        compile_no_more()
 
 
 def warmup_inputs(
@@ -75,13 +92,14 @@ def warmup_inputs(
     config: ModelConfig | None,
     directory: Path,
     example_shapes: Mapping[str, Sequence[int]] = _NO_SHAPES,
+    more_rows: Sequence[int] = (),
 ) -> list[tuple[str, dict[str, Tensor]]]:
     """Return the batches to warm up with, on the CPU, each with the name of its warm-up.
 
     A `model_warmup` appears as often as its ``count`` says; its data is one row, which is repeated
-    ``batch_size`` times. Without any: zeros (empty strings for BYTES) of one row and of
-    ``max_batch_size`` rows. There, dynamic dimensions have the lengths of ``example_shapes``, which
-    leave the batch dimension out, or else `DEFAULT_LENGTH`.
+    ``batch_size`` times. Without any: zeros (empty strings for BYTES) of one row, of as many as
+    ``more_rows`` says, and of ``max_batch_size`` rows. There, dynamic dimensions have the lengths
+    of ``example_shapes``, which leave the batch dimension out, or else `DEFAULT_LENGTH`.
 
     Raises:
         ConfigError: a warm-up leaves an input out, has one too many, or does not fit one.
@@ -92,7 +110,9 @@ def warmup_inputs(
             for warmup in config.model_warmup
             for sample in [_configured(spec, warmup, directory)] * max(1, warmup.count)
         ]
-    batches = sorted({1, spec.max_batch_size}) if spec.max_batch_size else [None]
+    most = spec.max_batch_size
+    rows_of = sorted({1, *(rows for rows in more_rows if rows < most), most})
+    batches = rows_of if most else [None]
     return [
         (
             AUTOMATIC,
@@ -103,6 +123,18 @@ def warmup_inputs(
         )
         for rows in batches
     ]
+
+
+def synthetic_inputs(model: LoadedModel, rows: int) -> dict[str, Tensor]:
+    """A batch to try a model out with, on the CPU: random numbers, and nothing masked out."""
+    spec = model.spec
+    inputs: dict[str, Tensor] = {}
+    for tensor in spec.batched_inputs:
+        shape = _example_shape(tensor, model.example_shapes)
+        full = _full(shape, rows if spec.max_batch_size else None)
+        masks = tensor.datatype == "BOOL"
+        inputs[tensor.name] = torch.ones(full, dtype=torch.bool) if masks else _random(tensor, full)
+    return inputs
 
 
 def _configured(

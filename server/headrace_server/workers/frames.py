@@ -31,7 +31,8 @@ class Hello(msgspec.Struct, tag=True, array_like=True, frozen=True):
 class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Front to worker: load this model. `config` is a serialized ModelConfig, empty for none;
     `role` a value of `models.spec.Role`; `sweep` asks for timed batches, which may come from the
-    directory `cache` and are kept there unless it is empty; `pickle` as in `ModelSource`."""
+    directory `cache` and are kept there unless it is empty; `pickle` as in `ModelSource`;
+    `pinned_to` as in `Placement`."""
 
     model: str
     version: int
@@ -44,6 +45,7 @@ class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     sweep: bool
     cache: str
     pickle: bool = False
+    pinned_to: tuple[int, ...] = ()
 
 
 class Progress(msgspec.Struct, tag=True, array_like=True, frozen=True):

@@ -1,7 +1,8 @@
-"""Where workers go: devices and torch threads from the instance groups and what the machine has."""
+"""Where workers go: devices, torch threads and cores, from the instance groups and the machine."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from headrace.protocol.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from headrace_server.workers.executor import ModelLoadError
 
 MAX_AUTOMATIC_CPU_WORKERS = 4
+CAN_PIN = hasattr(os, "sched_setaffinity")
+
 THREADS_PER_CPU_WORKER = 4
 """Above this many threads one more worker serves more requests than one more thread does, until
 `MAX_AUTOMATIC_CPU_WORKERS` copies of the model are in memory."""
@@ -28,14 +31,20 @@ class InstanceGroup:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One worker's device and its number of torch threads."""
+    """One worker's device and its number of torch threads; `pinned_to` are the only CPU cores that
+    it may run on, none for no such limit."""
 
     device: str
     threads: int
+    pinned_to: tuple[int, ...] = ()
 
 
 def place(
-    groups: Sequence[InstanceGroup], *, cuda_devices: int, cores: int
+    groups: Sequence[InstanceGroup],
+    *,
+    cuda_devices: int,
+    cores: int,
+    pins: Sequence[int] = (),
 ) -> tuple[Placement, ...]:
     """Decide how many workers a model gets, and where.
 
@@ -45,6 +54,8 @@ def place(
         cuda_devices: GPUs that torch sees.
         cores: the cores this model may use. CPU workers times their threads stays within it,
             unless more workers than cores are asked for by number.
+        pins: numbers of the cores that CPU workers are pinned to, each to as many as it has
+            threads; beginning anew where there are too few. Empty: none is pinned.
 
     Raises:
         ModelLoadError: a GPU is asked for that this machine does not have.
@@ -54,7 +65,19 @@ def place(
         devices += _devices_of(group, cuda_devices, cores)
     on_cpu = devices.count("cpu")
     threads = max(1, cores // on_cpu) if on_cpu else 1
-    return tuple(Placement(device, threads if device == "cpu" else 1) for device in devices)
+    pinned = iter(dealt_out(pins, threads, on_cpu))
+    return tuple(
+        Placement(device, threads, next(pinned)) if device == "cpu" else Placement(device, 1)
+        for device in devices
+    )
+
+
+def dealt_out(cores: Sequence[int], each: int, hands: int) -> list[tuple[int, ...]]:
+    """Deal so many of the cores to each hand, one after the other, beginning anew where they run
+    out. Nobody gets any of none, nor one twice."""
+    each = min(each, len(cores))
+    around = itertools.cycle(cores)
+    return [tuple(sorted(itertools.islice(around, each))) for _ in range(hands)]
 
 
 def _devices_of(group: InstanceGroup, cuda_devices: int, cores: int) -> list[str]:
@@ -85,6 +108,14 @@ def available_cores() -> int:
     except (OSError, ValueError):  # no such file, or quota "max"
         return cores or 1
     return max(1, min(cores or 1, limit))
+
+
+def cores_to_pin(budget: int) -> tuple[int, ...]:
+    """The numbers of so many cores that this process may use, the last ones: the first is the
+    front's. Empty where the system does not pin (all but Linux)."""
+    if not CAN_PIN:
+        return ()
+    return tuple(sorted(os.sched_getaffinity(0))[-budget:])
 
 
 def instance_groups(config: ModelConfig | None) -> tuple[InstanceGroup, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -32,6 +33,12 @@ T = TypeVar("T")
 
 SLABS = 2
 """One for the batch that runs, one for the batch that is staged."""
+
+ONE_THREAD_EACH = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1"
+)
+"""For libraries that would take every core for themselves: numpy's, tokenizers. The operator's own
+environment goes before. Torch is told its number of threads once the worker's place is known."""
 
 STOP_TIMEOUT_S = 5.0
 """How long a worker may take to end after `Stop` before it is killed."""
@@ -99,6 +106,7 @@ class WorkerProcess:
                     self._name,
                     pass_fds=[theirs.fileno()],
                     stdin=asyncio.subprocess.DEVNULL,
+                    env={**ONE_THREAD_EACH, **os.environ},
                     # Signals to the server's process group are the front's business alone.
                     start_new_session=True,
                 )
@@ -139,6 +147,7 @@ class WorkerProcess:
                 sweep,
                 cache,
                 source.pickle,
+                placement.pinned_to,
             )
         )
         loaded = await self._unless_dead(self._loaded)

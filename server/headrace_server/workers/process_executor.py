@@ -41,6 +41,7 @@ class ProcessExecutor:
     which timed batches are kept from one load to the next. A worker that is not ready
     `load_timeout_s` seconds after its start is ended: one that hangs would hang again, so a first
     one is not tried twice, while one that replaces a lost worker is started again with back-off.
+    `pins` are the cores that CPU workers are pinned to, if any.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class ProcessExecutor:
         cache: Path | None = None,
         backoff: Backoff | None = None,
         load_timeout_s: float = LOAD_TIMEOUT_S,
+        pins: Sequence[int] = (),
     ) -> None:
         self._source = source
         self._config = config
         self._role = role
         self._groups = groups
         self._cores = cores
+        self._pins = pins
         self._cache = "" if cache is None else str(cache)
         self._backoff = backoff or Backoff()
         self._load_timeout_s = load_timeout_s
@@ -100,7 +103,7 @@ class ProcessExecutor:
 
     async def resize(self, groups: Sequence[InstanceGroup]) -> Sequence[int] | None:
         """See `Executor.resize`. Seats that stay are those taken first."""
-        missing = list(place(groups, cuda_devices=self._cuda_devices, cores=self._cores))
+        missing = list(self._placed(groups))
         surplus = []
         for seat, placement in self._placements.items():
             if placement in missing:
@@ -157,6 +160,9 @@ class ProcessExecutor:
         """See `Executor.devices`."""
         return [placement.device for placement in self._placements.values()]
 
+    def _placed(self, groups: Sequence[InstanceGroup]) -> Sequence[Placement]:
+        return place(groups, cuda_devices=self._cuda_devices, cores=self._cores, pins=self._pins)
+
     def _seats_for(self, placements: Sequence[Placement]) -> Sequence[int]:
         """New seats with these placements, not taken yet."""
         seats = range(self._next_seat, self._next_seat + len(placements))
@@ -179,9 +185,7 @@ class ProcessExecutor:
                     self._cuda_devices = hello.cuda_devices
                     self._placements.clear()
                     self._next_seat = 0
-                    self._seats_for(
-                        place(self._groups, cuda_devices=hello.cuda_devices, cores=self._cores)
-                    )
+                    self._seats_for(self._placed(self._groups))
                     return process, await self._load(process, 0, sweep=True)
             except WorkerDiedError as error:
                 del self._processes[process]

@@ -80,7 +80,9 @@ class _Session:
         load = next(messages, None)
         if not isinstance(load, frames.Load):
             return 0
+        _stay_on(load.pinned_to)
         torch.set_num_threads(load.threads)
+        torch.set_num_interop_threads(1)  # batches come one after the other
         try:
             return self._serve_model(load, messages)
         except (ModelError, ConfigError) as error:
@@ -98,6 +100,8 @@ class _Session:
         source = ModelSource(load.model, load.version, Path(load.file), kind, load.pickle)
         self._send(frames.Progress(WorkerState.LOADING.value))
         role, cache = Role(load.role), Path(load.cache) if load.cache else None
+        if cache is not None:  # what is compiled serves other workers and later loads
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
         model = load_model(source, config, load.device, role)
         self._send(frames.Progress(WorkerState.WARMING_UP.value))
         warm_up(model, config, source)
@@ -177,6 +181,13 @@ class _Session:
                     self._inputs[message.index] = ReadableSlab(descriptors.pop(0), message.nbytes)
                 else:
                     yield message
+
+
+def _stay_on(cores: tuple[int, ...]) -> None:
+    """Run on these cores alone, if any are named: this thread, and what libraries have started."""
+    if cores:
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), cores)
 
 
 class _ToServer(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import pytest
@@ -9,9 +10,12 @@ import pytest
 from headrace.protocol.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from headrace_server.workers.executor import ModelLoadError
 from headrace_server.workers.placement import (
+    CAN_PIN,
     MAX_AUTOMATIC_CPU_WORKERS,
     InstanceGroup,
     available_cores,
+    cores_to_pin,
+    dealt_out,
     instance_groups,
     place,
 )
@@ -95,3 +99,34 @@ class TestConfiguration:
 
 def test_this_process_may_use_at_least_one_core() -> None:
     assert available_cores() >= 1
+
+
+class TestPinning:
+    def test_each_cpu_worker_gets_cores_of_its_own(self) -> None:
+        placements = place([InstanceGroup("cpu", 2)], cuda_devices=0, cores=4, pins=[2, 3, 6, 7])
+        assert [p.pinned_to for p in placements] == [(2, 3), (6, 7)]
+
+    def test_workers_beyond_the_cores_share_them_in_turn(self) -> None:
+        placements = place([InstanceGroup("cpu", 3)], cuda_devices=0, cores=2, pins=[4, 5])
+        assert [p.pinned_to for p in placements] == [(4,), (5,), (4,)]
+
+    def test_gpu_workers_are_not_pinned_and_take_no_cores(self) -> None:
+        groups = [InstanceGroup("gpu", 1), InstanceGroup("cpu", 1)]
+        placements = place(groups, cuda_devices=1, cores=2, pins=[0, 1])
+        assert [p.pinned_to for p in placements] == [(), (0, 1)]
+
+    def test_nobody_is_pinned_unasked(self) -> None:
+        assert place((), cuda_devices=0, cores=2)[0].pinned_to == ()
+
+    def test_models_get_their_shares_one_after_the_other(self) -> None:
+        assert dealt_out([1, 2, 3], 1, 2) == [(1,), (2,)]
+        assert dealt_out([1, 2, 3], 2, 2) == [(1, 2), (1, 3)]
+
+    def test_nobody_gets_a_core_twice(self) -> None:
+        assert dealt_out([1, 2], 5, 2) == [(1, 2), (1, 2)]
+
+    @pytest.mark.skipif(not CAN_PIN, reason="only Linux pins")
+    def test_the_front_keeps_the_first_core_where_it_can(self) -> None:
+        own = sorted(os.sched_getaffinity(0))
+        assert cores_to_pin(len(own)) == tuple(own)
+        assert cores_to_pin(1) == (own[-1],)

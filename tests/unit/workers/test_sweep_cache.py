@@ -92,6 +92,16 @@ def change_parameters(bench: Bench) -> None:
     bench.config = text_format.Parse(text, ModelConfig())
 
 
+def change_precision(bench: Bench) -> None:
+    text = 'parameters { key: "precision" value { string_value: "bf16" } }'
+    bench.config = text_format.Parse(text, ModelConfig())
+
+
+def compile_it(bench: Bench) -> None:
+    text = 'parameters { key: "compile" value { string_value: "true" } }'
+    bench.config = text_format.Parse(text, ModelConfig())
+
+
 def lower_batch_size(bench: Bench) -> None:
     bench.spec = replace(SPEC, max_batch_size=2)
 
@@ -109,6 +119,7 @@ def make_an_input(bench: Bench) -> None:
     "change",
     [
         *(write_weights, change_model, change_parameters),
+        *(change_precision, compile_it),
         *(lower_batch_size, change_role, make_an_input),
     ],
 )

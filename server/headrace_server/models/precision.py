@@ -1,0 +1,166 @@
+"""Linear layers that compute in bf16 or int8, and how they take the place of a network's own.
+
+Everything between them (normalisation, attention, activations, sums) stays in FP32, which costs
+little and keeps most of the accuracy. Weights are converted and packed once.
+
+int8 quantises activations anew for every row, by the row's own range: no answer depends on who else
+rides in the batch, or on padding. Weights have one scale for each output.
+
+Workers only: imports torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from headrace_server.models.errors import ModelError
+from headrace_server.models.load_options import slow_here
+
+Call = Callable[..., Tensor]
+
+GREATEST = 127
+"""Of a signed byte; -128 is left out, so that the range is symmetric."""
+
+LEAST_SCALE = 1e-12
+"""For rows of zeros, which have no range."""
+
+PACKED_ROWS = 16
+"""The number of rows that oneDNN lays out weights for; others run as well."""
+
+LEAST_OUTPUTS = 320
+LEAST_INPUTS = 32
+"""Of a layer in int8. For fewer, oneDNN multiplies single rows without its fast kernels: 10 outputs
+took 8 ms there where FP32 takes 20 µs."""
+
+_FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+"""Read the weights of their linear layers themselves, so these are left as they are."""
+
+_LARGE = f", at least {LEAST_OUTPUTS} outputs and {LEAST_INPUTS} inputs"
+
+log = logging.getLogger("headrace.models")
+
+
+def is_worth_it(weight: Tensor, precision: str) -> bool:
+    """Whether a linear layer with this weight is to be lowered."""
+    if weight.dtype is not torch.float32:
+        return False
+    outputs, inputs = weight.shape
+    return precision != "int8" or (outputs >= LEAST_OUTPUTS and inputs >= LEAST_INPUTS)
+
+
+def lowered(weight: Tensor, bias: Tensor | None, precision: str) -> tuple[Call, tuple[Any, ...]]:
+    """A linear layer in another precision: a function of the input and of these constants.
+
+    Args:
+        weight: FP32 [outputs, inputs], on the CPU.
+        bias: FP32 [outputs], if any.
+        precision: "bf16" or "int8".
+
+    Raises:
+        ModelError: torch was built without the kernels.
+    """
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    try:
+        if precision == "int8":
+            return _int8_layer(weight, bias)
+        return _bf16_layer(weight, bias)
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise ModelError(f"precision {precision} is not to be had here: {first_line}") from error
+
+
+class LoweredLinear(nn.Module):
+    """Takes the place of a `torch.nn.Linear`."""
+
+    def __init__(self, layer: nn.Linear, precision: str) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self._call, self._constants = lowered(layer.weight, layer.bias, precision)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `torch.nn.Linear` does."""
+        return self._call(x, *self._constants)
+
+
+def lower_module(module: nn.Module, precision: str) -> tuple[nn.Module, int]:
+    """Replace the linear layers in a module that are worth it; returns it, or what takes its place,
+    and how many were replaced. Subclasses of `torch.nn.Linear` stay: they may mean more."""
+    if type(module) is nn.Linear:
+        if not is_worth_it(module.weight, precision):
+            return module, 0
+        return LoweredLinear(module, precision), 1
+    count = 0
+    if not isinstance(module, (*_FUSED, torch.jit.ScriptModule)):
+        for name, child in list(module.named_children()):
+            replaced, found = lower_module(child, precision)
+            if replaced is not child:
+                setattr(module, name, replaced)
+            count += found
+    return module, count
+
+
+def require_cpu(precision: str, device: str, file: Path) -> None:
+    """Raise ModelError where the model is not to run on the CPU; warn where that gains nothing."""
+    if torch.device(device).type != "cpu":
+        raise ModelError(f"{file}: precision {precision} is for CPU workers, not for {device}")
+    warning = slow_here(precision)
+    if warning:
+        log.warning("precision %s: %s", precision, warning)
+
+
+def require_layers(count: int, precision: str, file: Path) -> None:
+    """Raise ModelError where nothing was there to be converted."""
+    if not count:
+        raise ModelError(
+            f"{file}: precision {precision} is for FP32 linear layers with constant weights"
+            f"{_LARGE if precision == 'int8' else ''}; found none"
+        )
+
+
+def _bf16_layer(weight: Tensor, bias: Tensor | None) -> tuple[Call, tuple[Any, ...]]:
+    weight = weight.bfloat16()
+    bias = None if bias is None else bias.bfloat16()
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return _bf16_plain, (weight, bias)
+    # Laid out once for the CPU's matrix instructions; else every call would do it.
+    return _bf16_packed, (torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS), bias)
+
+
+def _bf16_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return functional.linear(x.to(torch.bfloat16), weight, bias).to(x.dtype)
+
+
+def _bf16_packed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    answer: Tensor = torch.ops.mkldnn._linear_pointwise.default(
+        x.to(torch.bfloat16), weight, bias, "none", [], ""
+    )
+    return answer.to(x.dtype)
+
+
+def _int8_layer(weight: Tensor, bias: Tensor | None) -> tuple[Call, tuple[Any, ...]]:
+    scales = _scales(weight)
+    bytes_ = torch.round(weight / scales).to(torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(bytes_, None)
+    zeros = torch.zeros(weight.shape[0], dtype=torch.int32)
+    return _int8, (packed, scales[:, 0].contiguous(), zeros, bias)
+
+
+def _int8(x: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor, bias: Tensor | None) -> Tensor:
+    rows = _scales(x)
+    product: Tensor = torch.ops.onednn.qlinear_pointwise.default(
+        *(torch.round(x / rows).to(torch.int8), 1.0, 0, weight, scales, zeros, None),
+        *(1.0, 0, torch.float32, "none", [], ""),
+    )
+    return product.mul_(rows) if bias is None else torch.addcmul(bias, product, rows)
+
+
+def _scales(x: Tensor) -> Tensor:
+    """What a step of a byte is worth in each row; keeps the last dimension, as 1."""
+    return x.abs().amax(-1, keepdim=True).clamp_min(LEAST_SCALE) / GREATEST
