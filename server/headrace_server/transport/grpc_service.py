@@ -19,6 +19,7 @@ from headrace_server.transport.failing import Context, answering, fail, refuse
 from headrace_server.transport.gate import Gate
 from headrace_server.transport.infer_stream import DEFAULT_LIMITS, InferStream, StreamLimits
 from headrace_server.transport.reading import RequestReader, wants_timing
+from headrace_server.transport.unread import COUNTED_FROM, UnreadAnswers
 from headrace_server.transport.writing import ResponseWriter, add_timing, statistics_message
 
 EXTENSIONS = ("schedule_policy", "model_configuration", "parameters", "statistics", EXTENSION)
@@ -36,8 +37,10 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         version: str,
         stream_limits: StreamLimits = DEFAULT_LIMITS,
         gate: Gate | None = None,
+        unread: UnreadAnswers | None = None,
     ) -> None:
         self._gate = gate
+        self._unread = unread or UnreadAnswers()
         self._engine = engine
         self._statistics = statistics
         self._config_of = config_of
@@ -56,6 +59,8 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         try:
             if self._gate is not None:
                 self._gate.admit(request)
+            if self._unread.scarce:
+                self._unread.check(context.peer())
             deployment = self._engine.find(request.model_name, request.model_version)
             codec = self._codecs.get(deployment)
             if codec is None:
@@ -64,6 +69,10 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
             positions = reader.outputs(request)
             call = reader.read(request, remaining_s(context.time_remaining()))
             answer = await deployment.infer(call)
+            nbytes = sum(len(answer.outputs[position].data) for position in positions)
+            if nbytes >= COUNTED_FROM and not self._unread.hold_for_call(context.peer(), nbytes):
+                del answer  # the refusal may have to wait to be read, too
+                raise self._unread.refusal(context.peer())
             response = writer.write(answer, request.id, positions)
             if request.parameters and wants_timing(request):
                 add_timing(response, answer)
@@ -86,6 +95,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
             self._count_invalid,
             self._stream_limits,
             context,
+            self._unread,
             self._gate,
         )
         self._streams.add(stream)

@@ -37,6 +37,7 @@ from headrace_server.transport.failing import Context, refuse, unexpected
 from headrace_server.transport.gate import Gate
 from headrace_server.transport.reading import RequestReader, wants_timing
 from headrace_server.transport.status import STATUS, public_text, retry_after_s
+from headrace_server.transport.unread import COUNTED_FROM, UnreadAnswers
 from headrace_server.transport.writing import ResponseWriter, add_timing
 
 
@@ -75,6 +76,7 @@ class _Entry:
     id: str
     model: str = ""
     nbytes: int = 0
+    unread_bytes: int = 0
     timing: bool = False
     positions: tuple[int, ...] = ()
     writer: ResponseWriter | None = None
@@ -102,9 +104,12 @@ class InferStream:
         count_invalid: CountInvalid,
         limits: StreamLimits,
         context: Context,
+        unread: UnreadAnswers,
         gate: Gate | None = None,
     ) -> None:
         self._engine = engine
+        self._unread = unread
+        self._peer: str = context.peer()
         self._gate = gate
         self._codec_of = codec_of
         self._count_invalid = count_invalid
@@ -124,6 +129,7 @@ class InferStream:
         self._pending: dict[asyncio.Future[Answer], _Entry] = {}
         self._ready: deque[_Entry] = deque()
         self._held = self._held_bytes = 0
+        self._unread_bytes = self._sending_bytes = 0
         self._reading: asyncio.Task[None] | None = None
         self._ending = False
         self._work: asyncio.Future[None] | None = None
@@ -143,6 +149,7 @@ class InferStream:
             for future, entry in self._pending.items():
                 _take_back(future, entry)
             self._pending.clear()
+            self._give_back(self._unread_bytes)
 
     def end(self) -> None:
         """Once what was admitted is answered, the stream ends as STOPPING."""
@@ -203,6 +210,8 @@ class InferStream:
         try:
             if self._gate is not None:
                 self._gate.admit(message)
+            if self._unread.scarce:
+                self._unread.check(self._peer)
             deployment = self._engine.find(message.model_name, message.model_version)
             reader, entry.writer = self._codec_of(deployment)
             entry.positions = reader.outputs(message)
@@ -248,6 +257,11 @@ class InferStream:
         self._held_bytes += nbytes - entry.nbytes
         entry.nbytes = nbytes
 
+    def _give_back(self, nbytes: int) -> None:
+        if nbytes:
+            self._unread.release(self._peer, nbytes)
+            self._unread_bytes -= nbytes
+
     # -- settled ----------------------------------------------------------------------------
 
     def _answered(self, future: asyncio.Future[Answer]) -> None:
@@ -266,13 +280,21 @@ class InferStream:
 
     def _answer(self, entry: _Entry, answer: Answer) -> None:
         assert entry.writer is not None
+        nbytes = sum(len(answer.outputs[p].data) for p in entry.positions)
+        if nbytes >= COUNTED_FROM:
+            if not self._unread.hold(self._peer, nbytes):
+                # Not raised: what is raised would keep the answer for as long as it waits itself.
+                self._refused(entry, self._unread.refusal(self._peer))
+                return
+            entry.unread_bytes = nbytes
+            self._unread_bytes += nbytes
         message = pb.ModelStreamInferResponse()
         response = message.infer_response
         entry.writer.fill(response, answer, entry.id, entry.positions)
         response.parameters[FINAL_PARAMETER].bool_param = True
         if entry.timing:
             add_timing(response, answer)
-        self._hold(entry, sum(len(answer.outputs[p].data) for p in entry.positions))
+        self._hold(entry, nbytes)
         entry.answer = message
         self._settle(entry)
 
@@ -314,6 +336,9 @@ class InferStream:
                 if error is not None and self._error_ends:
                     await refuse(self._context, error)
                 await write(self._next())
+                if self._sending_bytes:
+                    self._give_back(self._sending_bytes)
+                    self._sending_bytes = 0
                 if self._room is not None and not self._room.done():
                     self._room.set_result(None)
             if (self._reading.done() or self._ending) and not self._held:
@@ -341,6 +366,7 @@ class InferStream:
         entry = self._ready.popleft()
         self._held -= 1
         self._hold(entry, 0)
+        self._sending_bytes += entry.unread_bytes
         return entry.answer or _error_message(entry)
 
 
