@@ -19,6 +19,8 @@ class Call:
         timeout_s: the `timeout` parameter: how long the caller lets it queue; None when not given.
         remaining_s: what is left until the transport's own deadline; None when there is none.
         arrived_s: moment of arrival on the engine's clock, if that was before now.
+        tenant: on whose behalf; empty where callers are not told apart.
+        weight: of that tenant beside others, above 0.
     """
 
     tensors: RequestTensors
@@ -27,6 +29,8 @@ class Call:
     timeout_s: float | None = None
     remaining_s: float | None = None
     arrived_s: float | None = None
+    tenant: str = ""
+    weight: float = 1.0
 
 
 @dataclass(slots=True, eq=False)

@@ -309,6 +309,8 @@ class Deployment:
             None if call.timeout_s is None else max(0.0, call.timeout_s - spent_s),
             None if call.remaining_s is None else max(0.0, call.remaining_s - spent_s),
             arrived_s,
+            call.tenant,
+            call.weight,
         )
 
     def submit(self, call: Call) -> tuple[Request, asyncio.Future[Answer]]:

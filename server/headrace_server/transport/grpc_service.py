@@ -57,8 +57,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         """Run one request, in a batch with others."""
         # Written out rather than wrapped: one coroutine less on the path of every request.
         try:
-            if self._gate is not None:
-                self._gate.admit(request)
+            tenant = None if self._gate is None else self._gate.admit(request)
             if self._unread.scarce:
                 self._unread.check(context.peer())
             deployment = self._engine.find(request.model_name, request.model_version)
@@ -68,6 +67,8 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
             reader, writer = codec
             positions = reader.outputs(request)
             call = reader.read(request, remaining_s(context.time_remaining()))
+            if tenant is not None:
+                call.tenant, call.weight = tenant.name, tenant.weight
             answer = await deployment.infer(call)
             nbytes = sum(len(answer.outputs[position].data) for position in positions)
             if nbytes >= COUNTED_FROM and not self._unread.hold_for_call(context.peer(), nbytes):

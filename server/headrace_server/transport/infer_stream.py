@@ -208,14 +208,15 @@ class InferStream:
         left_s = None if deadline_s is None else max(0.0, deadline_s - self._loop.time())
         future: asyncio.Future[Answer]
         try:
-            if self._gate is not None:
-                self._gate.admit(message)
+            tenant = None if self._gate is None else self._gate.admit(message)
             if self._unread.scarce:
                 self._unread.check(self._peer)
             deployment = self._engine.find(message.model_name, message.model_version)
             reader, entry.writer = self._codec_of(deployment)
             entry.positions = reader.outputs(message)
             call = reader.read(message, left_s)
+            if tenant is not None:
+                call.tenant, call.weight = tenant.name, tenant.weight
             if message.parameters:
                 entry.timing = wants_timing(message)
             entry.deployment = deployment
