@@ -1,4 +1,4 @@
-"""One model's flood, full queue or crash loop beside another model on a real server."""
+"""A model's flood or crash loop beside another model, a tenant's flood beside another tenant."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from headrace.answers import InferResult
 from headrace.errors import ServerError, Unavailable
 from headrace.retry import RetryPolicy
 from headrace_server.testing import ServerProcess
+from headrace_server.transport.tenants import hash_of
 from reading_metrics import metric
 from worker_processes import workers_of
 from written_models import write_model
@@ -71,10 +72,12 @@ async def ask_quick(client: AsyncClient, count: int) -> list[float]:
 
 
 @asynccontextmanager
-async def flood(address: str, model: str, callers: int) -> AsyncIterator[list[ServerError]]:
+async def flood(
+    address: str, model: str, callers: int, token: str = ""
+) -> AsyncIterator[list[ServerError]]:
     """Callers who ask again at once, whatever they are told; yields the refusals so far."""
     refused: list[ServerError] = []
-    async with AsyncClient(address, retry=ONCE, multiplex=True) as client:
+    async with AsyncClient(address, retry=ONCE, multiplex=True, token=token) as client:
 
         async def call_on() -> None:
             while True:
@@ -161,3 +164,29 @@ async def test_requests_that_kill_their_workers_again_and_again_harm_no_other_mo
             assert statistics.median(seconds) < 0.1
             after: InferResult = await client.infer("faulty", x(2.0))
             assert after["y"] == 4.0
+
+
+async def test_a_flood_of_one_tenant_neither_refuses_nor_outwaits_another(tmp_path: Path) -> None:
+    write_model(tmp_path / "models", "slow", SLOW)
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(
+        "".join(
+            f'[tenants.{name}]\ntokens = ["{hash_of(name)}"]\nmodels = ["*"]\n'
+            for name in ("loud", "quiet")
+        )
+    )
+    flags = ("--tokens", str(tokens), "--max-queue-requests", "100")
+    with ServerProcess(tmp_path / "models", *flags) as server:
+        address = server.grpc_address
+        async with (
+            AsyncClient(address, retry=ONCE, timeout=60.0, token="quiet") as client,
+            flood(address, "slow", callers=130, token="loud") as refused,
+        ):
+            await until(lambda: len(refused) > 50)
+            waited = []
+            for _ in range(4):
+                asked = {"headrace_timing": True}
+                result = await client.infer("slow", x(1.0), parameters=asked)
+                waited.append(int(result.parameters["headrace_queue_us"]) / 1e6)
+    # What the loud one sent takes 25 batches; one runs, one is staged, and then it is our turn.
+    assert statistics.median(waited) < 5 * BATCH_S
