@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace_server.core.adaptive import AdaptivePolicy
 from headrace_server.core.cost import CostModel
 from headrace_server.core.errors import Reason
 from headrace_server.core.events import Reject
@@ -212,6 +213,8 @@ def test_who_gives_way_is_told_that_the_queue_is_full() -> None:
 def test_work_is_what_a_request_takes_alone_and_its_rows_while_nothing_is_known() -> None:
     known = CostModel([(1, 0, 0.01), (8, 0, 0.08)])
     assert known.work_s(make_request(1, rows=4)) == pytest.approx(0.04, rel=0.05)
+    policy = AdaptivePolicy(8, [(1, 0, 0.01), (8, 0, 0.08)])
+    assert policy.work_s(make_request(1, rows=4)) == known.work_s(make_request(1, rows=4))
     unknown = CostModel()
     assert unknown.work_s(make_request(1, rows=3)) == 3 * unknown.work_s(make_request(2))
 
