@@ -45,6 +45,8 @@ def make_request(
     delay: bool = False,
     priority: int = 1,
     length: int = 0,
+    tenant: str = "",
+    weight: float = 1.0,
 ) -> Request:
     """A request with whatever the test does not care about filled in."""
     return Request(
@@ -58,6 +60,8 @@ def make_request(
         delay,
         priority,
         length=length,
+        tenant=tenant,
+        weight=weight,
     )
 
 
@@ -119,6 +123,8 @@ class SchedulerDriver:
         delay: bool = False,
         priority: int = 1,
         length: int = 0,
+        tenant: str = "",
+        weight: float = 1.0,
     ) -> list[Action]:
         """Submit one request now; ids count from 1 when none is given."""
         request = make_request(
@@ -132,6 +138,8 @@ class SchedulerDriver:
             delay=delay,
             priority=priority,
             length=length,
+            tenant=tenant,
+            weight=weight,
         )
         assert request.id not in self.requests, f"request {request.id} is submitted twice"
         self.requests[request.id] = request

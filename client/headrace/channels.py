@@ -21,7 +21,9 @@ _DEFAULTS: ChannelOptions = (
     # A server that restarts is found again within the default retry policy; gRPC's own first
     # pause is 1 s, longer than all of its waits.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # How long one attempt to connect may take at least, despite the name. A busy server that needs
+    # longer shall not be given up and asked anew, again and again.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 

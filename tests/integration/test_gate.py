@@ -15,7 +15,7 @@ from headrace.protocol import grpc_service_pb2 as pb
 from headrace_server.transport.gate import bytes_of
 from headrace_server.transport.tenants import Tenants, hash_of, parse_tenants
 from shared_memory import DIRECTORY, shared_file
-from stream_stage import Stage, request, until
+from stream_stage import WORKERS, Stage, request, until
 
 ONCE = RetryPolicy(max_attempts=1)
 FILE = f"""
@@ -38,6 +38,10 @@ tokens = ["{hash_of("sharer")}"]
 models = ["mod*"]
 bytes_per_second = 100
 shared_memory = true
+[tenants.other]
+tokens = ["{hash_of("other")}"]
+models = ["*"]
+weight = 2.0
 [tenants.boss]
 tokens = ["{hash_of("boss")}"]
 admin = true
@@ -218,6 +222,32 @@ async def test_the_sdk_shows_its_token_on_shared_streams_too(stage: Guarded) -> 
         for _ in range(3):
             with pytest.raises(PermissionDenied):
                 await client.infer("model", {"x": [[1, 1]]})
+
+
+async def test_a_flood_of_one_tenant_gives_way_to_another_and_takes_turns_with_it(
+    stage: Guarded,
+) -> None:
+    held = 2 * WORKERS  # one batch runs and one is staged on each
+    flood = [stage.stub.ModelInfer(request(i), metadata=bearer("user")) for i in range(held)]
+    await until(lambda: len(stage.workers.batches) == held)
+    flood += [stage.stub.ModelInfer(request(100), metadata=bearer("user")) for _ in range(100)]
+    await until(lambda: stage.deployment.queued_requests == 100)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stage.stub.ModelInfer(request(3), metadata=bearer("user"))
+    assert "Exceeds maximum queue size" in (refused.value.details() or "")
+    stream = stage.stream(bearer("other"))
+    for _ in range(2):
+        await stream.write(request(200))
+    await until(lambda: refusals(stage, "queue_full", "model") == 3)
+    assert stage.deployment.queued_requests == 100
+    for held_by in [*stage.workers.held.values()][:3]:
+        stage.workers.complete(held_by[0])
+    await until(lambda: len(stage.workers.batches) == held + 3)
+    started = [batch[0].data[0] for batch in stage.workers.batches.values()][held:]
+    assert sorted(bytes(data or b"")[0] for data in started) == [100, 200, 200]
+    for call in flood:
+        call.cancel()
+    stream.cancel()
 
 
 def test_reflection_and_tokens_never_show_in_a_repr() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.protocol import grpc_service_pb2_grpc as rpc
 from headrace_server.transport.grpc_server import GrpcLimits
-from stream_stage import Stage, request
+from raw_http2 import STREAM, RawConnection
+from stream_stage import Stage, request, until
 
 LIMITS = GrpcLimits(max_message_bytes=10_000, max_connections=2)
 
@@ -78,3 +80,15 @@ async def test_a_connection_too_many_is_closed_and_the_others_are_served(stage: 
     assert codes == [grpc.StatusCode.NOT_FOUND] * 2 + [grpc.StatusCode.UNAVAILABLE]
     for channel in channels:
         await channel.close()
+
+
+async def test_a_peer_that_is_gone_without_a_word_is_noticed_and_its_requests_leave() -> None:
+    stage = Stage(grpc_limits=replace(LIMITS, ping_after_s=1.0, ping_timeout_s=1.0))
+    await stage.start()
+    # It takes what it is sent and answers no ping, as when the machine behind a proxy is gone.
+    with RawConnection(stage.address) as gone:
+        gone.send(gone.open(STREAM), request(1).SerializeToString())
+        await stage.taken(1)
+        assert await asyncio.to_thread(gone.closed_by_peer, 30.0)
+    await until(lambda: stage.cancelled() == 1)
+    await stage.stop()

@@ -454,3 +454,23 @@ async def test_async_client_finds_a_server_that_comes_back() -> None:
         server, _ = await start(port)
         assert await call
     await server.stop(None)
+
+
+async def test_a_server_too_busy_to_greet_at_once_is_waited_for(echo: Echo) -> None:
+    """Else each attempt to connect is given up and made again, which is more work for it."""
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.5)
+        theirs, ours = await asyncio.open_connection(*echo.address.rsplit(":", 1))
+        await asyncio.gather(forward(reader, ours), forward(theirs, writer))
+
+    busy = await asyncio.start_server(accept, "127.0.0.1", 0)
+    host, port = busy.sockets[0].getsockname()
+    async with AsyncClient(f"{host}:{port}", retry=RetryPolicy(max_attempts=1)) as client:
+        assert await client.server_live()
+    busy.close()

@@ -138,6 +138,10 @@ class AdaptivePolicy:
         patient_until_s = min(request.deadline_s, request.arrival_s + PATIENCE_S)
         return 0, patient_until_s + AGEING_S * (request.priority - DEFAULT_PRIORITY)
 
+    def work_s(self, request: Request) -> float:
+        """See `BatchPolicy.work_s`."""
+        return self.cost.work_s(request)
+
     def arrived(self, request: Request, now: float) -> None:
         """See `BatchPolicy.arrived`."""
         curve = self.cost.curve

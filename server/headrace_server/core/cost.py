@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from headrace_server.core.factors import Factors, rising, steps
-from headrace_server.core.request import Batch, cost_key
+from headrace_server.core.request import Batch, Request, cost_key
 
 Sample = tuple[int, int, float]
 """Rows, padded length (0 when nothing is ragged), and the measured duration in seconds."""
@@ -21,6 +21,9 @@ TERMS = 4
 
 MIN_BASE_S = 1e-6
 """No batch is free, not even one of empty rows: it keeps every ratio of durations finite."""
+
+UNKNOWN_ROW_S = 0.001
+"""What a row counts for while nothing is known of durations: all that matters is the proportion."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,6 +174,13 @@ class CostModel:
         """How long this batch will probably run; None before the first measurement."""
         curve = self.curve_for(cost_key(batch.requests[0]), batch.running)
         return None if curve is None else curve.at(batch.rows, batch.length)
+
+    def work_s(self, request: Request) -> float:
+        """Seconds that this request would take alone; in proportion to its rows, and above 0 in any
+        case, while nothing is known."""
+        if self._curve is None:
+            return request.rows * UNKNOWN_ROW_S
+        return self._curve.at(request.rows, request.length)
 
     def observe_batch(self, batch: Batch, duration_s: float) -> None:
         """Learn from this batch, which was served."""

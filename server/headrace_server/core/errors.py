@@ -55,6 +55,7 @@ class Reason(Enum):
     UNAUTHENTICATED = "unauthenticated"
     NOT_ALLOWED = "not_allowed"
     RATE_LIMITED = "rate_limited"
+    ANSWERS_UNREAD = "answers_unread"
 
     MODEL_CONTROL_REFUSED = "model_control_refused"
     NOT_IN_REPOSITORY = "not_in_repository"

@@ -102,6 +102,10 @@ class BatchPolicy(Protocol):
         """Where the request stands in the queue; never changes while it waits."""
         ...
 
+    def work_s(self, request: Request) -> float:
+        """What the request costs its tenant: seconds that it would take alone, above 0."""
+        ...
+
     def arrived(self, request: Request, now: float) -> None:
         """A request asks to be admitted; it may still be refused."""
         ...
@@ -184,6 +188,10 @@ class StaticPolicy:
     def urgency(self, request: Request) -> Urgency:
         """See `BatchPolicy.urgency`: strict levels, first come first served."""
         return by_level_and_arrival(request)
+
+    def work_s(self, request: Request) -> float:
+        """See `BatchPolicy.work_s`."""
+        return self._cost.work_s(request)
 
     def arrived(self, request: Request, now: float) -> None:
         """Learns nothing."""

@@ -194,13 +194,7 @@ class Queue:
         """Add a request at its place."""
         level, moment_s = self._urgency(request)
         self._insert(request, (level, moment_s, request.id))
-        if request.deadline_s != math.inf:
-            heapq.heappush(self._deadlines, (request.deadline_s, request.id, request))
-            # Entries of requests that left early stay in the heap until their deadline; with
-            # long deadlines and high rates they would outnumber the queue a hundredfold.
-            if len(self._deadlines) > 64 + 2 * self._count:
-                self._deadlines = [e for e in self._deadlines if _awaits_deadline(e[2])]
-                heapq.heapify(self._deadlines)
+        self._watch_deadline(request)
 
     def remove(self, request: Request) -> None:
         """Take a waiting request out, wherever it stands."""
@@ -274,7 +268,7 @@ class Queue:
             assert (group.head.place, group.head) in self._heads, "a head is lost"
         waiting = list(self)
         assert self._count == len(waiting), "requests are miscounted"
-        assert self.rows == sum(r.rows for r in waiting), "rows are miscounted"
+        assert self.rows == sum(g.rows for g in self._groups.values()), "rows are miscounted"
         assert self.nbytes == sum(r.nbytes for r in waiting), "bytes are miscounted"
         if self._levels_matter:
             levels = Counter(r.place[0] for r in waiting)
@@ -297,6 +291,21 @@ class Queue:
         self._count += 1
         self.rows += request.rows
         self.nbytes += request.nbytes
+
+    def _watch_deadline(self, request: Request) -> None:
+        if request.deadline_s != math.inf:
+            heapq.heappush(self._deadlines, (request.deadline_s, request.id, request))
+            # Entries of requests that left early stay in the heap until their deadline; with
+            # long deadlines and high rates they would outnumber the queue a hundredfold.
+            if len(self._deadlines) > 64 + 2 * self._count:
+                self._deadlines = [e for e in self._deadlines if _awaits_deadline(e[2])]
+                heapq.heapify(self._deadlines)
+
+    def _empty(self) -> None:
+        """Forget the order of those who wait; their deadlines stay watched."""
+        self._groups.clear()
+        self._heads.clear()
+        self._count = self.rows = self.nbytes = 0
 
     def _leave_level(self, level: int) -> None:
         self._levels[level] -= 1

@@ -38,6 +38,8 @@ class Request:
         delay_when_late: a request past its deadline goes behind all others instead of being
             refused (Triton's queue policy DELAY).
         priority: level, 1 is the most urgent.
+        tenant: on whose behalf; empty where nobody tells callers apart.
+        weight: of that tenant beside others, above 0.
 
     Where it stands in the queue, `place`, is the queue's alone to say.
     """
@@ -55,6 +57,8 @@ class Request:
     cancelled: bool = field(default=False, init=False)
     place: Place = field(default=NOWHERE, init=False)
     length: int = field(default=0, kw_only=True)
+    tenant: str = field(default="", kw_only=True)
+    weight: float = field(default=1.0, kw_only=True)
 
     @property
     def waits(self) -> bool:

@@ -39,10 +39,11 @@ from headrace_server.core.events import (
     WorkerReady,
 )
 from headrace_server.core.explanation import Explanation
+from headrace_server.core.fairness import FairQueue
 from headrace_server.core.fleet import Fleet, Worker
 from headrace_server.core.outage import Outage
 from headrace_server.core.policy import BatchPolicy, Formation, Hold, Opening, Refusal
-from headrace_server.core.queue import Queue, QueueLimits
+from headrace_server.core.queue import QueueLimits
 from headrace_server.core.request import Alone, Batch, Request
 from headrace_server.core.watchdog import LATE_S, LEAST_S, Watchdog
 
@@ -63,7 +64,10 @@ class Scheduler:
         outage: Outage | None = None,
     ) -> None:
         self._policy = policy
-        self._queue = Queue(limits or QueueLimits(), policy.urgency)
+        # Two batches of each tenant leave a policy its choice of neighbours in length.
+        self._queue = FairQueue(
+            limits or QueueLimits(), policy.urgency, policy.work_s, 2 * policy.most_rows
+        )
         self._fleet = Fleet(in_order=preserve_ordering)
         self._watchdog = watchdog or Watchdog()
         self._outage = outage or Outage()
@@ -88,7 +92,7 @@ class Scheduler:
         }
 
     @property
-    def queue(self) -> Queue:
+    def queue(self) -> FairQueue:
         """The waiting requests, to be read only."""
         return self._queue
 
@@ -145,22 +149,26 @@ class Scheduler:
             opening = Opening(now, self._fleet.free_s(now) or [now], self._fleet.running_with())
             if self._policy.too_late(request, opening):
                 return [Reject(request, Reason.PREDICTED_LATE)]
+        actions: list[Action] = []
         if not self._queue.has_room_for(request):
-            return [Reject(request, Reason.QUEUE_FULL)]
+            displaced = self._queue.displace_for(request)
+            actions += [self._reject(other, Reason.QUEUE_FULL) for other in displaced]
+            if not actions:
+                return [Reject(request, Reason.QUEUE_FULL)]
         self._live[request.id] = request
         self._queue.push(request)
         if self._decide_at_s <= now:
-            return []
+            return actions
         worker = self._fleet.candidate(now)
         if worker is None:
-            return []
+            return actions
         grown = self._queue.rows - self._rows_considered
         if not worker.batches or grown >= self._policy.most_rows:
             self._decide_at_s = now
         else:
             # It could only be staged, and not yet: no need to think before that moment.
             self._decide_at_s = min(self._decide_at_s, max(now, worker.stage_from_s))
-        return []
+        return actions
 
     def _on_request_cancelled(self, event: RequestCancelled, now: float) -> list[Action]:
         request = self._live.get(event.request_id)

@@ -21,6 +21,8 @@ class Call:
         remaining_s: what is left until the transport's own deadline; None when there is none.
         arrived_s: moment of arrival on the engine's clock, if that was before now.
         wanted: positions in the spec of the outputs asked for, in that order; None for all.
+        tenant: on whose behalf; empty where callers are not told apart.
+        weight: of that tenant beside others, above 0.
     """
 
     tensors: RequestTensors
@@ -30,6 +32,8 @@ class Call:
     remaining_s: float | None = None
     arrived_s: float | None = None
     wanted: tuple[int, ...] | None = None
+    tenant: str = ""
+    weight: float = 1.0
 
 
 @dataclass(slots=True, eq=False)

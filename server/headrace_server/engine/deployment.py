@@ -286,6 +286,8 @@ class Deployment:
             None if call.remaining_s is None else max(0.0, call.remaining_s - spent_s),
             arrived_s,
             call.wanted,
+            call.tenant,
+            call.weight,
         )
 
     def submit(self, call: Call) -> tuple[Request, asyncio.Future[Answer]]:

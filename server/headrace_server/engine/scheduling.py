@@ -106,6 +106,8 @@ class SchedulingRules:
             delay,
             level,
             length=length,
+            tenant=call.tenant,
+            weight=call.weight,
         )
 
     def refuses_late(self, call: Call) -> bool:

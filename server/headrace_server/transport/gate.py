@@ -87,8 +87,8 @@ class Gate:
             raise self._counted("", Reason.NOT_ALLOWED, what=what)
         _CALLER.set(digest)
 
-    def admit(self, message: pb.ModelInferRequest) -> None:
-        """Let one inference request pass, and count it. Raises `ServingError`."""
+    def admit(self, message: pb.ModelInferRequest) -> Tenant:
+        """Let one inference request pass, and count it; says whose it is. Raises `ServingError`."""
         model = message.model_name
         tenant = self.check_model(model)
         now = self._now()
@@ -112,6 +112,7 @@ class Gate:
                 )
         for bucket, _, amount in asked:
             bucket.take(amount)
+        return tenant
 
     def check_model(self, model: str) -> Tenant:
         """Who calls, if they may use this model. Raises `ServingError`."""

@@ -34,6 +34,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # Clients that ping to keep idle connections open are welcome.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # gRPC gives up pinging a connection on which nothing else is sent after two pings.
+    ("grpc.http2.max_pings_without_data", 0),
     # Whoever connects and says nothing is gone sooner than after gRPC's two minutes.
     ("grpc.server_handshake_timeout_ms", 10_000),
     # Nothing about windows, frames, read chunks and write buffers: no value of any of them moves
@@ -54,12 +56,18 @@ class GrpcLimits:
     Args:
         max_message_bytes: of one message; a compressed one counts as what it becomes.
         max_connections: at the same time.
+        ping_after_s: how long a connection may be silent before the server asks whether its peer
+            is still there. gRPC waits for two hours.
+        ping_timeout_s: how long the peer may take to answer that, and to take what it is sent at
+            all, before the connection and its calls are given up.
         compressed: whether compressed messages are taken. gRPC unpacks them whole before it looks
             at their size: 800 kB became 850 MiB in front of a limit of 10 MB (grpcio 1.78).
     """
 
     max_message_bytes: int = 256 << 20
     max_connections: int = 4_096
+    ping_after_s: float = 60.0
+    ping_timeout_s: float = 20.0
     compressed: bool = False
 
 
@@ -76,6 +84,10 @@ def options_of(limits: GrpcLimits) -> tuple[tuple[str, int], ...]:
         *uncompressed,
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        ("grpc.keepalive_time_ms", round(limits.ping_after_s * 1_000)),
+        ("grpc.keepalive_timeout_ms", round(limits.ping_timeout_s * 1_000)),
+        # While another ping is under way, as gRPC sends to measure bandwidth, that one counts.
+        ("grpc.http2.ping_timeout_ms", round(limits.ping_timeout_s * 1_000)),
     )
 
 

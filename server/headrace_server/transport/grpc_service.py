@@ -24,6 +24,7 @@ from headrace_server.transport.infer_stream import DEFAULT_LIMITS, InferStream, 
 from headrace_server.transport.reading import RequestReader, wants_timing
 from headrace_server.transport.regions import FEATURE, Parameters, RegionTable
 from headrace_server.transport.registration import Unreadable, takes_unreadable
+from headrace_server.transport.unread import COUNTED_FROM, UnreadAnswers
 from headrace_server.transport.writing import ResponseWriter, add_timing, statistics_message
 from headrace_server.workers.regions import Span
 
@@ -50,11 +51,13 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         control: ModelControl | None = None,
         regions: RegionTable | None = None,
         max_span_bytes: int = 0,
+        unread: UnreadAnswers | None = None,
     ) -> None:
         self._gate = gate
         self._control = control
         self._regions = regions
         self._max_span_bytes = max_span_bytes
+        self._unread = unread or UnreadAnswers()
         self._engine = engine
         self._statistics = statistics
         self._config_of = config_of
@@ -77,15 +80,22 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         try:
             if isinstance(request, Unreadable):
                 raise request.error()
-            if self._gate is not None:
-                self._gate.admit(request)
+            tenant = None if self._gate is None else self._gate.admit(request)
+            if self._unread.scarce:
+                self._unread.check(context.peer())
             deployment = self._engine.find(request.model_name, request.model_version)
             codec = self._codecs.get(deployment)
             if codec is None:
                 codec = self._codec(deployment)
             reader, writer = codec
             call = reader.read(request, remaining_s(context.time_remaining()))
+            if tenant is not None:
+                call.tenant, call.weight = tenant.name, tenant.weight
             answer = await deployment.infer(call)
+            nbytes = sum([len(output.data) for output in answer.outputs])
+            if nbytes >= COUNTED_FROM and not self._unread.hold_for_call(context.peer(), nbytes):
+                del answer  # the refusal may have to wait to be read, too
+                raise self._unread.refusal(context.peer())
             response = writer.write(answer, request.id, call.wanted)
             if request.parameters and wants_timing(request):
                 add_timing(response, answer)
@@ -107,6 +117,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
             self._count_invalid,
             self._stream_limits,
             context,
+            self._unread,
             self._gate,
         )
         self._streams.add(stream)

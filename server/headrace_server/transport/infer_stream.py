@@ -39,6 +39,7 @@ from headrace_server.transport.gate import Gate
 from headrace_server.transport.reading import RequestReader, wants_timing
 from headrace_server.transport.registration import Unreadable
 from headrace_server.transport.status import STATUS, public_text, retry_after_s
+from headrace_server.transport.unread import COUNTED_FROM, UnreadAnswers
 from headrace_server.transport.writing import ResponseWriter, Wanted, add_timing
 
 
@@ -77,6 +78,7 @@ class _Entry:
     id: str
     model: str = ""
     nbytes: int = 0
+    unread_bytes: int = 0
     timing: bool = False
     wanted: Wanted = None
     writer: ResponseWriter | None = None
@@ -104,9 +106,12 @@ class InferStream:
         count_invalid: CountInvalid,
         limits: StreamLimits,
         context: Context,
+        unread: UnreadAnswers,
         gate: Gate | None = None,
     ) -> None:
         self._engine = engine
+        self._unread = unread
+        self._peer: str = context.peer()
         self._gate = gate
         self._codec_of = codec_of
         self._count_invalid = count_invalid
@@ -126,6 +131,7 @@ class InferStream:
         self._pending: dict[asyncio.Future[Answer], _Entry] = {}
         self._ready: deque[_Entry] = deque()
         self._held = self._held_bytes = 0
+        self._unread_bytes = self._sending_bytes = 0
         self._reading: asyncio.Task[None] | None = None
         self._ending = False
         self._work: asyncio.Future[None] | None = None
@@ -145,6 +151,7 @@ class InferStream:
             for future, entry in self._pending.items():
                 _take_back(future, entry)
             self._pending.clear()
+            self._give_back(self._unread_bytes)
 
     def end(self) -> None:
         """Once what was admitted is answered, the stream ends as STOPPING."""
@@ -204,12 +211,15 @@ class InferStream:
         left_s = None if deadline_s is None else max(0.0, deadline_s - self._loop.time())
         future: asyncio.Future[Answer]
         try:
-            if self._gate is not None:
-                self._gate.admit(message)
+            tenant = None if self._gate is None else self._gate.admit(message)
+            if self._unread.scarce:
+                self._unread.check(self._peer)
             deployment = self._engine.find(message.model_name, message.model_version)
             reader, entry.writer = self._codec_of(deployment)
             call = reader.read(message, left_s)
             entry.wanted = call.wanted
+            if tenant is not None:
+                call.tenant, call.weight = tenant.name, tenant.weight
             if message.parameters:
                 entry.timing = wants_timing(message)
             entry.deployment = deployment
@@ -251,6 +261,11 @@ class InferStream:
         self._held_bytes += nbytes - entry.nbytes
         entry.nbytes = nbytes
 
+    def _give_back(self, nbytes: int) -> None:
+        if nbytes:
+            self._unread.release(self._peer, nbytes)
+            self._unread_bytes -= nbytes
+
     # -- settled ----------------------------------------------------------------------------
 
     def _answered(self, future: asyncio.Future[Answer]) -> None:
@@ -269,13 +284,21 @@ class InferStream:
 
     def _answer(self, entry: _Entry, answer: Answer) -> None:
         assert entry.writer is not None
+        nbytes = sum([len(output.data) for output in answer.outputs])
+        if nbytes >= COUNTED_FROM:
+            if not self._unread.hold(self._peer, nbytes):
+                # Not raised: what is raised would keep the answer for as long as it waits itself.
+                self._refused(entry, self._unread.refusal(self._peer))
+                return
+            entry.unread_bytes = nbytes
+            self._unread_bytes += nbytes
         message = pb.ModelStreamInferResponse()
         response = message.infer_response
         entry.writer.fill(response, answer, entry.id, entry.wanted)
         response.parameters[FINAL_PARAMETER].bool_param = True
         if entry.timing:
             add_timing(response, answer)
-        self._hold(entry, sum(len(tensor.data) for tensor in answer.outputs))
+        self._hold(entry, nbytes)
         entry.answer = message
         self._settle(entry)
 
@@ -317,6 +340,9 @@ class InferStream:
                 if error is not None and self._error_ends:
                     await refuse(self._context, error)
                 await write(self._next())
+                if self._sending_bytes:
+                    self._give_back(self._sending_bytes)
+                    self._sending_bytes = 0
                 if self._room is not None and not self._room.done():
                     self._room.set_result(None)
             if (self._reading.done() or self._ending) and not self._held:
@@ -348,6 +374,7 @@ class InferStream:
         entry = self._ready.popleft()
         self._held -= 1
         self._hold(entry, 0)
+        self._sending_bytes += entry.unread_bytes
         return entry.answer or _error_message(entry)
 
 

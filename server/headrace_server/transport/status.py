@@ -169,6 +169,13 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
             "this token's limit of {limit} {unit} per second is used up",
             1.0,
         ),
+        Reason.ANSWERS_UNREAD: PublicStatus(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            429,
+            "expected the answers that this connection was given to be read, but {unread} bytes of "
+            "them still wait",
+            1.0,
+        ),
         Reason.MODEL_CONTROL_REFUSED: _unavailable(
             "explicit model load / unload is not allowed when the server does not run with "
             "model control mode EXPLICIT",

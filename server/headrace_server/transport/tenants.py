@@ -6,6 +6,7 @@
     requests_per_second = 200       # optional, as is bytes_per_second
     admin = true                    # optional: may also load and unload models
     shared_memory = true            # optional: may share memory with the server
+    weight = 2.0                    # optional: its share of a busy model beside others'; 1.0
 
 The file holds hashes. They need no salt and no slow function: a token is 256 random bits, so there
 is nothing to guess, and a slow one would be paid for by every request.
@@ -35,6 +36,8 @@ REREAD_S = 1.0
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
 
 Rate = Annotated[float, msgspec.Meta(gt=0)]
+Weight = Annotated[float, msgspec.Meta(ge=0.001, le=1_000)]
+"""Far apart enough; what is closer to 0 would hardly be served at all."""
 
 log = logging.getLogger("headrace.transport")
 
@@ -45,7 +48,8 @@ class TokensError(Exception):
 
 class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What one tenant may do. `models` are names, or patterns with `*` and `?`; none by default.
-    Rates are per second, None means without limit."""
+    Rates are per second, None means without limit. `weight` is its share of a model's time beside
+    those of other tenants, where several of them wait."""
 
     name: str = ""
     tokens: tuple[str, ...]
@@ -54,6 +58,7 @@ class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     bytes_per_second: Rate | None = None
     admin: bool = False
     shared_memory: bool = False
+    weight: Weight = 1.0
 
     def may_use(self, model: str) -> bool:
         """Whether a pattern of `models` matches."""

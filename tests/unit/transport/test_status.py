@@ -66,6 +66,7 @@ def test_only_refusals_that_pass_by_themselves_suggest_a_retry() -> None:
         Reason.OBJECTIVE_MISSED,
         Reason.STOPPING,
         Reason.RATE_LIMITED,
+        Reason.ANSWERS_UNREAD,
     }
 
 

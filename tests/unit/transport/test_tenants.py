@@ -49,6 +49,14 @@ def test_without_models_a_tenant_may_use_none() -> None:
     assert not tenant.admin
 
 
+def test_weight_is_one_unless_the_file_says_otherwise() -> None:
+    assert parse_tenants(file_of("x"), "f")["t"].weight == 1.0
+    assert parse_tenants(file_of("x", more="weight = 2"), "f")["t"].weight == 2.0
+    for wrong in ("0", "-1", "nan", "inf", '"2"'):
+        with pytest.raises(TokensError, match="weight"):
+            parse_tenants(file_of("x", more=f"weight = {wrong}"), "f")
+
+
 def test_patterns_of_models_match_whole_names_in_their_case() -> None:
     tenant = parse_tenants(file_of("x", '["digits", "text-*"]'), "f")["t"]
     assert [tenant.may_use(n) for n in ("digits", "text-a", "text-")] == [True] * 3
