@@ -6,7 +6,8 @@ REPOSITORY ?= repository
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve repository test check lint format types layers protos protos-check \
-	bench-text bench-resnet bench-sim bench-sim-validate bench-cost bench-stream bench-generator clean
+	bench-text bench-resnet bench-sim bench-sim-validate bench-cost bench-stream bench-generator bench-peers \
+	clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +62,9 @@ bench-generator: install  ## What the generator of `headrace bench` can drive, a
 bench-stream: install  ## CPU per call of the SDK, unary beside multiplexed
 	$(BIN)/python -m bench.stream
 
+bench-peers: install  ## Headrace beside Triton, mosec, LitServe, MLServer: docs/BENCHMARKS.md (needs h2load)
+	$(BIN)/python -m bench.peers --out docs
+
 bench-sim: install  ## Policies under simulated load, against what nobody can beat: docs/simulation.md
 	$(BIN)/python -m bench.simulate --out docs
 
@@ -68,7 +72,7 @@ bench-sim-validate: install  ## The simulator against the real server, on the sa
 	$(BIN)/python -m bench.simulate.validate --out docs
 
 clean:  ## Remove what the targets made
-	rm -rf .venv .venv-triton repository .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-triton .venv-peers repository .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -25,6 +25,11 @@ def usage(root: int) -> Usage:
     return Usage({pid: _cpu_s(pid) for pid in _tree(root)})
 
 
+def memory_bytes(root: int) -> int:
+    """Resident memory of the same processes; pages that several have count once, in shares."""
+    return sum(_proportional_bytes(pid) for pid in _tree(root))
+
+
 def _tree(root: int) -> list[int]:
     found = [root]
     for pid in found:
@@ -37,3 +42,10 @@ def _cpu_s(pid: int) -> float:
     # The command name may hold spaces; what follows its closing parenthesis does not.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def _proportional_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"expected Pss in the memory map of process {pid}")
