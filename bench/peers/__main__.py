@@ -90,7 +90,7 @@ def machine() -> dict[str, str]:
     model = re.search(r"model name\s*: (.*)", cpuinfo)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     try:
-        h2load = subprocess.run(["h2load", "--version"], capture_output=True, text=True).stdout
+        h2load = subprocess.check_output(["h2load", "--version"], text=True)
     except FileNotFoundError:
         h2load = "none"
     return {

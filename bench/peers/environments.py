@@ -55,7 +55,7 @@ class Environment:
         ):
             try:
                 done = subprocess.run(
-                    command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S
+                    command, check=False, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S
                 )
             except subprocess.TimeoutExpired:
                 raise UnavailableError(f"not installed in {INSTALL_TIMEOUT_S:.0f} s") from None

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from bench.processes import usage
@@ -53,10 +54,8 @@ class ProcessGroup:
         descendants = [] if self.status is not None else list(usage(self.pid).by_pid)
         if self.status is None:
             self._process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                pass
         _kill_group(self.pid)
         self._process.wait()
         deadline_s = time.monotonic() + 1.0
@@ -65,14 +64,13 @@ class ProcessGroup:
         ):
             time.sleep(0.02)
         for pid in left:
-            _kill_group(os.getpgid(pid))
+            with suppress(ProcessLookupError):
+                _kill_group(os.getpgid(pid))
 
 
 def _kill_group(group: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _is_running(pid: int) -> bool:

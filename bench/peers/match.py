@@ -53,8 +53,11 @@ class Clock:
 
 
 class Match:
-    """Runs scenarios into `findings`; `scale` shortens each run (for tests). All servers that were started end when it is left; but for
-    the one that is measured, they are paused."""
+    """Runs scenarios into `findings`; `scale` shortens each run (for tests).
+
+    All servers that were started end when it is left; but for the one that is measured, they are
+    paused.
+    """
 
     def __init__(
         self,

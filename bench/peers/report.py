@@ -9,20 +9,36 @@ from bench.peers.scenarios import MAX_IDLE_SHARE, SCENARIOS, TARGETS, Scenario, 
 
 INTRODUCTION = """# Benchmarks
 
-Headrace beside Triton, MLServer, mosec and LitServe, written by `make bench-peers` (it needs h2load,
-which the Debian package `nghttp2-client` has). Every run is in `benchmarks.json`.
+Headrace beside Triton, MLServer, mosec and LitServe, written by `make bench-peers` (it needs
+h2load, which the Debian package `nghttp2-client` has). Every run is in `benchmarks.json`.
 
 All servers run on one machine with the load generator, each from an environment of its own at the
 versions of `bench/peers/constraints/`, with the same model code, one worker and one torch thread.
 Headrace is started without a setting that touches batching; of the others each setting below was
-tried, and the best one kept for each scenario. Before a server is timed, 24 answers to requests sent
-eight at a time are compared with the model's own. Servers take turns, round after round; the ones
-that wait are paused (SIGSTOP). Figures are medians over the rounds, with the least and the most in
-brackets. CPU is the user and system time of all processes of the server over its answers.
+tried, and the best one kept for each scenario. Before a server is timed, 24 answers to requests
+sent eight at a time are compared with the model's own. Servers take turns, round after round; the
+ones that wait are paused (SIGSTOP). Figures are medians over the rounds, with the least and the
+most in brackets. CPU is the user and system time of all processes of the server over its answers.
 
 A row compares servers, and transports with them: mosec and LitServe speak HTTP/1.1 (mosec with the
 tensor's bytes as the body, LitServe with base64 in JSON), the others gRPC with raw contents.
 """
+
+COMMANDS = """For gRPC `h2load -c CONNECTIONS -m STREAMS -n REQUESTS -d BODY -H 'te: trailers'
+-H 'content-type: application/grpc' URL/inference.GRPCInferenceService/ModelInfer`, for HTTP/1.1
+`h2load --h1 -c CONNECTIONS*STREAMS ...`; REQUESTS as many as the run before it says fit into the
+time of a run. Callers in Python are the generator of `headrace bench`. How each server is started
+is in `bench/peers/servers`, what it runs in `bench/peers/served`. The whole took {minutes:.1f}
+minutes.
+"""
+
+FIGURES = {
+    "per_s": "answers/s",
+    "cpu_us": "CPU per answer",
+    "p50_ms": "p50",
+    "p99_ms": "p99",
+}
+TITLES = {scenario.key: scenario.title for scenario in SCENARIOS}
 
 
 def report(findings: Findings, pictures: Sequence[str]) -> str:
@@ -45,8 +61,16 @@ def _targets(findings: Findings) -> Iterator[str]:
     yield "## Numbers to reach\n"
     yield "Quotients of two runs of one round: the median, and the least and the most.\n"
     yield from table(
-        ("", "wanted", "measured", ""),
-        [(t.words, wanted(t), *measured(findings, t)) for t in TARGETS],
+        ("scenario", "", "wanted", "measured", ""),
+        [
+            (
+                TITLES[t.scenario],
+                f"{FIGURES[t.figure]}: {t.over} / {t.under}",
+                wanted(t),
+                *measured(findings, t),
+            )
+            for t in TARGETS
+        ],
     )
 
 
@@ -129,14 +153,7 @@ def _setup(findings: Findings) -> Iterator[str]:
     yield "## Machine, versions, commands\n"
     facts = {**findings.machine, **findings.versions}
     yield from table(("", ""), list(facts.items()))
-    yield (
-        "`h2load -c CONNECTIONS -m STREAMS -n REQUESTS -d BODY -H 'content-type: application/grpc' "
-        "-H 'te: trailers' URL/inference.GRPCInferenceService/ModelInfer` for gRPC, `h2load --h1 -c "
-        "CONNECTIONS*STREAMS ...` for HTTP/1.1; REQUESTS as many as the run before it says fit into "
-        "the time of a run. Callers in Python are the generator of `headrace bench`. How each server "
-        "is started is in `bench/peers/servers`, what it runs in `bench/peers/served`. The whole "
-        f"took {findings.wall_s / 60:.1f} minutes.\n"
-    )
+    yield COMMANDS.format(minutes=findings.wall_s / 60)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

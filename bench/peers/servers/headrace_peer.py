@@ -56,7 +56,5 @@ class HeadracePeer:
 def takes_shared_memory() -> bool:
     """Whether this version can let clients register shared memory."""
     # A wide terminal, or the name of the flag might be cut short.
-    told = subprocess.run(
-        [*COMMAND, "--help"], capture_output=True, text=True, env={"COLUMNS": "200"}
-    )
-    return SHARED_MEMORY_FLAG in told.stdout
+    told = subprocess.check_output([*COMMAND, "--help"], text=True, env={"COLUMNS": "200"})
+    return SHARED_MEMORY_FLAG in told

@@ -94,7 +94,7 @@ def sysconfig_folder() -> str:
 
 
 def configuration(model: str, setting: Setting) -> str:
-    """`config.pbtxt`. `dynamic_batching { }` alone is Triton's default: batches of whatever waits."""
+    """`config.pbtxt`; `dynamic_batching { }` alone is Triton's default, batches of what waits."""
     given, datatype, shape, answered, width = TENSORS[model]
     text = (
         f'name: "{model}"\nbackend: "python"\nmax_batch_size: {setting.rows}\n'
