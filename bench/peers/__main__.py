@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clock, findings = Clock(options.minutes * 60), Findings(machine())
 
     def say(line: str) -> None:
-        print(f"{clock.elapsed_s:6.0f} s {line.rstrip()}", flush=True)
+        # In one piece: installations report from threads.
+        sys.stdout.write(f"{clock.elapsed_s:6.0f} s {line.rstrip()}\n")
+        sys.stdout.flush()
 
     try:
         say("-- Installation")

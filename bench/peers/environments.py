@@ -65,7 +65,8 @@ class Environment:
 
 
 def last_error(output: str) -> str:
-    """The line that says most: the last that begins with ERROR, or else the last."""
+    """What pip says last that is an error, or else no warning."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")]
-    return (errors or lines or ["it said nothing"])[-1]
+    others = [line for line in lines if not line.startswith("WARNING")]
+    return (errors or others or ["pip did not say why"])[-1]

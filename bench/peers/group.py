@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.processes import usage
 
-GRACE_S = 3.0
+GRACE_S = 2.0
 """From SIGTERM to SIGKILL."""
 
 

@@ -35,10 +35,14 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """The command that starts a server, and what its environment has beside ours."""
+    """The command that starts a server, and what its environment has beside ours.
+
+    `regions`: how the shared memory is called that it leaves behind when it is killed.
+    """
 
     argv: Sequence[str | Path]
     environment: Mapping[str, str] = field(default_factory=dict)
+    regions: str = ""
 
 
 class Peer(Protocol):
@@ -58,7 +62,7 @@ class Peer(Protocol):
         ...
 
     def settings(self, workload: str) -> Sequence[Setting]:
-        """What to try for a model; the best one is kept."""
+        """What to try for a model, likely ones first: time may end. The best one is kept."""
         ...
 
     def launch(self, workload: Workload, setting: Setting, port: int, directory: Path) -> Launch:

@@ -145,7 +145,7 @@ def _problems(findings: Findings) -> Iterator[str]:
     if findings.problems:
         yield "## Not measured\n"
         for problem in findings.problems:
-            yield f"- {problem.what}: {problem.why.splitlines()[0]}"
+            yield f"- {problem.what}: {problem.why}"
         yield ""
 
 

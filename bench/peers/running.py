@@ -20,6 +20,7 @@ from bench.peers.workloads import Workload, WrongAnswerError
 from bench.processes import Usage, memory_bytes, usage
 
 START_TIMEOUT_S = 60.0
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class RunningPeer(AbstractContextManager["RunningPeer"]):
@@ -33,6 +34,7 @@ class RunningPeer(AbstractContextManager["RunningPeer"]):
         self.peer, self.workload, self.setting = peer, workload, setting
         self._directory = tempfile.TemporaryDirectory(prefix="peers-")
         self._group: ProcessGroup | None = None
+        self._regions = ""
         self.address = ""
 
     def __enter__(self) -> Self:
@@ -41,13 +43,14 @@ class RunningPeer(AbstractContextManager["RunningPeer"]):
         try:
             directory = Path(self._directory.name)
             launch = self.peer.launch(self.workload, self.setting, port, directory)
+            self._regions = launch.regions
             self._group = ProcessGroup(launch.argv, launch.environment, directory)
             self._await_answer()
             self.workload.check(self.peer.wire, self.address, echoes=self.peer.echoes)
         except (NoAnswerError, WrongAnswerError, OSError) as error:
-            words = self._group.last_words() if self._group else ""
+            said = self._group.last_words() if self._group else ""
             self.stop()
-            raise UnavailableError(f"{error}{words and chr(10)}{words}") from error
+            raise UnavailableError(f"{error}{telling(said)}\n{said}".rstrip()) from error
         except BaseException:
             self.stop()
             raise
@@ -66,6 +69,8 @@ class RunningPeer(AbstractContextManager["RunningPeer"]):
         if self._group is not None:
             self.resume()  # or it would not see that it is asked to end
             self._group.stop()
+        for region in SHARED_MEMORY.glob(f"{self._regions}*") if self._regions else ():
+            region.unlink(missing_ok=True)
         self._directory.cleanup()
 
     def pause(self) -> None:
@@ -110,3 +115,9 @@ class RunningPeer(AbstractContextManager["RunningPeer"]):
                 time.sleep(0.1)
             else:
                 return
+
+
+def telling(said: str) -> str:
+    """The last line about an error, to be put behind what is known; nothing if there is none."""
+    lines = [line.strip() for line in said.splitlines() if "error" in line.lower()]
+    return f": {lines[-1]}" if lines else ""

@@ -109,7 +109,7 @@ SCENARIOS = (
         [Contender(NAMES[peer], peer, BUSY) for peer in ALL],
         seconds=1.6,
         rounds=5,
-        share=6.0,
+        share=5.0,
     ),
     Scenario(
         "alone",
@@ -121,7 +121,7 @@ SCENARIOS = (
         [Contender(NAMES[peer], peer, LONE) for peer in ALL],
         seconds=1.2,
         rounds=5,
-        share=1.5,
+        share=1.3,
     ),
     Scenario(
         "streams",
@@ -140,7 +140,7 @@ SCENARIOS = (
         ],
         seconds=2.0,
         rounds=5,
-        share=2.0,
+        share=1.2,
     ),
     Scenario(
         "sentences",
@@ -159,7 +159,7 @@ SCENARIOS = (
         ],
         seconds=8.0,
         rounds=3,
-        share=8.0,
+        share=6.5,
     ),
     Scenario(
         "images",
@@ -177,7 +177,7 @@ SCENARIOS = (
         ],
         seconds=1.6,
         rounds=5,
-        share=2.0,
+        share=1.6,
     ),
 )
 

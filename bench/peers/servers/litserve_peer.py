@@ -30,8 +30,8 @@ class LitServePeer:
     def settings(self, workload: str) -> Sequence[Setting]:
         # Without a delay its batching loop polls, which takes a core by itself.
         if workload == "sentences":
-            return [Setting(1), *(Setting(rows, 1.0) for rows in (4, 8, 16)), Setting(8, 10.0)]
-        return [Setting(1), Setting(16, 1.0), Setting(64, 1.0), Setting(64, 5.0)]
+            return [Setting(1), *(Setting(rows, 1.0) for rows in (4, 8, 16))]
+        return [Setting(64, 1.0), Setting(1), Setting(16, 1.0), Setting(64, 5.0)]
 
     def launch(self, workload: Workload, setting: Setting, port: int, directory: Path) -> Launch:
         argv = [self.environment.python, SERVED / "litserve_app.py"]

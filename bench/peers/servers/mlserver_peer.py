@@ -32,8 +32,8 @@ class MLServerPeer:
 
     def settings(self, workload: str) -> Sequence[Setting]:
         return [
-            *(Setting(1), Setting(1, note=IN_PROCESS)),
-            *(Setting(32, 1.0), Setting(32, 1.0, note=IN_PROCESS)),
+            *(Setting(32, 1.0, note=IN_PROCESS), Setting(1, note=IN_PROCESS)),
+            *(Setting(32, 1.0), Setting(1)),
         ]
 
     def launch(self, workload: Workload, setting: Setting, port: int, directory: Path) -> Launch:

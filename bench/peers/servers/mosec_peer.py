@@ -30,8 +30,8 @@ class MosecPeer:
     def settings(self, workload: str) -> Sequence[Setting]:
         # Whole milliseconds only, and at least one where it may batch.
         if workload == "sentences":
-            return [Setting(1), *(Setting(rows, 1.0) for rows in (4, 8, 16)), Setting(8, 10.0)]
-        return [Setting(1), Setting(16, 1.0), Setting(32, 1.0), Setting(64, 1.0)]
+            return [Setting(1), *(Setting(rows, 1.0) for rows in (4, 8, 16))]
+        return [Setting(32, 1.0), Setting(1), Setting(64, 1.0), Setting(16, 1.0)]
 
     def launch(self, workload: Workload, setting: Setting, port: int, directory: Path) -> Launch:
         argv = [self.environment.python, SERVED / "mosec_app.py"]

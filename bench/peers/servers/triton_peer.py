@@ -44,8 +44,10 @@ class TritonPeer:
 
     def settings(self, workload: str) -> Sequence[Setting]:
         if workload == "sentences":
-            return [Setting(1), *(Setting(rows) for rows in (4, 8, 16)), Setting(8, 10.0)]
-        return [Setting(1), Setting(16), Setting(64), Setting(64, 0.1), Setting(64, 0.5)]
+            return [*(Setting(rows) for rows in (1, 4, 8, 16)), Setting(8, 10.0)]
+        if workload == "images":
+            return [Setting(16), Setting(4), Setting(1)]
+        return [Setting(64), Setting(16), Setting(1), Setting(64, 0.1), Setting(64, 0.5)]
 
     def launch(self, workload: Workload, setting: Setting, port: int, directory: Path) -> Launch:
         repository, backends = directory / "repository", directory / "backends"
@@ -54,18 +56,20 @@ class TritonPeer:
         shutil.copyfile(SERVED / "triton_model.py", version / "model.py")
         (version.parent / "config.pbtxt").write_text(configuration(workload.name, setting))
         self._link_backend(backends / "python")
+        regions = f"peers-{port}-"
         argv = [
             self._wheel / "bin" / "tritonserver",
             f"--model-repository={repository}",
             f"--backend-directory={backends}",
             *("--allow-gpu-metrics=false", "--allow-http=false", "--allow-metrics=false"),
+            f"--backend-config=python,shm-region-prefix-name={regions}",
             *("--grpc-address=127.0.0.1", f"--grpc-port={port}"),
         ]
         environment = order(workload, setting, port)
         environment["PYTHONPATH"] += f":{self._packages}"
         libraries = (self._packages / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR"))
         environment["LD_LIBRARY_PATH"] = ":".join(map(str, libraries))
-        return Launch(argv, environment)
+        return Launch(argv, environment, regions)
 
     @property
     def _packages(self) -> Path:
