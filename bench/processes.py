@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+GONE = (FileNotFoundError, ProcessLookupError)
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -21,8 +23,15 @@ class Usage:
 
 
 def usage(root: int) -> Usage:
-    """What the process and its direct and indirect children have used. Linux only."""
-    return Usage({pid: _cpu_s(pid) for pid in _tree(root)})
+    """What the process and its direct and indirect children have used. Linux only.
+
+    Processes that end meanwhile are left out.
+    """
+    by_pid = {}
+    for pid in _tree(root):
+        with suppress(*GONE):
+            by_pid[pid] = _cpu_s(pid)
+    return Usage(by_pid)
 
 
 def memory_bytes(root: int) -> int:
@@ -33,8 +42,10 @@ def memory_bytes(root: int) -> int:
 def _tree(root: int) -> list[int]:
     found = [root]
     for pid in found:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += [int(child) for child in (task / "children").read_text().split()]
+        with suppress(*GONE):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                with suppress(*GONE):
+                    found += [int(child) for child in (task / "children").read_text().split()]
     return found
 
 

@@ -13,7 +13,7 @@ from bench.peers.running import RunningPeer
 from bench.peers.shots import FailedRunError, Shot
 from bench.peers.wire import Http, http_request
 from bench.processes import Usage
-from headrace_server.bench.fleet import Fleet
+from headrace_server.bench.fleet import Fleet, GeneratorLostError
 from headrace_server.bench.orders import Setup
 from headrace_server.bench.plan import ClosedLoop, Timing
 from headrace_server.bench.sweep import Bench
@@ -50,13 +50,18 @@ class Loop:
             way = "http"
         setup = Setup(address, way, TIMEOUT_S, requests, index=0, processes=1, seed=0)
         readings: list[Usage] = []
-        # Called when measuring begins and after each window: so CPU and answers are of one time.
-        bench_reading = lambda: readings.append(server.usage())  # noqa: E731
+
+        def read() -> None:  # when measuring begins and after each window, as answers are counted
+            readings.append(server.usage())
+
         # Nothing agrees within 0, so the whole of it is measured.
         timing = Timing(self.warmup_s, seconds, tolerance=0.0)
-        with Fleet([setup], PROCESS) as fleet:
-            bench = Bench(fleet, timing, TIMEOUT_S, bench_reading, lambda load, windows: None)
-            (step,) = bench.run([ClosedLoop(self.callers)])
+        try:
+            with Fleet([setup], PROCESS) as fleet:
+                bench = Bench(fleet, timing, TIMEOUT_S, read, lambda load, windows: None)
+                (step,) = bench.run([ClosedLoop(self.callers)])
+        except GeneratorLostError as error:
+            raise FailedRunError(str(error)) from error
         answers = round(step.throughput * step.measured_s)
         if step.errors or not answers:
             raise FailedRunError(f"{answers} answers, errors: {dict(step.errors)}")

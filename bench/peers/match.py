@@ -77,6 +77,7 @@ class Match:
         for scenario in scenarios:
             self._goals.setdefault(scenario.workload, {})[scenario.goal] = scenario.tuning
         self._best: dict[tuple[str, str, str], Setting] = {}
+        self._tuned: set[tuple[str, str]] = set()
         self._running: dict[tuple[str, Setting], RunningPeer] = {}
         self._workload: Workload | None = None
         self._stack = ExitStack()
@@ -160,15 +161,17 @@ class Match:
 
     def _tune(self, scenario: Scenario, key: str, clock: Clock) -> None:
         peer = self._peers[key]
-        place = (key, scenario.workload, scenario.goal)
         settings = peer.settings(scenario.workload)
+        goals = self._goals[scenario.workload]
+        if (key, scenario.workload) in self._tuned:
+            return
+        self._tuned.add((key, scenario.workload))
         if len(settings) == 1:
-            self._best[place] = settings[0]
-        if place in self._best:
+            self._best.update({(key, scenario.workload, goal): settings[0] for goal in goals})
             return
         tried: dict[str, Setting] = {}
-        for setting in settings:
-            if tried and clock.is_past:
+        for index, setting in enumerate(settings):
+            if index and clock.is_past:
                 self._cannot(scenario, f"{peer.name}, {setting}", "not tried: the time was over")
                 continue
             try:
@@ -178,7 +181,7 @@ class Match:
                 continue
             tried[str(setting)] = setting
             self._findings.trials += trials
-        for goal in self._goals[scenario.workload]:
+        for goal in goals:
             trials = self._findings.trials_of(peer.name, scenario.workload, goal)
             if trials:
                 self._best[key, scenario.workload, goal] = tried[best(trials, goal).setting]

@@ -14,7 +14,7 @@ class Network(Worker):
 
     def deserialize(self, data):
         if SHAPE is None:
-            return np.array([data], dtype=object)
+            return np.array([bytes(data)], dtype=object)
         return np.frombuffer(data, np.float32).reshape(SHAPE)
 
     def forward(self, data):
