@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     # As Ctrl-C does, so that every server is ended on the way out.
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    clock, findings = Clock(options.minutes * 60), Findings(machine())
+    clock, findings = Clock(options.minutes * 60), Findings(machine(), os.getloadavg()[0])
 
     def say(line: str) -> None:
         # In one piece: installations report from threads.
@@ -99,7 +99,6 @@ def machine() -> dict[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{os.cpu_count()} cores, {model[1] if model else platform.machine()}, "
         f"{memory:.0f} GiB",
-        "load average at the beginning": f"{os.getloadavg()[0]:.1f}",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "torch": torch.__version__,
         "h2load": h2load.strip(),

@@ -57,8 +57,8 @@ class Clock:
 class Match:
     """Runs scenarios into `findings`; `scale` shortens each run (for tests).
 
-    All servers that were started end when it is left; but for the one that is measured, they are
-    paused.
+    All servers that were started end when it is left. Those that poll are paused while another one
+    is measured.
     """
 
     def __init__(

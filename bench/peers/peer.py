@@ -46,11 +46,13 @@ class Launch:
 
 
 class Peer(Protocol):
-    """One server. `echoes`: its answers are its inputs."""
+    """One server. `echoes`: its answers are its inputs. `polls`: it takes CPU time while nobody
+    asks it, and so is paused while others are measured."""
 
     name: str
     wire: Wire
     echoes: bool
+    polls: bool
 
     @property
     def version(self) -> str:

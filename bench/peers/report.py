@@ -16,9 +16,10 @@ All servers run on one machine with the load generator, each from an environment
 versions of `bench/peers/constraints/`, with the same model code, one worker and one torch thread.
 Headrace is started without a setting that touches batching; of the others each setting below was
 tried, and the best one kept for each scenario. Before a server is timed, 24 answers to requests
-sent eight at a time are compared with the model's own. Servers take turns, round after round; the
-ones that wait are paused (SIGSTOP). Figures are medians over the rounds, with the least and the
-most in brackets. CPU is the user and system time of all processes of the server over its answers.
+sent eight at a time are compared with the model's own. Servers take turns, round after round;
+LitServe, which polls while nobody asks it, is paused (SIGSTOP) when it is not its turn. Figures are
+medians over the rounds, with the least and the most in brackets. CPU is the user and system time of
+all processes of the server over its answers.
 
 A row compares servers, and transports with them: mosec and LitServe speak HTTP/1.1 (mosec with the
 tensor's bytes as the body, LitServe with base64 in JSON), the others gRPC with raw contents.
@@ -41,11 +42,20 @@ FIGURES = {
 TITLES = {scenario.key: scenario.title for scenario in SCENARIOS}
 
 
+BUSY_LOAD = 1.0
+"""Load average from which the machine had more to do than this."""
+
+BUSY = """**The machine was busy with other work while this was measured (load average {load:.1f} at
+the beginning): figures are low, and spreads wide. Quotients say more, and not much.**
+"""
+
+
 def report(findings: Findings, pictures: Sequence[str]) -> str:
     """The whole document; `pictures` are names of files beside it."""
     return "\n".join(
         [
             INTRODUCTION,
+            *([BUSY.format(load=findings.load)] if findings.load > BUSY_LOAD else ()),
             *_targets(findings),
             *(line for scenario in SCENARIOS for line in _scenario(findings, scenario)),
             *_idle(findings),

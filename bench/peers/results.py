@@ -52,9 +52,11 @@ class Problem:
 
 @dataclass
 class Findings:
-    """Everything that was measured; filled by `match`, read by `report` and `plots`."""
+    """Everything that was measured; filled by `match`, read by `report` and `plots`. `load` is the
+    machine's load average before any of it."""
 
     machine: Mapping[str, str] = field(default_factory=dict)
+    load: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
     wall_s: float = 0.0
     runs: list[Run] = field(default_factory=list)

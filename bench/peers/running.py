@@ -74,9 +74,10 @@ class RunningPeer(AbstractContextManager["RunningPeer"]):
         self._directory.cleanup()
 
     def pause(self) -> None:
-        """Stop the clocks of all its processes: some servers poll, and would take CPU time from
-        the one that is measured."""
-        self._signal(signal.SIGSTOP)
+        """Stop all its processes if it is one that polls, so that it takes no CPU time from the one
+        that is measured. (Others are left alone: Triton once crashed after a minute of this.)"""
+        if self.peer.polls:
+            self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let them go on."""
@@ -92,7 +93,10 @@ class RunningPeer(AbstractContextManager["RunningPeer"]):
         """CPU time of all its processes. Raises `FailedRunError` once it has ended."""
         assert self._group is not None
         if self._group.status is not None:
-            raise FailedRunError(f"the server ended:\n{self._group.last_words()}")
+            status = self._group.status
+            raise FailedRunError(
+                f"the server ended with status {status}\n{self._group.last_words()}"
+            )
         return usage(self._group.pid)
 
     def memory_bytes(self) -> int:

@@ -17,6 +17,7 @@ class EchoPeer:
     name = "bare echo"
     wire = Grpc()
     echoes = True
+    polls = False
 
     @property
     def version(self) -> str:

@@ -24,6 +24,7 @@ class HeadracePeer:
     name = "Headrace"
     wire = Grpc()
     echoes = False
+    polls = False
 
     @property
     def version(self) -> str:

@@ -15,6 +15,7 @@ class LitServePeer:
     name = "LitServe"
     wire = JsonHttp("/predict", ("content-type: application/json",))
     echoes = False
+    polls = True
 
     def __init__(self) -> None:
         packages = ("litserve", "numpy", "safetensors", "tokenizers", "torch")

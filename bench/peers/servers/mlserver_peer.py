@@ -19,6 +19,7 @@ class MLServerPeer:
     name = "MLServer"
     wire = Grpc()
     echoes = False
+    polls = False
 
     def __init__(self) -> None:
         self.environment = Environment("mlserver", ("mlserver", "numpy", "torch"))

@@ -15,6 +15,7 @@ class MosecPeer:
     name = "mosec"
     wire = RawHttp("/inference")
     echoes = False
+    polls = False
 
     def __init__(self) -> None:
         packages = ("mosec", "numpy", "safetensors", "tokenizers", "torch")

@@ -27,6 +27,7 @@ class TritonPeer:
     name = "Triton"
     wire = Grpc()
     echoes = False
+    polls = False
 
     def __init__(self) -> None:
         # numpy below 2, which the stub of this version was built for.

@@ -220,6 +220,7 @@ def test_a_server_that_fails_or_lies_is_not_timed(peer: EchoPeer, words: Sequenc
 def findings() -> Findings:
     return Findings(
         {"machine": "2 cores"},
+        7.5,
         {"Triton": "2.51"},
         600.0,
         [
@@ -251,6 +252,7 @@ def test_the_report_says_what_was_reached_missed_and_not_measured(tmp_path: Path
     assert "kept" in line("mlp", "up to 64 rows")
     assert "kept" not in line("mlp", "up to 16 rows")
     assert line("- LitServe: ended with status 1")
+    assert line("busy with other work", "7.5")
     assert line("Headrace", "0.1%", "200")
     (picture,) = draw(findings(), tmp_path)
     assert picture.read_bytes().startswith(b"\x89PNG")
