@@ -7,7 +7,7 @@ REPOSITORY ?= repository
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve repository test check lint format types layers protos protos-check \
 	soak fuzz bench-text bench-resnet bench-sim bench-sim-validate bench-cost bench-stream \
-	bench-images bench-options bench-overload bench-generator clean
+	bench-images bench-options bench-overload bench-generator bench-peers clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench-options: install  ## What compile, bf16 and int8 are worth on this CPU: do
 bench-overload: install  ## More load than fits, retries, idle connections: docs/bench-overload.json
 	$(BIN)/python -m bench.overload --json docs/bench-overload.json
 
+bench-peers: install  ## Headrace beside Triton, mosec, LitServe, MLServer: docs/BENCHMARKS.md (needs h2load)
+	$(BIN)/python -m bench.peers --out docs
+
 bench-sim: install  ## Policies under simulated load, against what nobody can beat: docs/simulation.md
 	$(BIN)/python -m bench.simulate --out docs
 
@@ -84,7 +87,7 @@ bench-sim-validate: install  ## The simulator against the real server, on the sa
 	$(BIN)/python -m bench.simulate.validate --out docs
 
 clean:  ## Remove what the targets made
-	rm -rf .venv .venv-triton repository .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-triton .venv-peers repository .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

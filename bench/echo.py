@@ -1,7 +1,14 @@
-"""The least a call can cost in Python: a grpc.aio server that sends the input back, both ways."""
+"""The least a call can cost in Python: a grpc.aio server that sends the input back, both ways.
+
+    python -m bench.echo [--port PORT]
+
+Without a port it takes a free one, prints it, and ends with its standard input; with one, it runs
+until it is killed.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 from typing import Any
@@ -34,15 +41,20 @@ def fill(response: pb.ModelInferResponse, request: pb.ModelInferRequest) -> None
         response.raw_output_contents.append(raw)
 
 
-async def serve() -> None:
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+async def serve(port: int) -> None:
+    options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
+    server = grpc.aio.server(options=options)
     rpc.add_GRPCInferenceServiceServicer_to_server(Echo(), server)
-    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    print(server.add_insecure_port(f"127.0.0.1:{port}"), flush=True)
     await server.start()
+    if port:
+        await server.wait_for_termination()
     # Ends when whoever started it closes our standard input.
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await server.stop(None)
 
 
 if __name__ == "__main__":
-    asyncio.run(serve())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=0)
+    asyncio.run(serve(parser.parse_args().port))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+GONE = (FileNotFoundError, ProcessLookupError)
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -21,8 +23,20 @@ class Usage:
 
 
 def usage(root: int) -> Usage:
-    """What the process and its direct and indirect children have used. Linux only."""
-    return Usage({pid: _cpu_s(pid) for pid in _tree(root)})
+    """What the process and its direct and indirect children have used. Linux only.
+
+    Processes that end meanwhile are left out.
+    """
+    by_pid = {}
+    for pid in _tree(root):
+        with suppress(*GONE):
+            by_pid[pid] = _cpu_s(pid)
+    return Usage(by_pid)
+
+
+def memory_bytes(root: int) -> int:
+    """Resident memory of the same processes; pages that several have count once, in shares."""
+    return sum(_proportional_bytes(pid) for pid in _tree(root))
 
 
 def resident_bytes(pid: int) -> int:
@@ -38,8 +52,10 @@ def command_line(pid: int) -> str:
 def _tree(root: int) -> list[int]:
     found = [root]
     for pid in found:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += [int(child) for child in (task / "children").read_text().split()]
+        with suppress(*GONE):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                with suppress(*GONE):
+                    found += [int(child) for child in (task / "children").read_text().split()]
     return found
 
 
@@ -47,3 +63,10 @@ def _cpu_s(pid: int) -> float:
     # The command name may hold spaces; what follows its closing parenthesis does not.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def _proportional_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"expected Pss in the memory map of process {pid}")

@@ -18,6 +18,9 @@ GRACE_S = 5.0
 """How long a process may take to end by itself once its connection is closed."""
 
 Wire: TypeAlias = "Connection[Setup | Begin | Stop, Ready | WindowReport | StepReport]"
+PROCESS = (sys.executable, "-P", "-m", "headrace_server.bench.process")
+"""Starts one; -P: what lies in the current directory is none of its modules."""
+
 Report = TypeVar("Report", Ready, WindowReport, StepReport)
 
 
@@ -27,14 +30,16 @@ class GeneratorLostError(Exception):
 
 class Fleet:
     """Generator processes, from entered to left. They follow no signal of the terminal: whoever
-    uses the fleet decides what Ctrl-C means.
+    uses the fleet decides what Ctrl-C means. `command` starts one of them, and is given the
+    descriptor of its connection.
 
     Raises:
         GeneratorLostError: from any method, when a process is not there any more.
     """
 
-    def __init__(self, setups: Sequence[Setup]) -> None:
+    def __init__(self, setups: Sequence[Setup], command: Sequence[str] = PROCESS) -> None:
         self._setups = setups
+        self._command = command
         self._processes: list[subprocess.Popen[bytes]] = []
         self._wires: list[Wire] = []
 
@@ -89,11 +94,9 @@ class Fleet:
         ours, theirs = multiprocessing.Pipe()
         with theirs:
             self._wires.append(ours)
-            module = "headrace_server.bench.process"
             self._processes.append(
                 subprocess.Popen(
-                    # -P: what lies in the current directory is none of its modules.
-                    [sys.executable, "-P", "-m", module, str(theirs.fileno())],
+                    [*self._command, str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,

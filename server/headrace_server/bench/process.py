@@ -8,30 +8,33 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import TypeAlias
 
+from headrace.access import Access
 from headrace_server.bench.generator import Generator, IdleSelector
 from headrace_server.bench.orders import Begin, Ready, Setup, StepReport, Stop, WindowReport
-from headrace_server.bench.transport import TRANSPORTS
+from headrace_server.bench.transport import TRANSPORTS, Transport
 
 Wire: TypeAlias = "Connection[Ready | WindowReport | StepReport, Setup | Begin | Stop]"
+Transports: TypeAlias = Mapping[str, Callable[[str, float, Access], Transport]]
 
 
-def main() -> None:
+def main(transports: Transports = TRANSPORTS) -> None:
     """Follow orders until the connection is closed."""
     wire: Wire = Connection(int(sys.argv[1]))
     selector = IdleSelector()
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
-        runner.run(_follow(wire, selector))
+        runner.run(_follow(wire, selector, transports))
 
 
-async def _follow(wire: Wire, selector: IdleSelector) -> None:
+async def _follow(wire: Wire, selector: IdleSelector, transports: Transports) -> None:
     begins: asyncio.Queue[Begin] = asyncio.Queue()
     stops: asyncio.Queue[Stop] = asyncio.Queue()
     setup = wire.recv()
     assert isinstance(setup, Setup)
-    transport = TRANSPORTS[setup.transport](setup.address, setup.timeout_s, setup.access)
+    transport = transports[setup.transport](setup.address, setup.timeout_s, setup.access)
     generator = Generator(setup, transport, selector)
     loop = asyncio.get_running_loop()
 
