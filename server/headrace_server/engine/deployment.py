@@ -393,12 +393,12 @@ class Deployment:
         self._observer.batch_completed(self, batch, timing, now)
         self._handle(BatchCompleted(batch_id), now)
 
-    def batch_failed(self, batch_id: int, detail: str) -> None:
+    def batch_failed(self, batch_id: int, detail: str, out_of_memory: bool = False) -> None:
         """See `ExecutorListener.batch_failed`."""
         self._in_flight.pop(batch_id, None)
         # The detail may quote inputs and paths: it is for the log, never for callers.
         log.warning("model '%s' version %d failed on a batch: %s", self.name, self.version, detail)
-        self._handle(BatchFailed(batch_id))
+        self._handle(BatchFailed(batch_id, out_of_memory))
 
     def _answers(
         self, batch: Batch, outputs: Sequence[BatchOutput], timing: BatchTiming
