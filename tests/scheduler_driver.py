@@ -165,6 +165,10 @@ class SchedulerDriver:
         """The model fails on the batch, and nothing else happens at this moment."""
         return self.handle(BatchFailed(batch_id)) + self.settle()
 
+    def run_out_of_memory(self, batch_id: int) -> list[Action]:
+        """The device has no memory for the batch, and nothing else happens at this moment."""
+        return self.handle(BatchFailed(batch_id, out_of_memory=True)) + self.settle()
+
     def drain(self) -> list[Action]:
         return self.handle(DrainStarted())
 

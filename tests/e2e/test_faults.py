@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
@@ -31,6 +32,21 @@ REPOSITORY = Path(__file__).parents[2] / "examples" / "faults"
 GOOD = 40
 SECONDS = 60.0
 TWO_WORKERS = "instance_group { kind: KIND_CPU count: 2 }"
+
+SHORT_OF_MEMORY = """
+    import torch
+    from headrace_server import Model, TensorSpec
+
+    class Doubler(Model):
+        inputs = [TensorSpec("x", "FP32", [1])]
+        outputs = [TensorSpec("y", "FP32", [1])]
+        max_batch_size = 16
+
+        def forward(self, x):
+            if len(x) > 3 and x.any():  # not while it is loaded and tried out
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return 2 * x
+"""
 
 HANGS_AFTER_A_SECOND = 'parameters { key: "hang_timeout_s" value { string_value: "1" } }'
 HANGS_IN_PREPARE = """
@@ -122,10 +138,13 @@ async def test_whoever_fails_the_model_fails_alone_and_costs_no_worker(
     server = start()
     before = workers_of(server.pid)
     async with AsyncClient(server.grpc_address) as client:
-        for fault in ("raise", "wrong_shape", "wrong_count", "out_of_memory", "unheard of"):
+        for fault in ("raise", "wrong_shape", "wrong_count", "unheard of"):
             result, _ = await among_good_ones(client, fault)
             assert isinstance(result, InternalError), fault
             assert result.reason == "model_failed"
+        result, _ = await among_good_ones(client, "out_of_memory")
+        assert isinstance(result, Unavailable)
+        assert (result.reason, result.code) == ("out_of_memory", grpc.StatusCode.RESOURCE_EXHAUSTED)
         for fault in ("slow", "leak"):
             result, _ = await among_good_ones(client, fault)
             assert isinstance(result, InferResult), fault
@@ -243,3 +262,16 @@ async def test_a_model_that_hangs_while_it_loads_is_given_up(
             (model,) = await client.index()
     assert model.state == "UNAVAILABLE"
     assert "within 5 s (--load-timeout)" in model.reason
+
+
+async def test_batches_too_large_for_the_memory_are_made_smaller(tmp_path: Path) -> None:
+    write_model(tmp_path, "doubler", SHORT_OF_MEMORY)
+    with ServerProcess(tmp_path) as server:
+        async with AsyncClient(server.grpc_address) as client:
+            for _ in range(3):
+                values = [np.array([[float(i)]], np.float32) for i in range(GOOD)]
+                results = await asyncio.gather(
+                    *(client.infer("doubler", {"x": x}, timeout=SECONDS) for x in values)
+                )
+                for x, result in zip(values, results, strict=True):
+                    assert result["y"] == 2 * x

@@ -28,6 +28,7 @@ from headrace_server.core.arrivals import ArrivingWork
 from headrace_server.core.cost import CostModel, Curve, Sample
 from headrace_server.core.errors import Reason
 from headrace_server.core.explanation import Explanation, explanation_of
+from headrace_server.core.memory import MemoryBudget
 from headrace_server.core.outlook import Outlook
 from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal, form_any
 from headrace_server.core.queue import Group, Queue, Urgency
@@ -120,7 +121,7 @@ class AdaptivePolicy:
         timer_s: float = TIMER_S,
     ) -> None:
         self._max_rows = max_batch_size
-        self._max_bytes = max_batch_bytes
+        self._memory = MemoryBudget(max_batch_bytes)
         self._timer_s = timer_s
         self.cost = CostModel(sweep)
         self._arriving = ArrivingWork()
@@ -193,6 +194,11 @@ class AdaptivePolicy:
             for request in batch.requests if batch.length else batch.requests[:1]:
                 self._confirmed_s[_like(request)] = done_s
         self.cost.observe_batch(batch, duration_s)
+        self._memory.held(batch.started_s + duration_s)
+
+    def out_of_memory(self, batch: Batch, now: float) -> None:
+        """See `BatchPolicy.out_of_memory`."""
+        self._memory.out_of_memory(batch, now)
 
     def explain(self, lengths: Sequence[int]) -> Explanation:
         """See `BatchPolicy.explain`. Without lengths: for those that were timed."""
@@ -245,7 +251,7 @@ class AdaptivePolicy:
         times = self._timetable(curve, head.length)
         near, at = group.neighbours(min(self._max_rows - 1, MAX_REACH))
         start_s, margin = opening.start_s, self._margin
-        bounds = Bounds(self._max_rows, self._max_bytes, start_s, margin)
+        bounds = Bounds(self._max_rows, self._memory.max_bytes, start_s, margin)
         window = cheapest_group(near, at, curve, bounds)
         reason = DispatchReason.BEST_WINDOW
         if start_s + margin * window.duration_s > window.deadline_s:
@@ -269,7 +275,7 @@ class AdaptivePolicy:
     ) -> tuple[list[Request], int, bool]:
         """As many as fit and are in time, in order of urgency; their rows; whether there is no
         room for the next one."""
-        most_rows, most_bytes = self._max_rows, self._max_bytes
+        most_rows, most_bytes = self._max_rows, self._memory.max_bytes
         head, requests = group.head, group.requests
         if group.rows == len(requests) and most_rows * group.widest_row <= most_bytes:
             # Nearly always: single rows, and nobody's deadline before that of the most urgent.

@@ -51,6 +51,7 @@ class Reason(Enum):
 
     WORKER_LOST = "worker_lost"
     MODEL_FAILED = "model_failed"
+    OUT_OF_MEMORY = "out_of_memory"
 
     UNAUTHENTICATED = "unauthenticated"
     NOT_ALLOWED = "not_allowed"

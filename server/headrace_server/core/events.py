@@ -59,9 +59,11 @@ class BatchCompleted:
 @dataclass(slots=True, frozen=True)
 class BatchFailed:
     """The model raised, or answered nonsense; the worker itself lives. The requests of the batch
-    are run once more, each alone; one that fails alone is refused."""
+    are run once more, each alone; one that fails alone is refused. Where the device had no memory
+    for the batch they ride again in smaller ones."""
 
     batch_id: int
+    out_of_memory: bool = False
 
 
 @dataclass(slots=True, frozen=True)

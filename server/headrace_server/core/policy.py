@@ -11,6 +11,7 @@ from typing import Protocol
 from headrace_server.core.cost import CostModel, Sample
 from headrace_server.core.errors import Reason
 from headrace_server.core.explanation import Explanation
+from headrace_server.core.memory import MemoryBudget
 from headrace_server.core.queue import Group, Queue, Urgency, by_level_and_arrival
 from headrace_server.core.request import Batch, DispatchReason, Request
 
@@ -130,6 +131,10 @@ class BatchPolicy(Protocol):
         """Learn from a completed batch."""
         ...
 
+    def out_of_memory(self, batch: Batch, now: float) -> None:
+        """The device had no memory for this batch: form smaller ones."""
+        ...
+
     def explain(self, lengths: Sequence[int]) -> Explanation | None:
         """What it expects of batches padded to these lengths; None where it expects nothing,
         because fixed rules decide."""
@@ -175,7 +180,7 @@ class StaticPolicy:
     def __init__(self, settings: StaticSettings, sweep: Iterable[Sample] = ()) -> None:
         self._cost = CostModel(sweep)
         self._max_rows = settings.max_batch_size
-        self._max_bytes = settings.max_batch_bytes
+        self._memory = MemoryBudget(settings.max_batch_bytes)
         self._max_delay_s = settings.max_delay_s
         self._preferred = frozenset(settings.preferred_sizes or (settings.max_batch_size,))
         self._largest_preferred = max(self._preferred)
@@ -207,13 +212,14 @@ class StaticPolicy:
 
     def _form_group(self, group: Group, opening: Opening) -> Formation | Hold:
         members: list[Request] = []
+        max_bytes = self._memory.max_bytes
         rows = preferred_rows = preferred_count = 0
         row_nbytes = 0.0
         complete = False
         for request in group.requests:
             grown = rows + request.rows
             largest_nbytes = max(row_nbytes, request.nbytes / request.rows)
-            if members and (grown > self._max_rows or grown * largest_nbytes > self._max_bytes):
+            if members and (grown > self._max_rows or grown * largest_nbytes > max_bytes):
                 complete = True
                 break
             members.append(request)
@@ -247,6 +253,11 @@ class StaticPolicy:
     def observe(self, batch: Batch, duration_s: float) -> None:
         """Take the batch into the cost model."""
         self._cost.observe_batch(batch, duration_s)
+        self._memory.held(batch.started_s + duration_s)
+
+    def out_of_memory(self, batch: Batch, now: float) -> None:
+        """See `BatchPolicy.out_of_memory`."""
+        self._memory.out_of_memory(batch, now)
 
     def explain(self, lengths: Sequence[int]) -> None:
         """Nothing: its rules are all there is to say."""

@@ -123,6 +123,12 @@ class Batch:
         return sum(map(_NBYTES, self.requests))
 
     @property
+    def padded_nbytes(self) -> int:
+        """Bytes of all inputs when every row is as wide as the widest."""
+        widest = max(request.nbytes / request.rows for request in self.requests)
+        return math.ceil(self.rows * widest)
+
+    @property
     def padding_share(self) -> float:
         """The part of the batch's elements, 0 to 1, that no request asked for."""
         if self.length == 0:

@@ -249,14 +249,19 @@ class Scheduler:
             return []
         self._fleet.finish(batch, now)
         self._outage.answered()
+        if event.out_of_memory:
+            self._policy.out_of_memory(batch, now)
         actions: list[Action] = []
         for request in batch.requests:
             if request.cancelled:
                 del self._live[request.id]
-            elif len(batch.requests) > 1:
-                self._try_alone(request)
+            elif len(batch.requests) == 1:
+                reason = Reason.OUT_OF_MEMORY if event.out_of_memory else Reason.MODEL_FAILED
+                actions.append(self._reject(request, reason))
+            elif event.out_of_memory:
+                self._queue.push(request)
             else:
-                actions.append(self._reject(request, Reason.MODEL_FAILED))
+                self._try_alone(request)
         return actions + self._begin_staged(batch.worker_id, now) + self._decide_soon(now)
 
     def _on_time_advanced(self, event: TimeAdvanced, now: float) -> list[Action]:

@@ -352,9 +352,9 @@ class Deployment:
         """See `ExecutorListener.batch_completed`."""
         self._requests.batch_completed(batch_id, outputs, timing)
 
-    def batch_failed(self, batch_id: int, detail: str) -> None:
+    def batch_failed(self, batch_id: int, detail: str, out_of_memory: bool = False) -> None:
         """See `ExecutorListener.batch_failed`."""
-        self._requests.batch_failed(batch_id, detail)
+        self._requests.batch_failed(batch_id, detail, out_of_memory)
 
     def _change(self, state: DeploymentState, reason: str = "") -> None:
         self.state, self.reason = state, reason

@@ -214,13 +214,13 @@ class Dispatcher:
         self._observer.batch_completed(self._deployment, batch, timing, now)
         self._handle(BatchCompleted(batch_id), now)
 
-    def batch_failed(self, batch_id: int, detail: str) -> None:
+    def batch_failed(self, batch_id: int, detail: str, out_of_memory: bool = False) -> None:
         """See `ExecutorListener.batch_failed`."""
         self._in_flight.pop(batch_id, None)
         name, version = self._deployment.name, self._deployment.version
         # The detail may quote inputs and paths: it is for the log, never for callers.
         log.warning("model '%s' version %d failed on a batch: %s", name, version, detail)
-        self._handle(BatchFailed(batch_id))
+        self._handle(BatchFailed(batch_id, out_of_memory))
 
     def _answers(
         self, batch: Batch, outputs: Sequence[BatchOutput], timing: BatchTiming

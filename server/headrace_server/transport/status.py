@@ -153,6 +153,11 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
         Reason.MODEL_FAILED: PublicStatus(
             grpc.StatusCode.INTERNAL, 500, "model '{model}' failed to run this request"
         ),
+        Reason.OUT_OF_MEMORY: PublicStatus(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            429,
+            "the device of model '{model}' has too little memory for this request",
+        ),
         Reason.UNAUTHENTICATED: PublicStatus(
             grpc.StatusCode.UNAUTHENTICATED,
             401,

@@ -110,8 +110,9 @@ class ExecutorListener(Protocol):
         """The answers of a batch, in the order of `ModelSpec.outputs`."""
         ...
 
-    def batch_failed(self, batch_id: int, detail: str) -> None:
-        """The model raised or answered nonsense; the worker lives."""
+    def batch_failed(self, batch_id: int, detail: str, out_of_memory: bool = False) -> None:
+        """The model raised or answered nonsense, or had no memory for a batch of this size; the
+        worker lives."""
         ...
 
 

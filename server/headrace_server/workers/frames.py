@@ -131,6 +131,7 @@ class BatchError(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
     batch_id: int
     detail: str
+    out_of_memory: bool = False
 
 
 class Stop(msgspec.Struct, tag=True, array_like=True, frozen=True):

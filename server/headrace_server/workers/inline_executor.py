@@ -84,7 +84,8 @@ class InlineExecutor:
         try:
             written, times = self._runner.run(inputs.view, places, parameters, outputs.reserve)
         except Exception as error:
-            self._listener.batch_failed(batch_id, f"{type(error).__name__}: {error}")
+            detail = f"{type(error).__name__}: {error}"
+            self._listener.batch_failed(batch_id, detail, self._runner.ran_out_of_memory(error))
             return
         answers = [
             BatchOutput(

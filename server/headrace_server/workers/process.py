@@ -64,7 +64,7 @@ class WorkerProcess:
         self,
         on_state: Callable[[WorkerState], None],
         on_done: Callable[[int, Sequence[BatchOutput], BatchTiming], None],
-        on_error: Callable[[int, str], None],
+        on_error: Callable[[int, str, bool], None],
         on_log: Callable[[int, str], None],
         name: str,
     ) -> None:
@@ -177,7 +177,7 @@ class WorkerProcess:
             log.exception("a batch could not be handed to its worker")
             self._release(batch_id)
             detail = f"{type(error).__name__}: {error}"
-            asyncio.get_running_loop().call_soon(self._on_error, batch_id, detail)
+            asyncio.get_running_loop().call_soon(self._on_error, batch_id, detail, False)
             return
         connection.send_encoded(message)
 
@@ -225,7 +225,7 @@ class WorkerProcess:
                 self._outputs[message.index] = ReadableSlab(descriptor, message.nbytes)
             case frames.BatchError():
                 self._release(message.batch_id)
-                self._on_error(message.batch_id, message.detail)
+                self._on_error(message.batch_id, message.detail, message.out_of_memory)
             case frames.Progress():
                 self._on_state(WorkerState(message.state))
             case frames.Log():

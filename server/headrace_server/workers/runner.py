@@ -6,6 +6,7 @@ Imported by workers (and by `InlineExecutor`) only: it needs torch.
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -33,6 +34,8 @@ _NUMPY_DTYPES = {
 }
 """As what numpy looks at memory of each dtype: as integers of its width where it has none such, and
 at booleans as bytes, since on the wire there are others than 0 and 1."""
+
+CPU_IS_FULL = "DefaultCPUAllocator: can't allocate memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,18 @@ class BatchRunner:
         inferred = perf_counter_ns()
         written = self._write(outputs, places, reserve)
         return written, RunTimes(read - started, inferred - read, perf_counter_ns() - inferred)
+
+    def ran_out_of_memory(self, error: Exception) -> bool:
+        """Whether `run` failed for want of memory, so that a smaller batch may succeed. What the
+        failed one left behind is given back to the device."""
+        # On CPU torch has no exception of its own for that.
+        on_cpu = isinstance(error, RuntimeError) and CPU_IS_FULL in str(error)
+        if not on_cpu and not isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return False
+        traceback.clear_frames(error.__traceback__)
+        if not self._on_cpu:
+            torch.cuda.empty_cache()
+        return True
 
     def _read(self, memory: memoryview, place: TensorPlace) -> Tensor:
         spec = self._inputs[place.position]

@@ -134,7 +134,8 @@ class _Session:
             # A model's failure is its batch's failure, never the worker's end.
             log.warning("the model failed on a batch:\n%s", traceback.format_exc())
             detail = _sendable(f"{type(error).__name__}: {error}")
-            self._send(frames.BatchError(message.batch_id, detail))
+            full = runner.ran_out_of_memory(error)
+            self._send(frames.BatchError(message.batch_id, detail, full))
             return
         self._send(
             frames.BatchDone(
