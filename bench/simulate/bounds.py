@@ -47,7 +47,8 @@ def most_on_time(
         after = finish[(i + 1) % ring, first + 1 : end + 1]
         np.minimum(after, live, out=after)
         due_s = moments[i] + objective_s
-        last_s = moments[i : i + profile.most_rows]
+        # When a batch can begin at the earliest, by its last member.
+        last_s = moments[i : i + profile.most_rows] + profile.hop_s
         rows = int(np.count_nonzero(last_s + durations[: len(last_s)] <= due_s))
         if rows == 0:
             continue

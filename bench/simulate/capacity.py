@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -30,68 +30,61 @@ Seeds = Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
-class Duel:
-    """Capacities at one point; None where `ON_TIME` is reached at no load.
+class Rival:
+    """The best of some fixed settings at one point; `capacity` is None where none of them carries
+    anything. `ratio` is our capacity over theirs, between `low` and `high` with 95 % confidence."""
 
-    `ratio` is ours over the rival's, between `low` and `high` with 95 % confidence.
-    """
-
-    ours: float | None
-    rival: float | None
-    bound: float | None
+    capacity: float | None
     settings: static.Settings | None
     ratio: float | None = None
     low: float | None = None
     high: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """Capacities at one point; None where `ON_TIME` is reached at no load."""
+
+    ours: float | None
+    bound: float | None
+    rivals: dict[str, Rival]
+
+
 def duel(point: Point, *, seeds: Seeds, tuning_seeds: Seeds, finalists: int) -> Duel:
-    """Ours against the best of all fixed settings.
+    """Ours against the best fixed settings of each kind.
 
     Finalists are chosen on the tuning seeds, and the best of them on `seeds` is the rival: to
     choose among all on the seeds that count would credit it with their luck. The interval is a
     jackknife over the seeds of the ratio's logarithm (Efron and Tibshirani, 1993, chapter 11); in
     each subset the best finalist is chosen anew.
     """
-    rivals = {
-        settings: shares_of(point, settings)
-        for settings in best_settings(point, tuning_seeds, finalists)
+    known: dict[static.Settings, Shares] = {}
+    fields = {
+        kind: {
+            settings: known.setdefault(settings, shares_of(point, settings))
+            for settings in best_settings(point, choices, tuning_seeds, finalists)
+        }
+        for kind, choices in point.fixed_settings().items()
     }
-
-    def best(chosen: Seeds) -> tuple[float | None, static.Settings | None]:
-        loads = {settings: shares.capacity(chosen) for settings, shares in rivals.items()}
-        settings = max(loads, key=lambda settings: loads[settings] or 0.0, default=None)
-        load = loads[settings] if settings else None
-        return load, settings if load else None
-
-    their_load, settings = best(seeds)
-    ours = Shares(lambda load, seed: point.ours(load, seed).on_time_share, near=their_load)
+    loads = [load for field in fields.values() if (load := _best(field, seeds)[0])]
+    ours = Shares(
+        lambda load, seed: point.ours(load, seed).on_time_share, near=max(loads, default=None)
+    )
     our_load = ours.capacity(seeds)
     bound = Shares(point.bound, near=our_load).capacity(seeds[:BOUND_SEEDS])
-    found = Duel(our_load, their_load, bound, settings)
-    if our_load is None or their_load is None:
-        return found
-    subsets = [[s for s in seeds if s != left_out] for left_out in seeds]
-    logs = []
-    for subset in subsets:
-        mine, theirs = ours.capacity(subset), best(subset)[0]
-        # A subset in which one of them fails at every load counts as the lowest load.
-        logs.append(math.log((mine or LOWEST) / (theirs or LOWEST)))
-    mean = fmean(logs)
-    count = len(seeds)
-    error = math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in logs))
-    middle, reach = math.log(our_load / their_load), STUDENT[count - 2] * error
-    low, ratio, high = (math.exp(middle + side * reach) for side in (-1, 0, 1))
-    return Duel(our_load, their_load, bound, found.settings, ratio, low, high)
+    rivals = {kind: _compare(ours, field, seeds) for kind, field in fields.items()}
+    return Duel(our_load, bound, rivals)
 
 
-def best_settings(point: Point, seeds: Seeds, count: int) -> list[static.Settings]:
+def best_settings(
+    point: Point, choices: Iterable[static.Settings], seeds: Seeds, count: int
+) -> list[static.Settings]:
     """The fixed settings that carry the highest loads on these seeds, the best first.
 
     Each is tried first where the worst of the best so far ends: most fail there.
     """
     best: list[tuple[float, static.Settings]] = []
-    for settings in static.choices(point.costs, point.rate, point.objective_s):
+    for settings in choices:
         shares = shares_of(point, settings)
         if len(best) == count and not shares.hold(best[-1][0], seeds):
             continue
@@ -99,6 +92,33 @@ def best_settings(point: Point, seeds: Seeds, count: int) -> list[static.Setting
         if load is not None:
             best = sorted([*best, (load, settings)], key=lambda entry: -entry[0])[:count]
     return [settings for _, settings in best]
+
+
+def _best(field: Field, seeds: Seeds) -> tuple[float | None, static.Settings | None]:
+    """The highest capacity on these seeds, and whose it is."""
+    loads = {settings: shares.capacity(seeds) for settings, shares in field.items()}
+    settings = max(loads, key=lambda settings: loads[settings] or 0.0, default=None)
+    load = loads[settings] if settings else None
+    return load, settings if load else None
+
+
+def _compare(ours: Shares, field: Field, seeds: Seeds) -> Rival:
+    our_load = ours.capacity(seeds)
+    their_load, settings = _best(field, seeds)
+    if our_load is None or their_load is None:
+        return Rival(their_load, settings)
+    logs = []
+    for left_out in seeds:
+        subset = [seed for seed in seeds if seed != left_out]
+        mine, theirs = ours.capacity(subset), _best(field, subset)[0]
+        # A subset in which one of them fails at every load counts as the lowest load.
+        logs.append(math.log((mine or LOWEST) / (theirs or LOWEST)))
+    mean = fmean(logs)
+    count = len(seeds)
+    error = math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in logs))
+    middle, reach = math.log(our_load / their_load), STUDENT[count - 2] * error
+    low, ratio, high = (math.exp(middle + side * reach) for side in (-1, 0, 1))
+    return Rival(their_load, settings, ratio, low, high)
 
 
 class Shares:
@@ -156,6 +176,10 @@ class Shares:
         if share is None:
             share = self._known[rung, seed] = self._run(_load(rung), seed)
         return share
+
+
+Field = Mapping[static.Settings, Shares]
+"""Finalists, and what is known of each."""
 
 
 def shares_of(point: Point, settings: static.Settings) -> Shares:

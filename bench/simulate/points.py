@@ -14,6 +14,8 @@ from bench.simulate.world import Outcome, simulate
 from headrace_server.core.adaptive import AdaptivePolicy
 from headrace_server.core.policy import BatchPolicy, StaticPolicy, StaticSettings
 
+ROUND, FITTED = "round", "fitted"
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -39,6 +41,13 @@ class Point:
     def rate(self) -> float:
         """Requests per second at load 1."""
         return bounds.capacity(self.costs, workers=self.workers, objective_s=self.objective_s)
+
+    def fixed_settings(self) -> dict[str, list[static.Settings]]:
+        """What rivals are chosen from, by kind."""
+        return {
+            ROUND: static.round_numbers(self.costs),
+            FITTED: static.fitted(self.costs, self.rate, self.objective_s),
+        }
 
     def arrivals(self, load: float, seed: int) -> list[float]:
         """Moments in seconds at this load: for every load the same story at another speed."""
@@ -70,7 +79,9 @@ class Point:
         costs = self.costs
         if costs.noise:
             random = Random(seed)
-            served = self._serve(settings, load, seed, lambda rows: costs.sample(rows, 0, random))
+            served = self._serve(
+                settings, load, seed, lambda rows: costs.hop_s + costs.sample(rows, 0, random)
+            )
         else:
             served = self._serve(settings, load, seed, _durations(self.profile).__getitem__)
         return served / self.requests
@@ -115,4 +126,4 @@ def _story(process: str, requests: int, seed: int) -> list[float]:
 @cache
 def _durations(profile: str) -> list[float]:
     costs = PROFILES[profile]
-    return [costs.duration_s(rows, 0) for rows in range(costs.most_rows + 1)]
+    return [costs.hop_s + costs.duration_s(rows, 0) for rows in range(costs.most_rows + 1)]

@@ -1,9 +1,13 @@
-"""The rival: the best that fixed settings can do, tuned anew for every point of the grid.
+"""The rivals: the best that fixed settings can do, tuned anew for every point of the grid.
 
 `serve` is a lean model of one queue under fixed size, delay and bound: the dynamic batcher of
 today's servers, with expired requests dropped at once, which they do not do. It stands in for the
 real scheduler while dozens of settings are tried, and agrees with it to the request
 (`tests/unit/bench/test_simulate.py`).
+
+There are two sets of settings to choose from. `round_numbers` are those that people try: powers of
+two, as Triton's Model Analyzer does, and whole milliseconds. `fitted` ones are shares of what the
+point allows, which takes its capacity to know.
 """
 
 from __future__ import annotations
@@ -34,7 +38,14 @@ class Settings:
 NO_CAP = 1 << 30
 
 
-def choices(profile: Profile, rate: float, objective_s: float) -> list[Settings]:
+def round_numbers(profile: Profile) -> list[Settings]:
+    """At least 80 settings in round numbers."""
+    sizes = [1 << i for i in range(profile.most_rows.bit_length())]
+    delays = [0.0, 0.001, 0.002, 0.005, 0.010]
+    return [Settings(*setting) for setting in product(sizes, delays, [8, 16, 32, 64, 128, NO_CAP])]
+
+
+def fitted(profile: Profile, rate: float, objective_s: float) -> list[Settings]:
     """At least 80 settings around what `rate`, the capacity at load 1, makes sensible."""
     sizes = {1, profile.most_rows} | {
         max(1, round(profile.most_rows * share)) for share in (0.12, 0.2, 0.28, 0.4, 0.6)
@@ -52,7 +63,8 @@ def serve(
     workers: int,
     objective_s: float,
 ) -> int:
-    """How many requests are answered on time; `duration_s(rows)` is what the next batch takes."""
+    """How many requests are answered on time; `duration_s(rows)` is what the next batch takes, from
+    the decision on: it is bound to a worker as late as possible."""
     size, delay_s, cap = settings.size, settings.delay_s, settings.cap
     free = [0.0] * workers
     heapify(free)

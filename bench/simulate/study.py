@@ -13,7 +13,7 @@ from statistics import fmean
 
 from bench.simulate import static
 from bench.simulate.capacity import Duel, duel
-from bench.simulate.points import Point
+from bench.simulate.points import FITTED, Point
 from bench.simulate.static import Settings
 
 HEADLINE = 4.08
@@ -117,7 +117,7 @@ def _examine(study: Study, point: Point) -> Finding:
     shares: dict[str, list[list[float]]] = {}
     latencies_s: dict[str, float] = {}
     if point in study.grid:
-        settings = found.settings or _most_at_full_load(point, tuning_seeds)
+        settings = found.rivals[FITTED].settings or _most_at_full_load(point, tuning_seeds)
         at_once = Settings(point.costs.most_rows, 0.0, static.NO_CAP)
         policies: dict[str, Callable[[float, int], float]] = {
             "ours": lambda load, seed: point.ours(load, seed).on_time_share,
@@ -139,7 +139,7 @@ def _examine(study: Study, point: Point) -> Finding:
 def _most_at_full_load(point: Point, seeds: Sequence[int]) -> Settings:
     """What to show of fixed settings where none keeps 99 % on time at any load."""
     return max(
-        static.choices(point.costs, point.rate, point.objective_s),
+        point.fixed_settings()[FITTED],
         key=lambda settings: fmean(point.rival(settings, FULL, seed) for seed in seeds),
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from bench.simulate.decisions import DecisionTimes
+from bench.simulate.points import FITTED, ROUND
 from bench.simulate.study import FULL, HEADLINE, HEAVIEST, HEAVY, Finding, Study
 
 BURSTY = ("cv2", "cv4")
@@ -54,8 +55,10 @@ def targets(
     """All promises. Where neither side keeps 99 % on time at any load, there is no ratio."""
     grid = [f for f in findings if f.shares]
 
-    def ratios(wanted: Callable[[Finding], bool], among: Sequence[Finding] = grid) -> list[Case]:
-        chosen = [(f, ratio(f)) for f in among if wanted(f)]
+    def ratios(
+        wanted: Callable[[Finding], bool], among: Sequence[Finding] = grid, kind: str = ROUND
+    ) -> list[Case]:
+        chosen = [(f, ratio(f, kind)) for f in among if wanted(f)]
         return [_case(f, value) for f, value in chosen if value is not None]
 
     def at(load: float, process: Callable[[str], bool]) -> Iterator[tuple[Finding, float]]:
@@ -73,6 +76,12 @@ def targets(
             "capacity, every point beside the grid",
             0.98,
             ratios(lambda f: not f.shares, findings),
+            unit="x",
+        ),
+        Target(
+            "capacity, every point, against fitted settings",
+            0.98,
+            ratios(lambda _: True, findings, FITTED),
             unit="x",
         ),
         Target("of the optimum, 1 worker, to load 1", 0.97, _of_optimum(study, grid, 0.0, FULL)),
@@ -116,14 +125,14 @@ def targets(
     ]
 
 
-def ratio(finding: Finding) -> float | None:
+def ratio(finding: Finding, kind: str) -> float | None:
     """Our capacity over the rival's: infinite or 0 where one of them has none, None for both."""
-    found = finding.duel
-    if found.ours is None and found.rival is None:
+    ours, rival = finding.duel.ours, finding.duel.rivals[kind]
+    if ours is None and rival.capacity is None:
         return None
-    if found.ratio is None:
-        return math.inf if found.rival is None else 0.0
-    return found.ratio
+    if rival.ratio is None:
+        return math.inf if rival.capacity is None else 0.0
+    return rival.ratio
 
 
 def goodput(study: Study, finding: Finding, load: float) -> float:

@@ -82,7 +82,7 @@ def simulate(
         for action in actions:
             if isinstance(action, Dispatch):
                 batch = action.batch
-                start_s = max(now, free_s[batch.worker_id])
+                start_s = max(now + profile.hop_s, free_s[batch.worker_id])
                 end_s = start_s + profile.sample(batch.rows, batch.length, random)
                 free_s[batch.worker_id] = end_s
                 heappush(running, (end_s, batch.id, batch))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from itertools import combinations, pairwise
 from random import Random
@@ -13,7 +14,7 @@ import pytest
 from bench.simulate import bounds, static
 from bench.simulate.arrivals import PROCESSES, recorded
 from bench.simulate.capacity import LOWEST, RUNGS, Shares, best_settings, duel
-from bench.simulate.points import Point
+from bench.simulate.points import FITTED, ROUND, Point
 from bench.simulate.profiles import PROFILES, Profile
 from bench.simulate.world import simulate
 from hypothesis import given
@@ -133,9 +134,9 @@ def test_lean_rival_serves_exactly_whom_the_scheduler_serves(
     # The scheduler stages full batches, whose members can then no longer expire or make room.
     monkeypatch.setattr("headrace_server.core.fleet.STAGES", 1)
     point = Point("gpu", process, workers, 4.08, 250)
-    choices = static.choices(point.costs, point.rate, point.objective_s)
-    assert len(choices) >= 80
-    for settings in choices:
+    kinds = point.fixed_settings().values()
+    assert all(len(choices) >= 80 for choices in kinds)
+    for settings in {settings for choices in kinds for settings in choices}:
         outcome = simulate(
             StaticPolicy(StaticSettings(settings.size, max_delay_s=settings.delay_s)),
             point.arrivals(load, 0),
@@ -150,12 +151,13 @@ def test_lean_rival_serves_exactly_whom_the_scheduler_serves(
 def test_rival_is_the_best_of_all_settings() -> None:
     point = Point("gpu", "poisson", 2, 4.08, 400)
     seeds = range(2)
+    choices = point.fixed_settings()[ROUND]
     loads = {
         settings: Shares(partial(point.rival, settings)).capacity(seeds) or 0.0
-        for settings in static.choices(point.costs, point.rate, point.objective_s)
+        for settings in choices
     }
     ranking = sorted(loads.values(), reverse=True)
-    finalists = best_settings(point, seeds, 3)
+    finalists = best_settings(point, choices, seeds, 3)
     assert [loads[settings] for settings in finalists] == pytest.approx(ranking[:3], rel=0.02)
 
 
@@ -174,7 +176,8 @@ def most_by_brute_force(
         best = 0
         for batch in batches:
             members = sum(1 << i for i in batch)
-            end_s = max(free_s[0], arrivals[batch[-1]]) + costs.duration_s(len(batch), 0)
+            start_s = max(free_s[0], arrivals[batch[-1]] + costs.hop_s)
+            end_s = start_s + costs.duration_s(len(batch), 0)
             if members & ~left or end_s > arrivals[batch[0]] + objective_s:
                 continue
             later = most(left & ~members, tuple(sorted((end_s, *free_s[1:]))))
@@ -190,6 +193,7 @@ def small_cases(draw: st.DrawFn) -> tuple[list[float], Profile, float]:
     tenths = st.integers(0, 60)
     arrivals = sorted(draw(st.lists(tenths, min_size=1, max_size=6)))
     costs = linear(draw(st.integers(1, 20)) / 10, draw(st.integers(0, 10)) / 10, 6)
+    costs = replace(costs, hop_s=draw(st.integers(0, 5)) / 10)
     return [t / 10 for t in arrivals], costs, draw(st.integers(5, 80)) / 10
 
 
@@ -258,22 +262,24 @@ def test_duel_tells_ours_from_the_rival_with_an_interval() -> None:
     point = Point("gpu", "poisson", 1, 4.08, 400)
     found = duel(point, seeds=range(4), tuning_seeds=range(100, 102), finalists=2)
     assert found.ours is not None
-    assert found.rival is not None
     assert found.bound is not None
-    assert found.ratio is not None
-    assert found.low is not None
-    assert found.high is not None
-    assert max(found.ours, found.rival) <= 1.05 * found.bound
-    assert found.low < found.ratio < found.high
-    assert found.ratio == pytest.approx(found.ours / found.rival)
+    assert found.ours <= 1.05 * found.bound
+    for rival in found.rivals.values():
+        assert rival.capacity is not None
+        assert rival.ratio is not None
+        assert rival.low is not None
+        assert rival.high is not None
+        assert rival.capacity <= 1.05 * found.bound
+        assert rival.low < rival.ratio < rival.high
+        assert rival.ratio == pytest.approx(found.ours / rival.capacity)
 
 
 def test_point_that_nobody_carries_has_no_ratio() -> None:
     point = Point("gpu", "cv4", 1, 2.5, 400)
     found = duel(point, seeds=range(2), tuning_seeds=range(100, 101), finalists=2)
     assert found.ours is None
-    assert found.rival is None
-    assert found.ratio is None
+    assert [rival.capacity for rival in found.rivals.values()] == [None, None]
+    assert found.rivals[FITTED].ratio is None
 
 
 @pytest.mark.parametrize("workers", [1, 8])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from bench.simulate.__main__ import main
-from bench.simulate.capacity import Duel
-from bench.simulate.points import Point
+from bench.simulate.capacity import Duel, Rival
+from bench.simulate.points import ROUND, Point
 from bench.simulate.study import Finding
 from bench.simulate.targets import Case, Target, ratio
 
@@ -21,8 +21,8 @@ def test_who_alone_carries_a_point_wins_it(
     ours: float | None, rival: float | None, expected: float | None
 ) -> None:
     point = Point("gpu", "cv4", 1, 2.5, 400)
-    finding = Finding(point, 1.0, Duel(ours, rival, None, None), {}, {}, 0.0)
-    assert ratio(finding) == expected
+    finding = Finding(point, 1.0, Duel(ours, None, {ROUND: Rival(rival, None)}), {}, {}, 0.0)
+    assert ratio(finding, ROUND) == expected
 
 
 def test_target_is_missed_by_any_case_on_the_wrong_side() -> None:
