@@ -23,6 +23,7 @@ from headrace_server.engine.model_control import ModelControl
 from headrace_server.engine.observer import Observer, ObserverGroup
 from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.engine.statistics import Statistics
+from headrace_server.memory import give_back_freed
 from headrace_server.models.batching import BatchingSettings, batching_settings
 from headrace_server.models.completion import complete_config
 from headrace_server.models.config_text import CONFIG_FILE, locate_in
@@ -122,6 +123,7 @@ class Server:
             budget,
         )
         self._watching: asyncio.Task[None] | None = None
+        self._giving_back: asyncio.Task[None] | None = None
         self._gate: Gate | None = None
         if config.tokens:
             tokens = TokensFile(Path(config.tokens), time.monotonic)
@@ -169,6 +171,7 @@ class Server:
             every_s = self._config.repository_poll_s
             watching = self._control.watch(asyncio.sleep, every_s)
             self._watching = asyncio.create_task(watching)
+        self._giving_back = asyncio.create_task(give_back_freed())
         # What lives now lives as long as the server: collecting it over and over is waste.
         gc.collect()
         gc.freeze()
@@ -206,8 +209,9 @@ class Server:
         """Refuse new work, finish the admitted one within the drain timeout, end everything."""
         self.engine.stopping = True
         self._health.refresh()
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in (self._watching, self._giving_back):
+            if task is not None:
+                task.cancel()
         await self._control.stop()
         if not await self.engine.drain(self._config.drain_timeout_s):
             log.warning("requests were left after %s s", self._config.drain_timeout_s)

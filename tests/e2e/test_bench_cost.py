@@ -18,7 +18,7 @@ pytestmark = [
 
 def test_costs_are_measured_and_written(tmp_path: Path) -> None:
     file = tmp_path / "cost.json"
-    small = ("--rounds", "1", "--requests", "80", "--queued-requests", "120", "--idle", "0.1")
+    small = ("--rounds", "1", "--requests", "800", "--queued-requests", "120", "--idle", "0.1")
     command = [sys.executable, "-m", "bench.cost", *small, "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -163,6 +163,8 @@ class InferStream:
     async def _read(self) -> None:
         read = self._context.read
         while (message := await read()) is not grpc.aio.EOF:
+            if isinstance(message, Unreadable):
+                raise message.error()
             if message.model_name or not (self._bundles and message.raw_input_contents):
                 self._take(message)
                 await self._have_room()
@@ -174,8 +176,6 @@ class InferStream:
             else:
                 self._malformed(f"expected at most {MAX_BUNDLE} messages, got {len(bundle)}")
                 await self._have_room()
-        if isinstance(message, Unreadable):
-            raise message.error()
 
     async def _have_room(self) -> None:
         limits = self._limits
