@@ -238,11 +238,11 @@ class AdaptivePolicy:
         else:
             reason = DispatchReason.IN_TIME if cut_short else DispatchReason.IMMEDIATE
             formation = Formation(members, rows, reason, complete=False)
-        if ended or not self._may_wait(formation, times, opening):
+        if ended or not self._may_wait(head, times, opening):
             return formation
         rate = times.work_s(members, rows) / times.duration_s(rows)
         grown_s = times.duration_s(min(rows + head.rows, self._max_rows))
-        return self._held(formation, rate, grown_s, times, opening)
+        return self._held(formation, head, rate, grown_s, times, opening)
 
     def _by_length(self, group: Group, curve: Curve, opening: Opening) -> Decision:
         """The head's group, when its neighbours are divided into the cheapest batches; where its
@@ -263,10 +263,10 @@ class AdaptivePolicy:
         members = near[window.first : window.end]
         complete = window.rows == self._max_rows
         formation = Formation(members, window.rows, reason, complete)
-        if complete or not self._may_wait(formation, times, opening):
+        if complete or not self._may_wait(head, times, opening):
             return formation
         grown_s = curve.at(window.rows + head.rows, members[-1].length)
-        return self._held(formation, window.rate, grown_s, times, opening)
+        return self._held(formation, head, window.rate, grown_s, times, opening)
 
     # -- parts of a decision --------------------------------------------------------------------
 
@@ -345,13 +345,12 @@ class AdaptivePolicy:
         budget_s = head.deadline_s - head.arrival_s
         return max(head.rows, times.rows_within(budget_s * workers / (workers + 1)))
 
-    def _may_wait(self, formation: Formation, times: Timetable, opening: Opening) -> bool:
-        """Whether the batch might be held, so that others can join it.
+    def _may_wait(self, head: Request, times: Timetable, opening: Opening) -> bool:
+        """Whether the batch of this head might be held, so that others can join it.
 
         Nobody waits with one worker, nor where deadlines leave all the time: there batches grow
         by themselves while the workers are busy, and soon enough.
         """
-        head = formation.requests[0]
         if len(opening.free_s) == 1 or head.deadline_s == math.inf:
             return False
         budget_s = head.deadline_s - head.arrival_s
@@ -360,6 +359,7 @@ class AdaptivePolicy:
     def _held(
         self,
         formation: Formation,
+        head: Request,
         rate: float,
         grown_s: float,
         times: Timetable,
@@ -371,7 +371,6 @@ class AdaptivePolicy:
         asked. The wait ends at the last moment at which a batch that takes `grown_s` is in time,
         or when nobody has come for a while.
         """
-        head = formation.requests[0]
         workers = len(opening.free_s)
         possible = self._rows_possible(head, times, workers)
         if times.enough(min(possible, self._max_rows)) <= head.rows:

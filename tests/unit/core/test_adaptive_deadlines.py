@@ -116,6 +116,11 @@ class TestHolding:
         ]
         assert isinstance(decided(policy, requests, two_workers(0.0, other_s=0.012)), Hold)
 
+    def test_whether_a_window_is_held_depends_on_its_head_not_on_the_shortest(self) -> None:
+        policy = policy_under(350, sweep_length=10)
+        requests = [make_request(1, deadline_s=0.040, length=11), make_request(2, length=10)]
+        assert isinstance(decided(policy, requests, two_workers(0.0, other_s=0.012)), Hold)
+
     def test_a_burst_that_is_over_leaves_nobody_behind(self) -> None:
         driver = SchedulerDriver(workers=2, policy=policy_under(2_000))
         for _ in range(40):
