@@ -181,7 +181,7 @@ def paced(count: int) -> SchedulerDriver:
     return driver
 
 
-def test_after_a_short_batch_with_company_the_next_waits_out_the_millisecond() -> None:
+def test_after_a_short_batch_with_company_the_next_waits_out_the_pace() -> None:
     driver = paced(3)
     driver.submit(10)
     assert driver.settle() == []
@@ -193,10 +193,29 @@ def test_after_a_short_batch_with_company_the_next_waits_out_the_millisecond() -
 
 def test_it_goes_sooner_when_plenty_wait() -> None:
     driver = paced(3)
-    driver.submit(10, rows=4)
+    driver.submit(10, rows=8)
     assert driver.settle() == []
-    driver.submit(11, rows=4)
+    driver.submit(11, rows=8)
     assert dispatches(driver.settle()) == [[10, 11]]
+
+
+def test_crowds_stretch_the_pace_and_fewer_shorten_it_again() -> None:
+    driver = paced(8)
+    driver.submit(10)
+    driver.settle()
+    assert driver.scheduler.next_wakeup() == pytest.approx(0.00125)
+    driver.advance_to(0.00125)
+    driver.now += 0.0001
+    driver.complete(1)
+    for request_id in (11, 12, 13):
+        driver.submit(request_id)
+    assert dispatches(driver.settle()) == [[11, 12, 13]]
+    began_s = driver.now
+    driver.now += 0.0003
+    driver.complete(2)
+    driver.submit(14)
+    assert driver.settle() == []
+    assert driver.scheduler.next_wakeup() == pytest.approx(began_s + 0.001)
 
 
 @pytest.mark.parametrize("count", [1, 2])
