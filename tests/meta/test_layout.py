@@ -49,7 +49,7 @@ def test_every_metric_is_in_the_readme_and_every_one_there_exists() -> None:
 def test_every_test_that_a_document_names_exists() -> None:
     tests = "".join(path.read_text() for path in SOURCES if "tests" in path.parts)
     scenarios = {path.stem for path in (ROOT / "tests" / "scenarios").glob("*.txt")}
-    for document in (ROOT / "docs").glob("*.md"):
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         named = re.findall(r"`(test_\w+|\d+-[a-z-]+)`", document.read_text())
         missing = {name for name in named if f"def {name}(" not in tests and name not in scenarios}
         assert not missing, document.name
