@@ -79,6 +79,10 @@ class ServerProcess:
                 f"the server did not stop within {STOP_TIMEOUT_S} s:\n" + "".join(self.log[-50:])
             ) from None
 
+    def wait(self) -> int:
+        """Wait until it has ended by itself; returns the exit status."""
+        return self._end(STOP_TIMEOUT_S)
+
     def kill(self) -> None:
         """SIGKILL the front; its workers end by themselves."""
         assert self._process is not None

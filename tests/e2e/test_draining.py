@@ -56,7 +56,7 @@ async def test_readiness_goes_first_and_calls_are_served_on(
         assert [row.state for row in await client.index()] == ["READY"]
         os.kill(server.pid, signal.SIGTERM)
     # The second signal ends the delay, and everything else, at once.
-    assert await asyncio.to_thread(server.stop) == 1
+    assert await asyncio.to_thread(server.wait) == 1
     async with asyncio.timeout(SECONDS):
         while any(alive(pid) for pid in workers):
             await asyncio.sleep(0.02)
