@@ -46,6 +46,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         statistics: Statistics,
         config_of: Callable[[Deployment], ModelConfig],
         version: str,
+        *,
         stream_limits: StreamLimits = DEFAULT_LIMITS,
         gate: Gate | None = None,
         control: ModelControl | None = None,
