@@ -51,9 +51,13 @@ class WorkerDismissed:
 @dataclass(slots=True, frozen=True)
 class BatchCompleted:
     """A worker answered the batch. Like a submission it dispatches nothing by itself: the requests
-    of those who were just answered shall ride in the next batch, not in the one after."""
+    of those who were just answered shall ride in the next batch, not in the one after.
+
+    `busy_s`: how long the worker itself was busy with it, in seconds; None where nobody knows.
+    """
 
     batch_id: int
+    busy_s: float | None = None
 
 
 @dataclass(slots=True, frozen=True)

@@ -22,6 +22,10 @@ missed near capacity (`make bench-sim`; 12 ms batches, one worker). Behind a bat
 5 ms nothing is staged that could still grow: closing it early costs more than the gap between two
 batches."""
 
+WAY_S = 0.001
+"""What a batch and its answer may take there and back; half of it is usual. What is longer is a
+process that is busy with other things and reads the answer late: no batch takes longer for that."""
+
 
 @dataclass(slots=True, eq=False)
 class Worker:
@@ -164,8 +168,9 @@ class Fleet:
             del self._idle[worker.id]
             self._start(worker, expected_s, now, patience_s)
 
-    def finish(self, batch: Batch, now: float) -> float:
-        """A worker answered its running batch; returns how long it ran, in seconds."""
+    def finish(self, batch: Batch, now: float, busy_s: float | None = None) -> float:
+        """A worker answered its running batch; returns how long it ran, in seconds: as long as
+        the worker was busy, if it told, and what of the way there and back can be the way."""
         worker = self._workers[batch.worker_id]
         if not worker.batches or worker.batches[0] is not batch:
             raise ValueError(f"worker {worker.id} answered batch {batch.id}, which is not running")
@@ -176,7 +181,8 @@ class Fleet:
             self.bear_with(worker, math.inf)
             if worker.id in self._taking:
                 self._idle[worker.id] = worker
-        return now - batch.started_s
+        ran_s = now - batch.started_s
+        return ran_s if busy_s is None else min(max(ran_s, busy_s), busy_s + WAY_S)
 
     def running(self, worker_id: int) -> Batch | None:
         """The batch that this worker runs, if any."""

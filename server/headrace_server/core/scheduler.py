@@ -236,7 +236,7 @@ class Scheduler:
         batch = self._batches.pop(event.batch_id, None)
         if batch is None:
             return []
-        self._policy.observe(batch, self._fleet.finish(batch, now))
+        self._policy.observe(batch, self._fleet.finish(batch, now, event.busy_s))
         self._watchdog.answered(batch)
         self._outage.answered()
         for request in batch.requests:

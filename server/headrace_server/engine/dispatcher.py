@@ -212,7 +212,7 @@ class Dispatcher:
             elif answer is not None:
                 ticket.future.set_result(answer)
         self._observer.batch_completed(self._deployment, batch, timing, now)
-        self._handle(BatchCompleted(batch_id), now)
+        self._handle(BatchCompleted(batch_id, timing.compute_ns / 1e9), now)
 
     def batch_failed(self, batch_id: int, detail: str, out_of_memory: bool = False) -> None:
         """See `ExecutorListener.batch_failed`."""

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from headrace_server.core.fleet import Fleet
+from headrace_server.core.fleet import WAY_S, Fleet
 from headrace_server.core.request import Batch, DispatchReason
 
 
@@ -101,6 +101,24 @@ def test_ordered_batches_stay_on_one_worker() -> None:
     fleet.finish(first, 0.1)
     fleet.finish(second, 0.2)
     assert candidate_id(fleet) == 1
+
+
+@pytest.mark.parametrize(
+    ("seen_s", "busy_s", "ran_s"),
+    [
+        (0.4, None, 0.4),
+        (0.4, 0.3997, 0.4),
+        pytest.param(0.4, 0.1, 0.1 + WAY_S, id="its answer was read late"),
+        pytest.param(0.1, 0.4, 0.4, id="the answer before it was read late"),
+    ],
+)
+def test_a_batch_ran_for_as_long_as_its_worker_was_busy_and_a_short_way_took(
+    seen_s: float, busy_s: float | None, ran_s: float
+) -> None:
+    fleet = fleet_of(0)
+    first = batch(0, 0)
+    fleet.assign(first, 0.5, 1.0)
+    assert fleet.finish(first, 1.0 + seen_s, busy_s) == pytest.approx(ran_s)
 
 
 def test_a_batch_starts_when_the_one_before_it_ends() -> None:
