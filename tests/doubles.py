@@ -45,6 +45,7 @@ class FakeClock:
 
     def __init__(self) -> None:
         self.armed = 0
+        self.waiting_for_idle: list[Callable[[], None]] = []
         self._now = 100.0
         self._timers: list[tuple[float, int, FakeTimer]] = []
         self._order = itertools.count()
@@ -58,6 +59,15 @@ class FakeClock:
 
     def call_soon(self, callback: Callable[[], None]) -> FakeTimer:
         return self._add(self._now, callback)
+
+    def call_when_idle(self, callback: Callable[[], None]) -> None:
+        self.waiting_for_idle.append(callback)
+
+    def be_idle(self) -> None:
+        """Run who waits until nothing else is to do."""
+        waiting, self.waiting_for_idle = self.waiting_for_idle, []
+        for callback in waiting:
+            callback()
 
     def advance(self, seconds: float = 0.0) -> None:
         """Let time pass, and run what is due; without argument, what is due now."""

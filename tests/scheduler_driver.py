@@ -14,6 +14,7 @@ from headrace_server.core.events import (
     Drained,
     DrainStarted,
     Event,
+    ProcessIdle,
     Reject,
     Release,
     RequestCancelled,
@@ -168,6 +169,10 @@ class SchedulerDriver:
     def run_out_of_memory(self, batch_id: int) -> list[Action]:
         """The device has no memory for the batch, and nothing else happens at this moment."""
         return self.handle(BatchFailed(batch_id, out_of_memory=True)) + self.settle()
+
+    def idle(self) -> list[Action]:
+        """The process has nothing else to do."""
+        return self.handle(ProcessIdle())
 
     def drain(self) -> list[Action]:
         return self.handle(DrainStarted())

@@ -13,6 +13,7 @@ from headrace_server.core.events import (
     Action,
     BatchCompleted,
     Dispatch,
+    ProcessIdle,
     RequestSubmitted,
     TimeAdvanced,
     WorkerReady,
@@ -67,7 +68,8 @@ def simulate(
         objective_s: every request's deadline, from its arrival; infinite for none.
         lengths: of each request, where they differ.
 
-    Timers are exact, and what happens at one moment is seen together, as in the engine.
+    Timers are exact, what happens at one moment is seen together, as in the engine, and between
+    such moments the process is idle.
     """
     scheduler = Scheduler(policy, limits or QueueLimits(max_requests=1 << 30))
     handle, wakeup = scheduler.handle, scheduler.next_wakeup
@@ -119,6 +121,8 @@ def simulate(
         else:
             now = due_s
             actions = handle(TimeAdvanced(), now)
+            if scheduler.awaits_idle:
+                actions += handle(ProcessIdle(), now)
         if actions:
             perform(actions, now)
     outcome.span_s = max(now, arrivals[-1]) - arrivals[0]

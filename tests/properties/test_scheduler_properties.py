@@ -116,6 +116,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def advance(self, seconds: float) -> None:
         self.let_pass(seconds)
 
+    @rule()
+    def be_idle(self) -> None:
+        self.driver.idle()
+        assert not self.driver.scheduler.awaits_idle
+        self.judge()
+
     @precondition(lambda self: self.driver.in_flight)
     @rule(choice=st.randoms(use_true_random=False), failed=st.sampled_from([False, False, True]))
     def finish_a_batch(self, choice: Random, failed: bool) -> None:

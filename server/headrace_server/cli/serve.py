@@ -18,6 +18,7 @@ from headrace_server.cli.errors import USAGE, CommandError
 from headrace_server.cli.loading_view import LoadingView
 from headrace_server.cli.summary import print_summary
 from headrace_server.config import ConfigurationError, ServerConfig, is_loopback, load_config
+from headrace_server.engine.serving_loop import ServingLoop
 from headrace_server.models.errors import RepositoryError
 from headrace_server.telemetry import logs
 from headrace_server.telemetry.exposition import MetricsPortError
@@ -48,7 +49,8 @@ def serve(repository: Path, arguments: Mapping[str, object], file: Path | None) 
     console = Console(stderr=True, highlight=False)
     watched = config.log_format == "text" and console.is_terminal
     try:
-        asyncio.run(_serve(repository, config, console if watched else None))
+        with asyncio.Runner(loop_factory=ServingLoop) as runner:
+            runner.run(_serve(repository, config, console if watched else None))
     except (
         RepositoryError,
         CertificateError,

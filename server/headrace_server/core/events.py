@@ -76,6 +76,12 @@ class TimeAdvanced:
 
 
 @dataclass(slots=True, frozen=True)
+class ProcessIdle:
+    """The process has nothing else to do: no request is about to come. Worth telling while the
+    scheduler `awaits_idle`."""
+
+
+@dataclass(slots=True, frozen=True)
 class DrainStarted:
     """No new work; finish what was admitted. Answered by `Drained`, at once or later."""
 
@@ -97,6 +103,7 @@ Event = (
     | BatchCompleted
     | BatchFailed
     | TimeAdvanced
+    | ProcessIdle
     | DrainStarted
     | ServiceAbandoned
 )

@@ -25,11 +25,13 @@ class Opening:
         free_s: for every live worker, the moment at which it could begin a batch more, ascending;
             `now` where a worker is idle or nothing is known of what it runs. At least one.
         running: how many workers will run at once when this batch does, its own included.
+        idle: whether the process has nothing else to do, so that no request is about to come.
     """
 
     now: float
     free_s: Sequence[float]
     running: int = 1
+    idle: bool = False
 
     @property
     def start_s(self) -> float:
@@ -49,9 +51,14 @@ class Formation:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Do not dispatch before this moment, unless something else happens first."""
+    """Do not dispatch before this moment, unless something else happens first.
+
+    `or_idle`: nor while the process has other things to do, requests that are about to come among
+    them.
+    """
 
     until_s: float
+    or_idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The scheduler of one model: events in, actions out.
 
 Rules of this file:
-- `handle(event, now)` is the only way in, its return value and `next_wakeup()` the only ways out.
+- `handle(event, now)` is the only way in; its return value, `next_wakeup()` and `awaits_idle` are
+  the only ways out.
 - It never waits, reads a clock or fails on what the outside world does: news of a batch or a
   worker that is no longer its own is ignored. `now` never goes back.
 - Every request that was submitted leaves exactly once: in a completed batch, in a `Reject`, or
@@ -27,6 +28,7 @@ from headrace_server.core.events import (
     Drained,
     DrainStarted,
     Event,
+    ProcessIdle,
     Reject,
     Release,
     RequestCancelled,
@@ -76,6 +78,7 @@ class Scheduler:
         self._next_batch_id = 0
         self._rows_considered = 0
         self._decide_at_s = math.inf
+        self._awaits_idle = False
         self._closed_for: Reason | None = None
         self._drained = False
         self._transitions: dict[type, Callable[[Any, float], list[Action]]] = {
@@ -87,6 +90,7 @@ class Scheduler:
             BatchCompleted: self._on_batch_completed,
             BatchFailed: self._on_batch_failed,
             TimeAdvanced: self._on_time_advanced,
+            ProcessIdle: self._on_process_idle,
             DrainStarted: self._on_drain_started,
             ServiceAbandoned: self._on_service_abandoned,
         }
@@ -115,6 +119,11 @@ class Scheduler:
         if wakeup > self._outage.due_s and queue.rows:
             wakeup = self._outage.due_s
         return None if wakeup == math.inf else wakeup
+
+    @property
+    def awaits_idle(self) -> bool:
+        """Whether `ProcessIdle` would be news."""
+        return self._awaits_idle
 
     def explain(self, lengths: Sequence[int]) -> Explanation | None:
         """What its policy goes by; see `BatchPolicy.explain`."""
@@ -274,6 +283,9 @@ class Scheduler:
             actions += [Restart(worker.id), *self._lose(worker.id, now)]
         return actions + self._decide(now)
 
+    def _on_process_idle(self, event: ProcessIdle, now: float) -> list[Action]:
+        return self._decide(now, idle=True) if self._awaits_idle else []
+
     def _on_drain_started(self, event: DrainStarted, now: float) -> list[Action]:
         self._closed_for = Reason.STOPPING
         return self._decide(now)
@@ -311,7 +323,7 @@ class Scheduler:
             return []
         return self._drained_now()
 
-    def _decide(self, now: float) -> list[Action]:
+    def _decide(self, now: float, *, idle: bool = False) -> list[Action]:
         """Refuse what is late, dispatch what can ride, and note when to look again."""
         actions: list[Action] = []
         for request in self._queue.expire(now):
@@ -325,13 +337,14 @@ class Scheduler:
                 self._queue.remove(request)
                 actions.append(self._reject(request, Reason.MODEL_UNAVAILABLE))
         self._decide_at_s = math.inf
+        self._awaits_idle = False
         self._rows_considered = 0
         queue, fleet = self._queue, self._fleet
         while queue.rows:
             worker = fleet.candidate(now)
             if worker is None:
                 break
-            opening = Opening(now, fleet.free_s(now), fleet.running_with(worker))
+            opening = Opening(now, fleet.free_s(now), fleet.running_with(worker), idle)
             decision = self._policy.form(queue, opening)
             if isinstance(decision, Refusal):
                 queue.remove(decision.request)
@@ -339,6 +352,7 @@ class Scheduler:
                 continue
             if isinstance(decision, Hold):
                 self._decide_at_s = decision.until_s
+                self._awaits_idle = decision.or_idle
                 break
             if worker.batches and not decision.complete and now < worker.stage_from_s:
                 self._decide_at_s = worker.stage_from_s

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from headrace_server.engine.serving_loop import ServingLoop
+
 
 class TimerHandle(Protocol):
     """A callback that has not run yet."""
@@ -30,14 +32,22 @@ class Clock(Protocol):
         """Run the callback after what the event loop has at hand."""
         ...
 
+    def call_when_idle(self, callback: Callable[[], None]) -> None:
+        """Run the callback when the process has nothing else to do, which may be never."""
+        ...
+
 
 class LoopClock:
-    """The running event loop's own clock."""
+    """The running event loop's own clock. A loop that does not tell when it is idle counts as idle
+    after what it has at hand."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.now = loop.time
         self._loop = loop
+        self._call_when_idle: Callable[[Callable[[], None]], object] = (
+            loop.call_when_idle if isinstance(loop, ServingLoop) else loop.call_soon
+        )
 
     def call_at(self, when_s: float, callback: Callable[[], None]) -> TimerHandle:
         """See `Clock.call_at`."""
@@ -46,3 +56,7 @@ class LoopClock:
     def call_soon(self, callback: Callable[[], None]) -> TimerHandle:
         """See `Clock.call_soon`."""
         return self._loop.call_soon(callback)
+
+    def call_when_idle(self, callback: Callable[[], None]) -> None:
+        """See `Clock.call_when_idle`."""
+        self._call_when_idle(callback)

@@ -22,6 +22,7 @@ from headrace_server.core.events import (
     Drained,
     DrainStarted,
     Event,
+    ProcessIdle,
     Reject,
     Release,
     RequestCancelled,
@@ -101,6 +102,7 @@ class Dispatcher:
         self._next_id = 0
         self._timer: TimerHandle | None = None
         self._timer_at_s = math.inf
+        self._waits_for_idle = False
         self._drained = asyncio.Event()
 
     @property
@@ -270,6 +272,9 @@ class Dispatcher:
         actions = scheduler.handle(event, now)
         if actions:
             self._perform(actions, now)
+        if scheduler.awaits_idle and not self._waits_for_idle:
+            self._waits_for_idle = True
+            self._clock.call_when_idle(self._idle)
         wakeup_s = scheduler.next_wakeup()
         if wakeup_s is not None and wakeup_s < self._timer_at_s:
             self._arm(wakeup_s, now)
@@ -288,6 +293,10 @@ class Dispatcher:
     def _wake(self) -> None:
         self._timer, self._timer_at_s = None, math.inf
         self._handle(TimeAdvanced())
+
+    def _idle(self) -> None:
+        self._waits_for_idle = False
+        self._handle(ProcessIdle())
 
     def _perform(self, actions: Sequence[Action], now: float) -> None:
         for action in actions:

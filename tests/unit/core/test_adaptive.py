@@ -170,7 +170,7 @@ def test_a_request_that_is_late_anyway_still_rides() -> None:
     assert ids(formed(policy(curve), requests)) == [1]
 
 
-def paced(count: int) -> SchedulerDriver:
+def after_brief(count: int) -> SchedulerDriver:
     """A driver whose last batch had `count` requests, began at 0 and took 0.3 ms."""
     driver = SchedulerDriver(policy=AdaptivePolicy(16))
     for _ in range(count):
@@ -181,59 +181,60 @@ def paced(count: int) -> SchedulerDriver:
     return driver
 
 
-def test_after_a_short_batch_with_company_the_next_waits_out_the_pace() -> None:
-    driver = paced(3)
+def test_after_a_brief_batch_of_many_the_next_goes_when_all_that_came_was_read() -> None:
+    driver = after_brief(4)
     driver.submit(10)
     assert driver.settle() == []
-    assert driver.scheduler.next_wakeup() == pytest.approx(0.001)
+    driver.submit(11)
+    assert driver.settle() == []
+    assert dispatches(driver.idle()) == [[10, 11]]
+
+
+def test_a_process_that_is_always_busy_makes_nobody_wait_for_long() -> None:
+    driver = after_brief(4)
+    driver.submit(10)
+    driver.settle()
+    assert driver.scheduler.next_wakeup() == pytest.approx(0.006)
     driver.advance_to(0.0005)
     driver.submit(11)
-    assert dispatches(driver.advance_to(0.001)) == [[10, 11]]
+    assert dispatches(driver.advance_to(0.006)) == [[10, 11]]
 
 
 def test_it_goes_sooner_when_plenty_wait() -> None:
-    driver = paced(3)
+    driver = after_brief(4)
     driver.submit(10, rows=8)
     assert driver.settle() == []
     driver.submit(11, rows=8)
     assert dispatches(driver.settle()) == [[10, 11]]
 
 
-def test_crowds_stretch_the_pace_and_fewer_shorten_it_again() -> None:
-    driver = paced(8)
+def test_that_the_process_is_idle_is_no_news_where_nobody_waits_for_it() -> None:
+    driver = after_brief(4)
+    assert not driver.scheduler.awaits_idle
+    assert driver.idle() == []
     driver.submit(10)
+    assert driver.idle() == []
     driver.settle()
-    assert driver.scheduler.next_wakeup() == pytest.approx(0.00125)
-    driver.advance_to(0.00125)
-    driver.now += 0.0001
-    driver.complete(1)
-    for request_id in (11, 12, 13):
-        driver.submit(request_id)
-    assert dispatches(driver.settle()) == [[11, 12, 13]]
-    began_s = driver.now
-    driver.now += 0.0003
-    driver.complete(2)
-    driver.submit(14)
-    assert driver.settle() == []
-    assert driver.scheduler.next_wakeup() == pytest.approx(began_s + 0.001)
+    assert dispatches(driver.idle()) == [[10]]
+    assert not driver.scheduler.awaits_idle
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_callers_who_come_one_or_two_at_a_time_never_wait(count: int) -> None:
-    driver = paced(count)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_callers_who_come_a_few_at_a_time_never_wait(count: int) -> None:
+    driver = after_brief(count)
     driver.submit(10)
     assert dispatches(driver.settle()) == [[10]]
 
 
-def test_who_is_due_within_milliseconds_does_not_wait_for_the_pace() -> None:
-    driver = paced(3)
-    driver.submit(10, deadline_s=0.003)
+def test_who_is_due_within_milliseconds_does_not_wait_for_others() -> None:
+    driver = after_brief(4)
+    driver.submit(10, deadline_s=0.010)
     assert dispatches(driver.settle()) == [[10]]
 
 
 def test_after_a_long_batch_nobody_waits() -> None:
     driver = SchedulerDriver(policy=AdaptivePolicy(16))
-    for _ in range(3):
+    for _ in range(4):
         driver.submit()
     driver.settle()
     driver.advance_to(0.002)

@@ -505,3 +505,19 @@ class TestTimers:
         assert stage.workers.batches == {}
         stage.clock.advance()
         assert [len(batch) for batch in stage.workers.batches.values()] == [5]
+
+    async def test_who_waits_until_all_that_came_is_read_rides_when_the_process_is_idle(
+        self,
+    ) -> None:
+        stage = await serve(static=False)
+        for _ in range(4):
+            stage.deployment.submit(call_of(b"aa"))
+        stage.clock.advance()
+        stage.workers.complete(0)
+        stage.submit(b"bb")
+        stage.submit(b"cc")
+        assert list(stage.workers.batches) == [0]
+        assert len(stage.clock.waiting_for_idle) == 1
+        stage.clock.be_idle()
+        assert [len(batch) for batch in stage.workers.batches.values()] == [4, 2]
+        assert stage.clock.waiting_for_idle == []
