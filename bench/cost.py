@@ -7,7 +7,8 @@ round. CPU is the servers' own user and system time over the requests: for Headr
 its worker together. h2load looks at HTTP status only, so one answer of each is checked first.
 
 Then a model that takes 8 ms for up to 16 rows gets 100 and 10,000 requests at once, in turn: what
-a request costs the front must not depend on how many wait. Last, the server is left alone: CPU of
+a request costs the front must not depend on how many wait. What it costs gRPC itself does: an echo
+that holds its calls as long shows how much. Last, the server is left alone: CPU of
 all its processes, and the memory of the front and of the MLP's worker.
 """
 
@@ -71,8 +72,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """One run against the slow model, so many requests at once; CPU of the front alone."""
+    """One run against the slow model, or an echo as slow, so many requests at once; CPU of the
+    front alone."""
 
+    server: str
     in_flight: int
     requests_per_s: float
     front_us: float
@@ -151,12 +154,14 @@ def load(
     return float(rate[1])
 
 
-def measure_queued(pid: int, address: str, body: Path, in_flight: int, requests: int) -> Queued:
+def measure_queued(
+    server: str, pid: int, address: str, body: Path, in_flight: int, requests: int
+) -> Queued:
     """What a request costs the front while so many are under way on four connections."""
     before_s = usage(pid).by_pid[pid]
     rate = load(address, body, 4, in_flight // 4, requests)
     front_s = usage(pid).by_pid[pid] - before_s
-    return Queued(in_flight, rate, front_s / requests * 1e6)
+    return Queued(server, in_flight, rate, front_s / requests * 1e6)
 
 
 def measure_at_rest(pid: int, seconds: float) -> AtRest:
@@ -168,9 +173,9 @@ def measure_at_rest(pid: int, seconds: float) -> AtRest:
 
 
 @contextmanager
-def echo_server() -> Iterator[tuple[int, str]]:
+def echo_server(*flags: str) -> Iterator[tuple[int, str]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.echo"],
+        [sys.executable, "-m", "bench.echo", *flags],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -208,7 +213,11 @@ def main() -> int:
         slow_body = Path(directory) / "slow.bin"
         build_repository(repository)
         add_slow_model(repository)
-        with ServerProcess(repository) as server, echo_server() as (echo_pid, echo_address):
+        with (
+            ServerProcess(repository) as server,
+            echo_server() as (echo_pid, echo_address),
+            echo_server("--hold") as (held_pid, held_address),
+        ):
             with headrace.Client(server.grpc_address) as client:
                 (given,) = client.model_metadata("mlp").inputs
             body.write_bytes(request_body(image, given.name))
@@ -227,14 +236,15 @@ def main() -> int:
                         runs.append(measure(name, pid, address, body, clients, streams, requests))
             # After the first time there is memory for so many.
             warm_up = min(max(IN_FLIGHT), options.queued_requests)
-            measure_queued(server.pid, server.grpc_address, slow_body, max(IN_FLIGHT), warm_up)
+            both = (("echo", held_pid, held_address), ("headrace", server.pid, server.grpc_address))
+            for name, pid, address in both:
+                measure_queued(name, pid, address, slow_body, max(IN_FLIGHT), warm_up)
             for number in range(options.rounds):
                 order = IN_FLIGHT if number % 2 else IN_FLIGHT[::-1]
                 queued += [
-                    measure_queued(
-                        server.pid, server.grpc_address, slow_body, many, options.queued_requests
-                    )
+                    measure_queued(name, pid, address, slow_body, many, options.queued_requests)
                     for many in order
+                    for name, pid, address in both
                 ]
             at_rest = measure_at_rest(server.pid, options.idle)
     report(runs)
@@ -281,14 +291,19 @@ def report(runs: list[Run]) -> None:
 
 
 def report_queued(runs: list[Queued]) -> None:
-    few, many = (sorted(r.front_us for r in runs if r.in_flight == n) for n in IN_FLIGHT)
     print("\nCPU of the front per request, behind a slow model")
-    for number, times in zip(IN_FLIGHT, (few, many), strict=True):
-        print(
-            f"  {number:>6} at once  {statistics.median(times):6.0f} us "
-            f"({times[0]:.0f} to {times[-1]:.0f})"
+    for name in ("echo", "headrace"):
+        few, many = (
+            sorted(r.front_us for r in runs if (r.server, r.in_flight) == (name, number))
+            for number in IN_FLIGHT
         )
-    print(f"  ratio of the medians {statistics.median(many) / statistics.median(few):.2f}")
+        for number, times in zip(IN_FLIGHT, (few, many), strict=True):
+            print(
+                f"  {name:9} {number:>6} at once  {statistics.median(times):6.0f} us "
+                f"({times[0]:.0f} to {times[-1]:.0f})"
+            )
+        ratio = statistics.median(many) / statistics.median(few)
+        print(f"  {name:9} ratio of the medians {ratio:.2f}")
 
 
 if __name__ == "__main__":
