@@ -64,7 +64,7 @@ log = logging.getLogger("headrace.app")
 
 class _Collection(Observer):
     """Frees what an ended deployment leaves: objects that refer to each other, which under these
-    thresholds might lie about for hours. What lived at the start is frozen, so this is quick."""
+    thresholds might lie about for hours. All but the deployments is frozen, so this is quick."""
 
     def deployment_removed(self, deployment: Deployment) -> None:
         asyncio.get_running_loop().call_later(COLLECTION_DELAY_S, gc.collect)
@@ -163,6 +163,11 @@ class Server:
         shown = f"[{host}]" if ":" in host else host
         grpc_port = await self._grpc.start(shown, self._config.grpc_port)
         metrics_port = self._endpoint.start(host, self._config.metrics_port)
+        # What lives now lives as long as the server: collecting it over and over is waste. The
+        # models do not, and what is frozen is never freed where it refers to itself.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         log.info("loading the models of %d directories", len(self._entries))
         self._health.watch(self.engine)
         await self._control.start(self._entries)
@@ -172,10 +177,6 @@ class Server:
             watching = self._control.watch(asyncio.sleep, every_s)
             self._watching = asyncio.create_task(watching)
         self._giving_back = asyncio.create_task(give_back_freed())
-        # What lives now lives as long as the server: collecting it over and over is waste.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
         metrics = f"{shown}:{metrics_port}"
         url = f"{self._endpoint.scheme}://{metrics}/metrics"
         return Addresses(f"{shown}:{grpc_port}", metrics, url)
