@@ -23,7 +23,7 @@ from headrace_server.engine.model_control import ModelControl
 from headrace_server.engine.observer import Observer, ObserverGroup
 from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.engine.statistics import Statistics
-from headrace_server.memory import give_back_freed
+from headrace_server.memory import give_back_freed, keep_one_heap
 from headrace_server.models.batching import BatchingSettings, batching_settings
 from headrace_server.models.completion import complete_config
 from headrace_server.models.config_text import CONFIG_FILE, locate_in
@@ -137,6 +137,7 @@ class Server:
         Raises:
             PortUnavailableError, MetricsPortError: an address cannot be listened on.
         """
+        keep_one_heap()
         self._grpc = GrpcServer(
             InferenceService(
                 self.engine,

@@ -1,20 +1,24 @@
-"""A model that is loaded again leaves nothing in the front's memory, also not its first load."""
+"""The front's memory: nothing stays of a model that is loaded again, nor of large messages."""
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 from collections.abc import Iterator
 from pathlib import Path
 from weakref import ref
 
+import numpy as np
 import pytest
 
 from headrace.aio import AsyncClient
+from headrace.errors import NotFound
 from headrace_server.app import Server
 from headrace_server.config import ServerConfig
 from headrace_server.engine.deployment import Deployment
 from headrace_server.engine.observer import Observer
+from headrace_server.testing import ServerProcess
 from written_models import write_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -71,3 +75,34 @@ async def test_a_deployment_that_ended_is_gone_from_memory(tmp_path: Path) -> No
             assert last() is not None
     finally:
         await server.stop()
+
+
+HEAP_BYTES = 64 << 20
+"""What glibc sets aside for the heap of a thread, at a multiple of that."""
+
+
+def heaps_of_threads(pid: int) -> int:
+    """How many heaps the C library keeps beside the first: a mapping at such a place, and behind it
+    what is set aside."""
+    found, before = 0, (0, 0, "")
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        addresses, mode, _, _, inode, *_ = line.split()
+        first, last = (int(address, 16) for address in addresses.split("-"))
+        behind = mode == "---p" and inode == "0" and first == before[1]
+        found += behind and before[2] == "rw-p" and last - before[0] == HEAP_BYTES
+        before = (first, last, mode)
+    return found
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="of glibc")
+async def test_all_threads_of_the_front_share_the_heap_that_is_given_back(tmp_path: Path) -> None:
+    async def call(client: AsyncClient) -> None:
+        with pytest.raises(NotFound):
+            await client.infer("nobody", {"x": np.zeros((1, 1 << 18), np.float32)})
+
+    with ServerProcess(tmp_path) as server:
+        before = heaps_of_threads(server.pid)
+        async with AsyncClient(server.grpc_address) as client:
+            for _ in range(5):
+                await asyncio.gather(*(call(client) for _ in range(20)))
+        assert heaps_of_threads(server.pid) == before == 0
