@@ -23,7 +23,7 @@ from headrace_server.engine.model_control import ModelControl
 from headrace_server.engine.observer import Observer, ObserverGroup
 from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.engine.statistics import Statistics
-from headrace_server.memory import give_back_freed
+from headrace_server.memory import give_back_freed, keep_one_heap
 from headrace_server.models.batching import BatchingSettings, batching_settings
 from headrace_server.models.completion import complete_config
 from headrace_server.models.config_text import CONFIG_FILE, locate_in
@@ -64,7 +64,7 @@ log = logging.getLogger("headrace.app")
 
 class _Collection(Observer):
     """Frees what an ended deployment leaves: objects that refer to each other, which under these
-    thresholds might lie about for hours. What lived at the start is frozen, so this is quick."""
+    thresholds might lie about for hours. All but the deployments is frozen, so this is quick."""
 
     def deployment_removed(self, deployment: Deployment) -> None:
         asyncio.get_running_loop().call_later(COLLECTION_DELAY_S, gc.collect)
@@ -137,6 +137,7 @@ class Server:
         Raises:
             PortUnavailableError, MetricsPortError: an address cannot be listened on.
         """
+        keep_one_heap()
         self._grpc = GrpcServer(
             InferenceService(
                 self.engine,
@@ -163,6 +164,11 @@ class Server:
         shown = f"[{host}]" if ":" in host else host
         grpc_port = await self._grpc.start(shown, self._config.grpc_port)
         metrics_port = self._endpoint.start(host, self._config.metrics_port)
+        # What lives now lives as long as the server: collecting it over and over is waste. The
+        # models do not, and what is frozen is never freed where it refers to itself.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         log.info("loading the models of %d directories", len(self._entries))
         self._health.watch(self.engine)
         await self._control.start(self._entries)
@@ -172,10 +178,6 @@ class Server:
             watching = self._control.watch(asyncio.sleep, every_s)
             self._watching = asyncio.create_task(watching)
         self._giving_back = asyncio.create_task(give_back_freed())
-        # What lives now lives as long as the server: collecting it over and over is waste.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
         metrics = f"{shown}:{metrics_port}"
         url = f"{self._endpoint.scheme}://{metrics}/metrics"
         return Addresses(f"{shown}:{grpc_port}", metrics, url)

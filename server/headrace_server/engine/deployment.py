@@ -245,6 +245,9 @@ class Deployment:
         except asyncio.CancelledError:
             self.cancel(request)
             raise
+        finally:
+            # It holds the error that it brought, whose traceback holds this frame: a cycle.
+            del future
 
     async def _prepare(self, preparation: Deployment, call: Call) -> Call:
         """Run the model's own `prepare` on the request; what comes out is what queues here."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -29,8 +30,20 @@ async def refuse(context: Context, error: ServingError) -> NoReturn:
     code: int = status.code.value[0]
     hint_s = retry_after_s(error)
     details = pack_status(code, text, error.reason.value, retry_after_s=hint_s)
-    await context.abort(status.code, text, ((STATUS_TRAILER, details),))
+    try:
+        await context.abort(status.code, text, ((STATUS_TRAILER, details),))
+    except grpc.aio.AbortError as abort:
+        # gRPC keeps it with the call, which the frames that it has passed by then lead back to: a
+        # cycle, with the whole request in it, for the collector to find some time later.
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(partial(_forget_the_way, abort))
+        raise
     raise AssertionError("abort raises")
+
+
+def _forget_the_way(error: BaseException, _: object) -> None:
+    error.__traceback__ = error.__context__ = None
 
 
 async def fail(context: Context, error: Exception) -> NoReturn:

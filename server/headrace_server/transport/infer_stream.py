@@ -152,6 +152,8 @@ class InferStream:
                 _take_back(future, entry)
             self._pending.clear()
             self._give_back(self._unread_bytes)
+            # What broke it has a traceback that leads back here.
+            self._reading = None
 
     def end(self) -> None:
         """Once what was admitted is answered, the stream ends as STOPPING."""
@@ -307,7 +309,8 @@ class InferStream:
         self._fail(entry, error)
 
     def _fail(self, entry: _Entry, error: ServingError) -> None:
-        entry.error = error
+        # Its traceback would hold the frames that it has passed, and they the entry: a cycle.
+        entry.error = error.with_traceback(None)
         self._settle(entry)
 
     def _settle(self, entry: _Entry) -> None:
