@@ -11,6 +11,8 @@ worker, says what rate every batch must have for the workers to keep up:
 
 - a batch that falls short of it is held, up to the head's last safe moment, if there are two
   workers or more (with one, an idle worker is lost for good);
+- where requests come in bursts, any batch that could grow is held for the moment in which the next
+  one of the burst is likely to come;
 - a head whose deadline cuts its batch down below the need, or so far that somebody behind it would
   miss his, costs the others more than it is worth: it is refused at once.
 
@@ -69,6 +71,13 @@ LONGER = 1.5
 SILENCE = 5.0
 """Mean gaps between arrivals without any after which nobody is waited for any more: the burst is
 over. In a Poisson process one gap in 150 is so long; capacity does not suffer from it."""
+
+GRACE = 0.25
+"""The most that a worker waits for the next one of a burst, in durations of the request alone.
+Bursts would otherwise take the idle workers with their first few members, one by one, and find
+none for the rest. Waiting costs those who come last in a burst that quarter; it is repaid: at a
+coefficient of variation of 4, mean latency falls and more load is carried, at every
+number of workers from 2 on (`make bench-sim`)."""
 
 _DEADLINE_S = attrgetter("deadline_s")
 
@@ -364,7 +373,7 @@ class AdaptivePolicy:
         times: Timetable,
         opening: Opening,
     ) -> Formation | Hold:
-        """The formation, or a hold while it falls short of the need.
+        """The formation, or a hold while it falls short of the need, or while a burst goes on.
 
         While other workers are idle there is time to make good for a small batch, so less is
         asked. The wait ends at the last moment at which a batch that takes `grown_s` is in time,
@@ -374,12 +383,16 @@ class AdaptivePolicy:
         possible = self._rows_possible(head, times, workers)
         if times.enough(min(possible, self._max_rows)) <= head.rows:
             return formation  # batching gains nothing here
-        asked = min(
-            HOLD_BELOW * self._need(opening) * opening.running / workers,
-            self._most(head, times, possible),
-        )
-        silent_s = self._arriving.silent_from(SILENCE)
-        if rate >= asked or silent_s <= opening.now:
+        if rate >= self._most(head, times, possible):
+            return formation
+        if rate < HOLD_BELOW * self._need(opening) * opening.running / workers:
+            silent_s = self._arriving.silent_from(SILENCE)
+        else:
+            grace_s = GRACE * times.duration_s(head.rows)
+            if grace_s < self._timer_s:
+                return formation  # no timer would end so short a wait in time
+            silent_s = self._arriving.burst_until(grace_s)
+        if silent_s <= opening.now:
             return formation
         soonest_s = min(request.deadline_s for request in formation.requests)
         until_s = soonest_s - self._margin * grown_s - self._timer_s

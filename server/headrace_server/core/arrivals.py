@@ -1,4 +1,4 @@
-"""How much work arrives: the load that the workers of a model are asked to carry."""
+"""How work arrives: the load that the workers of a model are asked to carry, and its bursts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ STRIDE = 16
 """Arrivals between two entries that are remembered."""
 
 
+BRIEF, CLUSTERED = 0.1, 0.6
+"""Arrivals come in bursts where at least `CLUSTERED` of them follow the one before within `BRIEF`
+mean gaps. Of a Poisson process 10 % do, of gamma arrivals with a coefficient of variation of 2 and
+4 it is 44 and 75 %, and of a lone caller's, who waits for each answer, none."""
+
+
 class ArrivingWork:
     """Seconds of work that arrive per second, over about the last `WINDOW` arrivals.
 
@@ -20,16 +26,18 @@ class ArrivingWork:
     """
 
     def __init__(self) -> None:
-        self._marks: deque[tuple[float, float]] = deque(maxlen=WINDOW // STRIDE)
+        self._marks: deque[tuple[float, float, int]] = deque(maxlen=WINDOW // STRIDE)
         self._count = 0
         self._work_s = 0.0
+        self._followers = 0
         self._last_s = -math.inf
 
     def add(self, work_s: float, now: float) -> None:
         """A request of that much work arrived."""
+        self._followers += now < self.silent_from(BRIEF)
         self._last_s = now
         if self._count % STRIDE == 0:
-            self._marks.append((now, self._work_s))
+            self._marks.append((now, self._work_s, self._followers))
         self._count += 1
         self._work_s += work_s
 
@@ -37,7 +45,7 @@ class ArrivingWork:
         """The estimate; 0 until `2 * STRIDE` arrivals are known."""
         if len(self._marks) < 3:
             return 0.0
-        since_s, before_s = self._marks[0]
+        since_s, before_s, _ = self._marks[0]
         elapsed_s = now - since_s
         return (self._work_s - before_s) / elapsed_s if elapsed_s > 0 else 0.0
 
@@ -48,3 +56,13 @@ class ArrivingWork:
             return self._last_s
         arrivals = (len(self._marks) - 1) * STRIDE
         return self._last_s + gaps * (self._marks[-1][0] - self._marks[0][0]) / arrivals
+
+    def burst_until(self, most_s: float) -> float:
+        """The moment up to which the next one of the last arrival's burst is likely to come, at
+        most `most_s` after it; that is the past where arrivals do not come in bursts."""
+        if len(self._marks) < 3:
+            return -math.inf
+        followers = self._marks[-1][2] - self._marks[0][2]
+        if followers < CLUSTERED * (len(self._marks) - 1) * STRIDE:
+            return -math.inf
+        return min(self.silent_from(BRIEF), self._last_s + most_s)

@@ -9,6 +9,7 @@ import pytest
 from headrace_server.core.adaptive import (
     AGEING_S,
     DEFAULT_PRIORITY,
+    GRACE,
     LEAST_PRIORITY,
     MOST_LIKES,
     PATIENCE_S,
@@ -131,6 +132,48 @@ class TestHolding:
                 driver.complete(batch_id)
             driver.advance_to(driver.now + 0.02)
         assert set(driver.outcomes.values()) == {"completed"}
+
+
+class TestBursts:
+    """Bursts of eight within a millisecond, four a second: next to no load for two workers."""
+
+    LAST_S = 60 / 4
+
+    def policy(self, *, timer_s: float = 0.0) -> AdaptivePolicy:
+        sweep = [(rows, 0, CURVE.at(rows, 0)) for rows in (1, 4, 16)]
+        policy = AdaptivePolicy(MOST_ROWS, sweep, timer_s=timer_s)
+        for number in range(8 * 60 + 1):
+            burst, member = divmod(number, 8)
+            policy.arrived(make_request(-number), burst / 4 + member / 8_000)
+        return policy
+
+    def test_the_first_of_a_burst_waits_a_moment_for_the_others(self) -> None:
+        requests = dated(1, at=self.LAST_S)
+        decision = decided(self.policy(), requests, two_workers(self.LAST_S))
+        assert isinstance(decision, Hold)
+        waits_s = decision.until_s - self.LAST_S
+        assert 0.0 < waits_s <= GRACE * CURVE.at(1, 0) + 1e-9
+
+    def test_who_stays_alone_goes_after_that_moment(self) -> None:
+        after_s = self.LAST_S + GRACE * CURVE.at(1, 0)
+        decision = decided(self.policy(), dated(1, at=self.LAST_S), two_workers(after_s))
+        assert isinstance(decision, Formation)
+        assert decision.reason is DispatchReason.IMMEDIATE
+
+    def test_one_worker_never_waits_for_a_burst(self) -> None:
+        opening = Opening(self.LAST_S, [self.LAST_S])
+        assert isinstance(decided(self.policy(), dated(1, at=self.LAST_S), opening), Formation)
+
+    def test_a_moment_shorter_than_a_timer_is_not_waited(self) -> None:
+        policy = self.policy(timer_s=0.003)
+        decision = decided(policy, dated(1, at=self.LAST_S), two_workers(self.LAST_S))
+        assert isinstance(decision, Formation)
+
+    def test_the_largest_batch_that_is_possible_does_not_wait(self) -> None:
+        # Of the 37 ms, two thirds are left to who just missed a worker: 14 rows take 24.
+        requests = dated(MOST_ROWS - 1, at=self.LAST_S, budget_s=0.037)
+        decision = decided(self.policy(), requests, two_workers(self.LAST_S))
+        assert isinstance(decision, Formation)
 
 
 class TestEnough:

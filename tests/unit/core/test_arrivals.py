@@ -1,8 +1,9 @@
-"""How much work arrives: over many arrivals, and silence after them."""
+"""How work arrives: over many arrivals, silence after them, and whether it comes in bursts."""
 
 from __future__ import annotations
 
 import math
+from random import Random
 
 import pytest
 
@@ -55,3 +56,49 @@ def test_silence_is_counted_in_mean_gaps_from_the_last_arrival() -> None:
     work = ArrivingWork()
     last_s = arrive(work, 100, 0.01, 1.0)
     assert work.silent_from(5.0) == pytest.approx(last_s + 0.05)
+
+
+def arrive_in_bursts(work: ArrivingWork, bursts: int, size: int) -> float:
+    """So many bursts, one every second, a millisecond between members; returns the last moment."""
+    for burst in range(bursts):
+        last_s = arrive(work, size, 0.001, 1.0, float(burst))
+    return last_s
+
+
+def test_a_burst_goes_on_for_a_tenth_of_the_mean_gap_after_its_last_member() -> None:
+    work = ArrivingWork()
+    last_s = arrive_in_bursts(work, 60, size=5)
+    assert work.burst_until(math.inf) == pytest.approx(last_s + 0.1 / 5, rel=0.05)
+    assert work.burst_until(0.003) == pytest.approx(last_s + 0.003)
+
+
+def test_pairs_are_no_bursts() -> None:
+    work = ArrivingWork()
+    arrive_in_bursts(work, 100, size=2)
+    assert work.burst_until(math.inf) == -math.inf
+
+
+def test_bursts_are_not_expected_of_a_few_arrivals() -> None:
+    work = ArrivingWork()
+    arrive_in_bursts(work, 6, size=5)
+    assert work.burst_until(math.inf) == -math.inf
+
+
+def test_bursts_are_forgotten_once_arrivals_are_spread() -> None:
+    work = ArrivingWork()
+    last_s = arrive_in_bursts(work, 100, size=5)
+    arrive(work, WINDOW, 0.2, 1.0, last_s + 0.2)
+    assert work.burst_until(math.inf) == -math.inf
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_independent_arrivals_and_a_lone_caller_do_not_come_in_bursts(seed: int) -> None:
+    random = Random(seed)
+    independent, lone = ArrivingWork(), ArrivingWork()
+    independent_s = lone_s = 0.0
+    for _ in range(2 * WINDOW):
+        independent_s += random.expovariate(1.0)
+        independent.add(1.0, independent_s)
+        lone_s += 0.010 + random.uniform(0.0, 0.002)
+        lone.add(0.010, lone_s)
+        assert independent.burst_until(math.inf) == lone.burst_until(math.inf) == -math.inf
