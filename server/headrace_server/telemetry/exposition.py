@@ -1,10 +1,11 @@
-"""The HTTP endpoint that Prometheus scrapes."""
+"""The HTTP endpoint that Prometheus scrapes and probes ask."""
 
 from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from socketserver import ThreadingMixIn
 from threading import Thread
 from typing import Any
@@ -16,6 +17,11 @@ from prometheus_client.registry import Collector
 TlsContext = Callable[[], ssl.SSLContext]
 """Asked for each connection, so that a renewed certificate counts from the next one on."""
 
+Probe = Callable[[str], HTTPStatus | None]
+"""What is to be said of a path; None: it asks for no health."""
+
+WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
 CONNECTION_TIMEOUT_S = 30.0
 """For each read and write: whoever connects and says nothing does not hold a thread for ever."""
 
@@ -26,12 +32,15 @@ class MetricsPortError(Exception):
 
 class MetricsEndpoint:
     """Serves `/metrics` from threads of its own, so that a slow scraper delays no request and no
-    other scraper. With `tls` over HTTPS."""
+    other scraper, and what `probe` says of other paths. With `tls` over HTTPS."""
 
-    def __init__(self, collector: Collector, tls: TlsContext | None = None) -> None:
+    def __init__(
+        self, collector: Collector, tls: TlsContext | None = None, probe: Probe | None = None
+    ) -> None:
         registry = CollectorRegistry()
         registry.register(collector)
-        self._app = make_wsgi_app(registry)
+        metrics: WsgiApp = make_wsgi_app(registry)
+        self._app = metrics if probe is None else _probed(probe, metrics)
         self._tls = tls
         self._server: WSGIServer | None = None
         self._thread: Thread | None = None
@@ -63,6 +72,17 @@ class MetricsEndpoint:
             self._server.shutdown()
             self._server.server_close()
             self._thread.join()
+
+
+def _probed(probe: Probe, metrics: WsgiApp) -> WsgiApp:
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        status = probe(environ.get("PATH_INFO", ""))
+        if status is None:
+            return metrics(environ, start_response)
+        start_response(f"{status.value} {status.phrase}", [("Content-Length", "0")])
+        return []
+
+    return answer
 
 
 def _server_class(family: socket.AddressFamily, tls: TlsContext | None) -> type[WSGIServer]:
