@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from http import HTTPStatus
+from itertools import islice
 from socketserver import ThreadingMixIn
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -24,6 +26,10 @@ WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 CONNECTION_TIMEOUT_S = 30.0
 """For each read and write: whoever connects and says nothing does not hold a thread for ever."""
+
+MAX_CONNECTIONS = 128
+"""At the same time, each with a thread. One more ends the oldest: however many say nothing, or one
+byte at a time, whoever comes to scrape is served."""
 
 
 class MetricsPortError(Exception):
@@ -89,6 +95,27 @@ def _server_class(family: socket.AddressFamily, tls: TlsContext | None) -> type[
     class Server(ThreadingMixIn, WSGIServer):
         address_family = family
         daemon_threads = True
+
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            self._lock = Lock()
+            self._open: dict[socket.socket, None] = {}
+            super().__init__(*args, **settings)
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            with self._lock:
+                oldest = [*islice(self._open, max(0, len(self._open) - MAX_CONNECTIONS + 1))]
+                for one in oldest:
+                    del self._open[one]
+                self._open[request] = None
+            for one in oldest:
+                with suppress(OSError):  # it has just ended by itself
+                    one.shutdown(socket.SHUT_RDWR)
+            super().process_request(request, client_address)
+
+        def shutdown_request(self, request: Any) -> None:
+            with self._lock:
+                self._open.pop(request, None)
+            super().shutdown_request(request)
 
         def get_request(self) -> tuple[Any, Any]:
             connection, peer = super().get_request()
