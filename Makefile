@@ -24,7 +24,7 @@ repository: install  ## Build the example models into ./repository
 	$(BIN)/python -m examples.build $(REPOSITORY)
 
 test: install .venv-triton/installed  ## Run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: lint types layers protos-check test  ## Everything that CI runs
 

@@ -32,6 +32,7 @@ from headrace_server.models.repository import ModelEntry, ModelSource, scan
 from headrace_server.models.spec import ModelSpec, Role
 from headrace_server.telemetry.exposition import MetricsEndpoint
 from headrace_server.telemetry.metrics import PrometheusMetrics
+from headrace_server.telemetry.probes import Probes
 from headrace_server.transport.certificates import CertificateFiles, Certificates
 from headrace_server.transport.explanation_service import ExplanationService
 from headrace_server.transport.gate import Gate, GateInterceptor
@@ -106,9 +107,12 @@ class Server:
                 *observers,
             )
         )
+        self.engine.starting = True
+        self._health.watch(self.engine)
+        self._probes = Probes(self.engine)
         self._tls = _certificates(config)
         self._endpoint = MetricsEndpoint(
-            self._metrics, None if self._tls is None else self._tls.context
+            self._metrics, None if self._tls is None else self._tls.context, self._probes.answer
         )
         budget = config.cores or max(1, available_cores() - 1)
         pins = cores_to_pin(budget) if config.pin_cores else ()
@@ -163,6 +167,7 @@ class Server:
         # An IPv6 address stands in brackets where a port follows.
         shown = f"[{host}]" if ":" in host else host
         grpc_port = await self._grpc.start(shown, self._config.grpc_port)
+        self._probes.open()
         metrics_port = self._endpoint.start(host, self._config.metrics_port)
         # What lives now lives as long as the server: collecting it over and over is waste. The
         # models do not, and what is frozen is never freed where it refers to itself.
@@ -170,7 +175,6 @@ class Server:
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         log.info("loading the models of %d directories", len(self._entries))
-        self._health.watch(self.engine)
         await self._control.start(self._entries)
         self._health.refresh()
         if self._config.model_control_mode == "poll":

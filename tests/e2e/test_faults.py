@@ -85,6 +85,16 @@ def start(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
         server.stop()
 
 
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """`examples/faults` with two workers, for tests that do not mind what others did to them."""
+    repository = tmp_path_factory.mktemp("faults") / "faults"
+    shutil.copytree(REPOSITORY, repository)
+    (repository / "faulty/config.pbtxt").write_text(TWO_WORKERS)
+    with ServerProcess(repository) as server:
+        yield server
+
+
 def ask(client: AsyncClient, value: float, **parameters: str | int) -> Awaitable[InferResult]:
     x = np.array([[value]], np.float32)
     return client.infer("faulty", {"x": x}, parameters=parameters, timeout=SECONDS)
@@ -118,10 +128,9 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     "faults", [("exit", "kill"), ("segfault", "babble"), ("hang",), ("spin",)], ids="-".join
 )
 async def test_whoever_takes_the_worker_along_fails_alone(
-    start: Callable[..., ServerProcess], faults: tuple[str, ...]
+    two_workers: ServerProcess, faults: tuple[str, ...]
 ) -> None:
-    server = start(config=TWO_WORKERS)
-    async with AsyncClient(server.grpc_address) as client:
+    async with AsyncClient(two_workers.grpc_address) as client:
         await asyncio.gather(*(ask(client, float(i)) for i in range(GOOD)))
         for fault in faults:
             result, took_s = await among_good_ones(client, fault)
@@ -133,11 +142,11 @@ async def test_whoever_takes_the_worker_along_fails_alone(
 
 
 async def test_whoever_fails_the_model_fails_alone_and_costs_no_worker(
-    start: Callable[..., ServerProcess],
+    two_workers: ServerProcess,
 ) -> None:
-    server = start()
-    before = workers_of(server.pid)
-    async with AsyncClient(server.grpc_address) as client:
+    async with AsyncClient(two_workers.grpc_address) as client:
+        await until(lambda: all_live(two_workers))
+        before = workers_of(two_workers.pid)
         for fault in ("raise", "wrong_shape", "wrong_count", "unheard of"):
             result, _ = await among_good_ones(client, fault)
             assert isinstance(result, InternalError), fault
@@ -153,7 +162,7 @@ async def test_whoever_fails_the_model_fails_alone_and_costs_no_worker(
         assert isinstance(result, InferResult)
         assert np.isnan(result["y"]).all()
         assert await client.model_ready("faulty")
-    assert workers_of(server.pid) == before
+    assert workers_of(two_workers.pid) == before
 
 
 async def test_the_next_answer_comes_once_another_worker_has_loaded(
@@ -180,24 +189,33 @@ async def test_the_next_answer_comes_once_another_worker_has_loaded(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's doing, on Linux alone")
-@pytest.mark.parametrize("fault", ["hang", "spin"])
 async def test_a_worker_that_hangs_ends_with_a_server_that_is_killed(
-    start: Callable[..., ServerProcess], fault: str
+    start: Callable[..., ServerProcess],
 ) -> None:
-    server = start()
+    server = start(config=TWO_WORKERS)
     async with AsyncClient(server.grpc_address) as client:
-        (pid,) = workers_of(server.pid)
-        waiting = asyncio.ensure_future(ask(client, 1.0, fault=fault))
-        while not metric(server, DISPATCHED):
-            await asyncio.sleep(0.02)
+        pids = workers_of(server.pid)
+        assert len(pids) == 2
+        waiting = []
+        # One for each worker, which runs it before the other one comes.
+        for number, fault in enumerate(("hang", "spin"), start=1):
+            waiting.append(asyncio.ensure_future(ask(client, 1.0, fault=fault)))
+            while metric(server, DISPATCHED) < number:
+                await asyncio.sleep(0.02)
         await asyncio.to_thread(server.kill)
         async with asyncio.timeout(SECONDS):
-            while alive(pid):
+            while any(alive(pid) for pid in pids):
                 await asyncio.sleep(0.02)
-        waiting.cancel()
+        for call in waiting:
+            call.cancel()
 
 
 DISPATCHED = 'headrace_dispatches_total{model="faulty",reason="immediate",version="1"}'
+READY = 'headrace_workers{model="faulty",state="ready",version="1"}'
+
+
+async def all_live(server: ServerProcess) -> bool:
+    return await asyncio.to_thread(metric, server, READY) == 2
 
 
 def logged_at(server: ServerProcess, text: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -22,12 +21,11 @@ RAISES, KILLS = -1.0, -2.0
     ("poison", "error"), [(RAISES, InternalError), (KILLS, Unavailable)], ids=["raises", "kills"]
 )
 async def test_poisonous_request_fails_alone(
-    serve: Callable[..., ServerProcess], poison: float, error: type[ServerError]
+    sharing_server: ServerProcess, poison: float, error: type[ServerError]
 ) -> None:
-    server = serve(fragile="")
     values = [float(i) for i in range(GOOD)]
     values.insert(GOOD // 2, poison)
-    async with AsyncClient(server.grpc_address) as client:
+    async with AsyncClient(sharing_server.grpc_address) as client:
         results = await asyncio.gather(
             *(
                 client.infer("fragile", {"x": np.array([[v]], np.float32)}, timeout=60.0)
@@ -44,9 +42,8 @@ async def test_poisonous_request_fails_alone(
             assert result["y"] == 2 * value
 
 
-async def test_requests_of_no_length_are_answered(serve: Callable[..., ServerProcess]) -> None:
-    server = serve(letters="")
-    async with AsyncClient(server.grpc_address) as client:
+async def test_requests_of_no_length_are_answered(callable_server: ServerProcess) -> None:
+    async with AsyncClient(callable_server.grpc_address) as client:
         results = await asyncio.gather(
             *(client.infer("letters", {"text": [[""]]}, timeout=30.0) for _ in range(4))
         )

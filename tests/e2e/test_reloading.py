@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from command_line import headrace, refusal
 from headrace import RetryPolicy
@@ -28,6 +30,7 @@ EXPLICIT = ("--model-control-mode", "explicit")
 POLL = ("--model-control-mode", "poll", "--repository-poll", "0.3")
 ONCE = RetryPolicy(max_attempts=1)
 READY = 'headrace_workers{model="tagged",state="ready",version="1"}'
+SERVING = health_pb2.HealthCheckResponse.SERVING
 CALLERS = 16
 SECONDS = 500.0
 
@@ -67,6 +70,26 @@ async def connection_of(client: AsyncClient) -> None:
         with suppress(Unavailable):
             await client.server_live()
             return
+
+
+@asynccontextmanager
+async def health_of(server: ServerProcess) -> AsyncIterator[dict[str, list[int]]]:
+    """What the health service says of the server and of the model, from now on, change by change;
+    there is something said when the block begins."""
+    told: dict[str, list[int]] = {"": [], "tagged": []}
+    async with grpc.aio.insecure_channel(server.grpc_address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        async def listen(service: str) -> None:
+            async for answer in stub.Watch(health_pb2.HealthCheckRequest(service=service)):
+                told[service].append(answer.status)
+
+        listening = [asyncio.create_task(listen(service)) for service in told]
+        await until(lambda: all(told.values()))
+        yield told
+        for task in listening:
+            task.cancel()
+        await asyncio.gather(*listening, return_exceptions=True)
 
 
 class Load:
@@ -139,7 +162,11 @@ async def test_ten_reloads_under_load_lose_no_request_and_leave_nothing_behind(
     explicit: ServerProcess, tmp_path: Path
 ) -> None:
     with explicit as server:
-        async with Load.on(server) as load, AsyncClient(server.grpc_address) as client:
+        async with (
+            Load.on(server) as load,
+            AsyncClient(server.grpc_address) as client,
+            health_of(server) as told,
+        ):
             workers = workers_of(server.pid)
             before = descriptors_of(server.pid), slabs_of(server.pid)
             for tag in range(1, 11):
@@ -152,6 +179,7 @@ async def test_ten_reloads_under_load_lose_no_request_and_leave_nothing_behind(
             assert not {*workers} & {*workers_of(server.pid)}
             assert not any(alive(pid) for pid in workers)
             await until(lambda: (descriptors_of(server.pid), slabs_of(server.pid)) == before)
+            assert told == {"": [SERVING], "tagged": [SERVING]}, "not ready for a moment"
     assert server.stop() == 0
 
 

@@ -55,23 +55,6 @@ async def test_killed_worker_comes_back_and_no_request_hangs(
     assert server.stop() == 0
 
 
-async def test_readiness_is_withdrawn_while_no_worker_lives(
-    serve: Callable[..., ServerProcess],
-) -> None:
-    server = serve(affine="")
-    async with AsyncClient(server.grpc_address) as client:
-        assert await client.model_ready("affine")
-        (pid,) = workers_of(server.pid)
-        os.kill(pid, signal.SIGKILL)
-        async with asyncio.timeout(SECONDS):
-            while await client.model_ready("affine"):
-                await asyncio.sleep(0.005)
-            assert not await client.server_ready()
-            while not await client.model_ready("affine"):
-                await asyncio.sleep(0.05)
-        assert await client.server_ready()
-
-
 async def test_workers_end_with_a_server_that_is_killed(
     serve: Callable[..., ServerProcess],
 ) -> None:

@@ -165,6 +165,13 @@ async def test_health_speaks_for_the_server_and_for_each_model(served: Served) -
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     watch = stub.Watch(health_pb2.HealthCheckRequest(service="sums"))
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    # Another one who watches the same, and leaves, takes nobody's news along.
+    other = stub.Watch(health_pb2.HealthCheckRequest(service="sums"))
+    assert (await other.read()).status == health_pb2.HealthCheckResponse.SERVING
+    other.cancel()
+    assert (
+        await stub.Check(health_pb2.HealthCheckRequest(service="broken"))
+    ).status == health_pb2.HealthCheckResponse.NOT_SERVING
     await served.engine.drain(1.0)
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     watch.cancel()

@@ -34,6 +34,8 @@ class Engine:
 
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
+        self.starting = False
+        """Whether it is not known yet what there is to serve; nothing is ready until then."""
         self.stopping = False
         self._withdrawn = False
         self._models: dict[str, dict[int, Deployment]] = {}
@@ -174,7 +176,7 @@ class Engine:
     def ready(self) -> bool:
         """Whether everything that should serve can: no deployment loads for the first time or
         lacks a worker, and if there are models at all, at least one of them serves."""
-        if self.stopping or self._withdrawn:
+        if self.starting or self.stopping or self._withdrawn:
             return False
         served = [d for d in self.deployments() if d.state is not DeploymentState.UNLOADING]
         wanted = [d for d in served if d.state is not DeploymentState.UNAVAILABLE]

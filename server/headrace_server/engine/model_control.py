@@ -132,6 +132,7 @@ class ModelControl:
             deployments += [self._new(model, source, share) for source in entry.versions]
         for deployment in deployments:
             self._engine.add(deployment)
+        self._engine.starting = False
         await asyncio.gather(*(self._load_first(deployment) for deployment in deployments))
 
     async def _load_first(self, deployment: Deployment) -> None:

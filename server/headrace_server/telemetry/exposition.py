@@ -1,12 +1,15 @@
-"""The HTTP endpoint that Prometheus scrapes."""
+"""The HTTP endpoint that Prometheus scrapes and probes ask."""
 
 from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from http import HTTPStatus
+from itertools import islice
 from socketserver import ThreadingMixIn
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -16,8 +19,17 @@ from prometheus_client.registry import Collector
 TlsContext = Callable[[], ssl.SSLContext]
 """Asked for each connection, so that a renewed certificate counts from the next one on."""
 
+Probe = Callable[[str], HTTPStatus | None]
+"""What is to be said of a path; None: it asks for no health."""
+
+WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
 CONNECTION_TIMEOUT_S = 30.0
 """For each read and write: whoever connects and says nothing does not hold a thread for ever."""
+
+MAX_CONNECTIONS = 128
+"""At the same time, each with a thread. One more ends the oldest: however many say nothing, or one
+byte at a time, whoever comes to scrape is served."""
 
 
 class MetricsPortError(Exception):
@@ -26,12 +38,15 @@ class MetricsPortError(Exception):
 
 class MetricsEndpoint:
     """Serves `/metrics` from threads of its own, so that a slow scraper delays no request and no
-    other scraper. With `tls` over HTTPS."""
+    other scraper, and what `probe` says of other paths. With `tls` over HTTPS."""
 
-    def __init__(self, collector: Collector, tls: TlsContext | None = None) -> None:
+    def __init__(
+        self, collector: Collector, tls: TlsContext | None = None, probe: Probe | None = None
+    ) -> None:
         registry = CollectorRegistry()
         registry.register(collector)
-        self._app = make_wsgi_app(registry)
+        metrics: WsgiApp = make_wsgi_app(registry)
+        self._app = metrics if probe is None else _probed(probe, metrics)
         self._tls = tls
         self._server: WSGIServer | None = None
         self._thread: Thread | None = None
@@ -65,10 +80,42 @@ class MetricsEndpoint:
             self._thread.join()
 
 
+def _probed(probe: Probe, metrics: WsgiApp) -> WsgiApp:
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        status = probe(environ.get("PATH_INFO", ""))
+        if status is None:
+            return metrics(environ, start_response)
+        start_response(f"{status.value} {status.phrase}", [("Content-Length", "0")])
+        return []
+
+    return answer
+
+
 def _server_class(family: socket.AddressFamily, tls: TlsContext | None) -> type[WSGIServer]:
     class Server(ThreadingMixIn, WSGIServer):
         address_family = family
         daemon_threads = True
+
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            self._lock = Lock()
+            self._open: dict[socket.socket, None] = {}
+            super().__init__(*args, **settings)
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            with self._lock:
+                oldest = [*islice(self._open, max(0, len(self._open) - MAX_CONNECTIONS + 1))]
+                for one in oldest:
+                    del self._open[one]
+                self._open[request] = None
+            for one in oldest:
+                with suppress(OSError):  # it has just ended by itself
+                    one.shutdown(socket.SHUT_RDWR)
+            super().process_request(request, client_address)
+
+        def shutdown_request(self, request: Any) -> None:
+            with self._lock:
+                self._open.pop(request, None)
+            super().shutdown_request(request)
 
         def get_request(self) -> tuple[Any, Any]:
             connection, peer = super().get_request()

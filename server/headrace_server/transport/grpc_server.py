@@ -123,7 +123,7 @@ class GrpcServer:
         methods: Any = Registration(self._server, inference.count_unreadable, CODECS)
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, methods)
         explanation_pb2_grpc.add_ExplanationServiceServicer_to_server(explanation, methods)
-        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, methods)
+        health_pb2_grpc.add_HealthServicer_to_server(health, methods)
         described = (
             grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
             explanation_pb2.DESCRIPTOR.services_by_name["ExplanationService"].full_name,

@@ -1,15 +1,21 @@
-"""The standard health service, for the server and for each model, told by what really happens."""
+"""The standard health service, for the server and for each model, told by what really happens.
+
+Not grpc's own servicer: it says that everything serves until it is told otherwise, and when one
+of several who watch a service leaves, the others are told of no change any more (grpcio 1.78).
+"""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio as health
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from headrace_server.engine.deployment import Deployment
 from headrace_server.engine.engine import Engine
 from headrace_server.engine.observer import Observer
+from headrace_server.transport.failing import Context
 from headrace_server.workers.executor import WorkerState
 
 _Status = health_pb2.HealthCheckResponse
@@ -17,18 +23,17 @@ _Status = health_pb2.HealthCheckResponse
 SERVICE = "inference.GRPCInferenceService"
 
 
-class HealthReporter(Observer):
-    """Keeps grpc's health servicer in step with the engine.
+class HealthReporter(Observer, health_pb2_grpc.HealthServicer):
+    """Asks the engine whenever somebody asks; nothing is kept that could be out of date.
 
     Service names: the empty one and `inference.GRPCInferenceService` for the server as a whole,
-    and the name of each model, which serves while one of its versions has a live worker.
+    and the name of each model, which serves while one of its versions has a live worker. Nothing
+    serves before there is an engine.
     """
 
     def __init__(self) -> None:
-        self.servicer = health.HealthServicer()
         self._engine: Engine | None = None
-        self._told: dict[str, bool] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._watchers: set[asyncio.Event] = set()
 
     def watch(self, engine: Engine) -> None:
         """From now on report on this engine."""
@@ -36,20 +41,56 @@ class HealthReporter(Observer):
         self.refresh()
 
     def refresh(self) -> None:
-        """Compare what was told with what is so, and tell what changed."""
+        """Something may have changed: whoever watches looks again."""
+        for watcher in self._watchers:
+            watcher.set()
+
+    # -- the service ------------------------------------------------------------------------
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        """What is so now; NOT_FOUND for what is neither the server nor a model."""
+        status = self._status(request.service)
+        if status == _Status.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND)
+        return _Status(status=status)
+
+    # grpc.aio also takes a coroutine that writes by itself; the stub's types do not.
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        """What is so now, and whenever that changes."""
+        changed = asyncio.Event()
+        self._watchers.add(changed)
+        try:
+            told = None
+            while True:
+                changed.clear()
+                status = self._status(request.service)
+                if status != told:
+                    await context.write(_Status(status=status))
+                    told = status
+                await changed.wait()
+        finally:
+            self._watchers.discard(changed)
+
+    def _status(self, service: str) -> int:
         engine = self._engine
-        if engine is None:
-            return
-        ready = engine.ready()
-        now = {**dict.fromkeys(self._told, False), "": ready, SERVICE: ready}
-        for deployment in engine.deployments():
-            model = deployment.name
-            serves = engine.model_ready(model, str(deployment.version))
-            now[model] = serves or now.get(model, False)
-        for service, serves in now.items():
-            if self._told.get(service) is not serves:
-                self._told[service] = serves
-                self._tell(service, serves)
+        if service in ("", SERVICE):
+            ready = engine is not None and engine.ready()
+        elif engine is None:
+            return _Status.SERVICE_UNKNOWN
+        else:
+            versions = [row.version for row in engine.index() if row.model == service]
+            if not versions:
+                return _Status.SERVICE_UNKNOWN
+            ready = any(engine.model_ready(service, version) for version in versions)
+        return _Status.SERVING if ready else _Status.NOT_SERVING
+
+    # -- what may have changed it -----------------------------------------------------------
+
+    def deployment_added(self, deployment: Deployment) -> None:
+        """A model that is not ready yet came, or another load of one."""
+        self.refresh()
 
     def deployment_changed(self, deployment: Deployment) -> None:
         """A model became ready, or ceased to be."""
@@ -61,9 +102,3 @@ class HealthReporter(Observer):
         """The first worker of a model came, or its last one went."""
         if state in (WorkerState.READY, WorkerState.LOST, WorkerState.STOPPED):
             self.refresh()
-
-    def _tell(self, service: str, serves: bool) -> None:
-        status = _Status.SERVING if serves else _Status.NOT_SERVING
-        task = asyncio.ensure_future(self.servicer.set(service, status))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import socket
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -21,7 +22,11 @@ from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.models.batching import BatchingSettings
 from headrace_server.models.spec import ModelSpec
 from headrace_server.telemetry import names
-from headrace_server.telemetry.exposition import MetricsEndpoint, MetricsPortError
+from headrace_server.telemetry.exposition import (
+    MAX_CONNECTIONS,
+    MetricsEndpoint,
+    MetricsPortError,
+)
 from headrace_server.telemetry.metrics import PrometheusMetrics
 from headrace_server.workers.executor import (
     BatchTiming,
@@ -285,6 +290,21 @@ def test_the_endpoint_answers_a_scrape(endpoint: MetricsEndpoint) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
         text = response.read().decode()
     assert f'headrace_build_info{{release="{RELEASE}"}} 1.0' in text
+
+
+def test_whoever_comes_to_scrape_is_served_however_many_say_nothing(
+    endpoint: MetricsEndpoint,
+) -> None:
+    port = endpoint.start("127.0.0.1", 0)
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(MAX_CONNECTIONS)]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        assert response.status == 200
+    silent[0].settimeout(10)
+    assert silent[0].recv(1) == b"", "the oldest made room"
+    silent[-1].sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+    assert silent[-1].recv(16).startswith(b"HTTP/1.0 200")
+    for one in silent:
+        one.close()
 
 
 def test_a_metrics_port_in_use_is_refused_with_the_address(
