@@ -28,9 +28,10 @@ class MetricsEndpoint:
     """Serves `/metrics` from threads of its own, so that a slow scraper delays no request and no
     other scraper. With `tls` over HTTPS."""
 
-    def __init__(self, collector: Collector, tls: TlsContext | None = None) -> None:
+    def __init__(self, *collectors: Collector, tls: TlsContext | None = None) -> None:
         registry = CollectorRegistry()
-        registry.register(collector)
+        for collector in collectors:
+            registry.register(collector)
         self._app = make_wsgi_app(registry)
         self._tls = tls
         self._server: WSGIServer | None = None
