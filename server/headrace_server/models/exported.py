@@ -90,7 +90,8 @@ def load_exported(source: ModelSource, config: ModelConfig | None, device: str) 
         examples = {name: shape[skipped:] for name, shape in shapes}
     if options:
         call = _Call(_faster(program, tensors, options, source.file, device), tensors)
-    return ExportedModel(call, names, spec, examples)
+    mutates = bool(program.graph_signature.buffers_to_mutate)
+    return ExportedModel(call, names, spec, examples, overwrites_outputs=mutates)
 
 
 def _faster(
@@ -119,11 +120,14 @@ class ExportedModel:
         names: Sequence[str],
         spec: ModelSpec,
         example_shapes: Mapping[str, Sequence[int]],
+        *,
+        overwrites_outputs: bool,
     ) -> None:
         self._call: _Call | None = call
         self._names = names
         self.spec = spec
         self.example_shapes = example_shapes
+        self.overwrites_outputs = overwrites_outputs
 
     def call(self, inputs: Inputs, parameters: Parameters | None) -> object:
         """See `Program.call`; returns the outputs in order."""

@@ -37,19 +37,19 @@ class LoadedModel:
     def __init__(
         self, program: Program, device: str, *, compiles_when_called: bool = False
     ) -> None:
-        self._program = program
+        self.program = program
         self.device = device
         self.compiles_when_called = compiles_when_called
 
     @property
     def spec(self) -> ModelSpec:
         """The complete signature."""
-        return self._program.spec
+        return self.program.spec
 
     @property
     def example_shapes(self) -> Mapping[str, Sequence[int]]:
         """Input shapes that the model surely takes, without the batch dimension; may be empty."""
-        return self._program.example_shapes
+        return self.program.example_shapes
 
     def run(self, inputs: Inputs, parameters: Parameters | None = None) -> dict[str, Tensor]:
         """Run one batch, without gradients.
@@ -68,8 +68,8 @@ class LoadedModel:
             Exception: whatever the model raises.
         """
         with torch.inference_mode():
-            answer = self._program.call(inputs, parameters)
-        spec = self._program.spec
+            answer = self.program.call(inputs, parameters)
+        spec = self.program.spec
         rows = None
         if spec.max_batch_size:
             first = next(iter(inputs.values()))
@@ -82,7 +82,7 @@ class LoadedModel:
         The inputs are those of `ModelSpec.batched_inputs`, all with a batch dimension if the model
         has one; what is to be concatenated and what the server makes is done here.
         """
-        spec = self._program.spec
+        spec = self.program.spec
         known = {tensor.name: tensor for tensor in spec.batched_inputs}
         complete: dict[str, Tensor] = {}
         parameters: Parameters | None = None
@@ -99,7 +99,7 @@ class LoadedModel:
 
     def close(self) -> None:
         """Release the model; it is not run again."""
-        self._program.close()
+        self.program.close()
 
 
 def load_model(

@@ -17,6 +17,8 @@ from headrace_server.models.spec import ModelSpec
 MAX_FRAME_BYTES = 64 << 20
 """More than any honest frame holds; a longer one is a broken peer."""
 
+MAX_DETAIL_CHARACTERS = 4_000
+
 _LENGTH = struct.Struct("<I")
 
 
@@ -170,6 +172,11 @@ def decode_to_worker(body: bytes) -> ToWorker:
         return _to_worker.decode(body)
     except msgspec.MsgspecError as error:
         raise FrameError(f"the server sent a frame that is not one of ours: {error}") from None
+
+
+def sendable(detail: str) -> str:
+    """Clipped, and without the lone surrogates that no encoder takes."""
+    return detail[:MAX_DETAIL_CHARACTERS].encode("utf-8", "backslashreplace").decode()
 
 
 class FrameSplitter:
