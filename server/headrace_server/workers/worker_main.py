@@ -22,6 +22,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from headrace.protocol.model_config_pb2 import ModelConfig
+from headrace_server.core.cost import Sample
 from headrace_server.models.errors import ConfigError, ModelError
 from headrace_server.models.gpu_options import gpu_options
 from headrace_server.models.repository import ModelKind, ModelSource
@@ -116,7 +117,14 @@ class _Session:
         model = load_model(source, config, load.device, role)
         self._send(frames.Progress(WorkerState.WARMING_UP.value))
         warm_up(model, config, source)
-        samples = known_sweep(model, source, config, role, cache) if load.sweep else ()
+        graphs = self._device is not None and gpu_options(config).graphs
+        samples: tuple[Sample, ...] = ()
+        if load.sweep or graphs:  # which batches to capture is up to what they cost
+            samples = known_sweep(model, source, config, role, cache)
+        if graphs:
+            from headrace_server.workers.cuda_graphs import cuda_capture, with_graphs
+
+            model, samples = with_graphs(model, samples, cuda_capture())
         path = self._path(BatchRunner(model))
         self._send(frames.Loaded(model.spec, samples))
         for message in messages:
