@@ -103,12 +103,17 @@ class LoadedModel:
 
 
 def load_model(
-    source: ModelSource, config: ModelConfig | None, device: str, role: Role = Role.SERVE
+    source: ModelSource,
+    config: ModelConfig | None,
+    device: str,
+    role: Role = Role.SERVE,
+    weights: int | None = None,
 ) -> LoadedModel:
     """Load ``source`` on ``device`` (``cpu``, ``cuda:0``) and reconcile it with ``config``.
 
-    From then on `torch.load` takes plain tensors alone in this process, whatever its caller asks
-    for, unless ``source.pickle``.
+    ``weights`` as in `load_exported`; models of other kinds keep their own. From then on
+    `torch.load` takes plain tensors alone in this process, whatever its caller asks for, unless
+    ``source.pickle``.
 
     Raises:
         ModelError: the file is missing, damaged, or not what its name says, or holds pickled
@@ -123,7 +128,9 @@ def load_model(
             compiles = role is Role.SERVE and bool(load_options(config).compile)
             program = load_python(source, config, device, role)
             return LoadedModel(program, device, compiles_when_called=compiles)
-        return LoadedModel(_LOADERS[source.kind](source, config, device), device)
+        if source.kind is ModelKind.EXPORTED:
+            return LoadedModel(load_exported(source, config, device, weights), device)
+        return LoadedModel(load_torchscript(source, config, device), device)
 
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -142,9 +149,3 @@ def _refusing_pickle(source: ModelSource) -> Iterator[None]:
             f"{source.file}: holds pickled Python objects, which run code of whoever wrote them; "
             f"expected plain tensors, or a server started with --allow-pickle {source.name}"
         ) from error
-
-
-_LOADERS = {
-    ModelKind.EXPORTED: load_exported,
-    ModelKind.TORCHSCRIPT: load_torchscript,
-}

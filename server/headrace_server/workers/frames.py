@@ -34,7 +34,8 @@ class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Front to worker: load this model. `config` is a serialized ModelConfig, empty for none;
     `role` a value of `models.spec.Role`; `sweep` asks for timed batches, which may come from the
     directory `cache` and are kept there unless it is empty; `pickle` as in `ModelSource`;
-    `pinned_to` as in `Placement`."""
+    `pinned_to` as in `Placement`; with `shares_weights` the descriptor of the memory file that
+    holds them is sent along."""
 
     model: str
     version: int
@@ -48,6 +49,7 @@ class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     cache: str
     pickle: bool = False
     pinned_to: tuple[int, ...] = ()
+    shares_weights: bool = False
 
 
 class Progress(msgspec.Struct, tag=True, array_like=True, frozen=True):

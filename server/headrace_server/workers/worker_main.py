@@ -75,6 +75,7 @@ class _Session:
         self._connection = connection
         self._sending = Lock()  # answers, and what models log, come from more than one thread
         self._device: CudaDevice | None = None
+        self._weights: int | None = None
         self._inputs: dict[int, ReadableSlab] = {}
         self._outputs: dict[int, WritableSlab] = {}
 
@@ -114,7 +115,9 @@ class _Session:
         role, cache = Role(load.role), Path(load.cache) if load.cache else None
         if cache is not None:  # what is compiled serves other workers and later loads
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
-        model = load_model(source, config, load.device, role)
+        model = load_model(source, config, load.device, role, self._weights)
+        if self._weights is not None:
+            os.close(self._weights)  # what is mapped stays
         self._send(frames.Progress(WorkerState.WARMING_UP.value))
         warm_up(model, config, source)
         graphs = self._device is not None and gpu_options(config).graphs
@@ -200,8 +203,10 @@ class _Session:
                     self._inputs[message.index] = ReadableSlab(
                         descriptors.pop(0), message.nbytes, self._device
                     )
-                else:
-                    yield message
+                    continue
+                if isinstance(message, frames.Load) and message.shares_weights:
+                    self._weights = descriptors.pop(0)
+                yield message
 
 
 def _stay_on(cores: tuple[int, ...]) -> None:
