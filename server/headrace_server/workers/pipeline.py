@@ -128,12 +128,11 @@ class PipelinedPath:
                 for mark in batch.marks:
                     mark.wait()
                 answer = batch.answer()
-            except Exception as error:
-                log.error("the device failed:\n%s", traceback.format_exc())
-                self._on_broken(error)
-                return
-            batch.held.clear()
-            try:
+                batch.held.clear()
                 self._answer(answer)
             except (BrokenPipeError, ConnectionResetError):
                 return  # the server is gone
+            except Exception as error:
+                log.error("a batch could not be answered:\n%s", traceback.format_exc())
+                self._on_broken(error)
+                return

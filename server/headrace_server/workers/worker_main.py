@@ -91,11 +91,9 @@ class _Session:
         torch.set_num_threads(load.threads)
         torch.set_num_interop_threads(1)  # batches come one after the other
         config = ModelConfig.FromString(load.config) if load.config else None
-        if torch.device(load.device).type == "cuda":
-            from headrace_server.workers.cuda_device import CudaDevice
-
-            self._device = CudaDevice(load.device, gpu_options(config))
         try:
+            if torch.device(load.device).type == "cuda":
+                self._device = _gpu(load.device, config)
             return self._serve_model(load, config, messages)
         except (ModelError, ConfigError) as error:
             self._send(frames.LoadFailed(frames.sendable(str(error))))
@@ -216,10 +214,19 @@ def _stay_on(cores: tuple[int, ...]) -> None:
             os.sched_setaffinity(int(thread), cores)
 
 
+def _gpu(device: str, config: ModelConfig | None) -> CudaDevice:
+    from headrace_server.workers.cuda_device import CudaDevice
+
+    try:
+        return CudaDevice(device, gpu_options(config))
+    except RuntimeError as error:  # torch's, for whatever is wrong with it
+        raise ModelError(f"{device} cannot be used: {error}") from error
+
+
 def _end_with_the_device(error: BaseException) -> None:
     """End at once, as a crash would: no further call on a broken device succeeds, and the server
     knows what to do about the batches of a worker that is gone."""
-    log.error("the GPU runs nothing any more, ending this worker: %s", error)
+    log.error("the GPU cannot be relied on any more, ending this worker: %s", error)
     os._exit(1)
 
 

@@ -1,5 +1,4 @@
-"""Which batches are replayed as graphs, and that they answer as the program does: without a GPU,
-on a capture that records the call itself."""
+"""Which batches are replayed as graphs, on a capture that records the call, not a GPU's work."""
 
 from __future__ import annotations
 
