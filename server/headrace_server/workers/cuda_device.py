@@ -73,7 +73,7 @@ class CudaDevice:
         """See `Device.mark`."""
         event = self._new_event()
         event.record(self._streams[lane])
-        return _EventMark(event)
+        return _EventMark(event, self._device)
 
     def follow(self, lane: Lane, mark: Mark) -> None:
         """See `Device.follow`."""
@@ -122,10 +122,14 @@ class CudaDevice:
 
 
 class _EventMark:
-    def __init__(self, event: torch.cuda.Event) -> None:
+    def __init__(self, event: torch.cuda.Event, device: torch.device) -> None:
         self.event = event
+        self._device = device
 
     def wait(self) -> None:
+        # The current device is a thread's own, and the first one by default: asking for times there
+        # could open a context on a GPU that is somebody else's.
+        torch.cuda.set_device(self._device)
         self.event.synchronize()
 
     def ns_until(self, later: Mark) -> int:
