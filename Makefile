@@ -7,7 +7,7 @@ REPOSITORY ?= repository
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve repository test check lint format types layers protos protos-check \
 	soak fuzz bench-text bench-resnet bench-sim bench-sim-validate bench-cost bench-stream \
-	bench-images bench-options bench-overload bench-generator bench-peers clean
+	bench-images bench-options bench-gpu bench-overload bench-generator bench-peers clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ bench-images: install  ## Large tensors, sent beside shared memory: docs/bench-i
 
 bench-options: install  ## What compile, bf16 and int8 are worth on this CPU: docs/bench-options.json
 	$(BIN)/python -m bench.options --json docs/bench-options.json
+
+bench-gpu: install  ## What serving leaves of a GPU's own peak, and what it adds (needs a GPU)
+	$(BIN)/python -m bench.gpu --json docs/bench-gpu.json
 
 bench-overload: install  ## More load than fits, retries, idle connections: docs/bench-overload.json
 	$(BIN)/python -m bench.overload --json docs/bench-overload.json

@@ -31,6 +31,7 @@ from headrace_server.models.errors import ConfigError, RepositoryError
 from headrace_server.models.repository import ModelEntry, ModelSource, scan
 from headrace_server.models.spec import ModelSpec, Role
 from headrace_server.telemetry.exposition import MetricsEndpoint
+from headrace_server.telemetry.gpus import gpu_metrics
 from headrace_server.telemetry.metrics import PrometheusMetrics
 from headrace_server.telemetry.probes import Probes
 from headrace_server.transport.certificates import CertificateFiles, Certificates
@@ -111,8 +112,11 @@ class Server:
         self._health.watch(self.engine)
         self._probes = Probes(self.engine)
         self._tls = _certificates(config)
+        gpus = gpu_metrics()
         self._endpoint = MetricsEndpoint(
-            self._metrics, None if self._tls is None else self._tls.context, self._probes.answer
+            *(self._metrics, *([] if gpus is None else [gpus])),
+            tls=None if self._tls is None else self._tls.context,
+            probe=self._probes.answer,
         )
         budget = config.cores or max(1, available_cores() - 1)
         pins = cores_to_pin(budget) if config.pin_cores else ()

@@ -95,6 +95,8 @@ def load_package(source: ModelSource, config: ModelConfig | None, device: str) -
 class AotModel:
     """A package that takes inputs, called by ``names`` in its order, and returns ``outputs``."""
 
+    overwrites_outputs = True  # it does not say whether it changes its buffers
+
     def __init__(
         self,
         run: Runner,

@@ -1,8 +1,8 @@
 """Refuses a configuration that cannot be honoured, before any model is loaded.
 
 Asking for a feature that is missing here makes the model unavailable, with the reason, instead of
-being served wrongly. Without effect and therefore accepted: `optimization`, `metric_tags`,
-`model_metrics`, rate limiters, host policies, input formats.
+being served wrongly. Without effect and therefore accepted: `optimization`, but for what
+`gpu_options` reads, `metric_tags`, `model_metrics`, rate limiters, host policies, input formats.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from headrace.protocol.model_config_pb2 import (
 from headrace_server.models.batching import batching_parameters, batching_settings
 from headrace_server.models.config_text import Locate, locate_nowhere
 from headrace_server.models.errors import ConfigError
+from headrace_server.models.gpu_options import gpu_options
 from headrace_server.models.load_options import load_options
 from headrace_server.models.spec import DYNAMIC
 
@@ -65,6 +66,7 @@ def check_config(config: ModelConfig, name: str, locate: Locate = locate_nowhere
             refuse(f"instance_group[{index}].count", f"must be 0 or more, got {group.count}")
     batching_parameters(config, locate)
     load_options(config, locate)
+    gpu_options(config, locate)
     if config.max_batch_size:
         batching_settings(config, config.max_batch_size, locate)
     for path, message in chain(_ragged_faults(config), _warmup_faults(config)):

@@ -48,7 +48,9 @@ DEFAULT_MAX_BATCH_SIZE = 64
 log = logging.getLogger("headrace.models")
 
 
-def load_exported(source: ModelSource, config: ModelConfig | None, device: str) -> Program:
+def load_exported(
+    source: ModelSource, config: ModelConfig | None, device: str, weights: int | None = None
+) -> Program:
     """Load the program and read its signature.
 
     Inputs are called as in the exported `forward`, outputs by the keys of the dict (or fields of
@@ -62,6 +64,8 @@ def load_exported(source: ModelSource, config: ModelConfig | None, device: str) 
     Requests of different lengths are padded as the configuration's parameters say, or as
     `exported_padding` finds out; with Triton's `allow_ragged_batch` they are concatenated.
 
+    ``weights`` is the descriptor of the memory file in which workers on the CPU share them, if any.
+
     Raises:
         ModelError: the file is no exported program, or not one of plain tensors.
         ConfigError: the configuration contradicts the program.
@@ -70,6 +74,10 @@ def load_exported(source: ModelSource, config: ModelConfig | None, device: str) 
         return load_package(source, config, device)
     options = load_options(config, locate_in(source.config_file))
     program = _on_device(_load(source.file), device)
+    if weights is not None and not options:  # these make weights of their own
+        from headrace_server.models.shared_weights import share_weights  # Linux only
+
+        share_weights(program, weights)
     tensors = read_tensors(program, source.file)
     # Whatever is tried out is tried with the program as it was saved.
     call = _Call(plain_function(program)[0], tensors)
@@ -90,7 +98,8 @@ def load_exported(source: ModelSource, config: ModelConfig | None, device: str) 
         examples = {name: shape[skipped:] for name, shape in shapes}
     if options:
         call = _Call(_faster(program, tensors, options, source.file, device), tensors)
-    return ExportedModel(call, names, spec, examples)
+    mutates = bool(program.graph_signature.buffers_to_mutate)
+    return ExportedModel(call, names, spec, examples, overwrites_outputs=mutates)
 
 
 def _faster(
@@ -119,11 +128,14 @@ class ExportedModel:
         names: Sequence[str],
         spec: ModelSpec,
         example_shapes: Mapping[str, Sequence[int]],
+        *,
+        overwrites_outputs: bool,
     ) -> None:
         self._call: _Call | None = call
         self._names = names
         self.spec = spec
         self.example_shapes = example_shapes
+        self.overwrites_outputs = overwrites_outputs
 
     def call(self, inputs: Inputs, parameters: Parameters | None) -> object:
         """See `Program.call`; returns the outputs in order."""

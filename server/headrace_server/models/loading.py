@@ -37,19 +37,19 @@ class LoadedModel:
     def __init__(
         self, program: Program, device: str, *, compiles_when_called: bool = False
     ) -> None:
-        self._program = program
+        self.program = program
         self.device = device
         self.compiles_when_called = compiles_when_called
 
     @property
     def spec(self) -> ModelSpec:
         """The complete signature."""
-        return self._program.spec
+        return self.program.spec
 
     @property
     def example_shapes(self) -> Mapping[str, Sequence[int]]:
         """Input shapes that the model surely takes, without the batch dimension; may be empty."""
-        return self._program.example_shapes
+        return self.program.example_shapes
 
     def run(self, inputs: Inputs, parameters: Parameters | None = None) -> dict[str, Tensor]:
         """Run one batch, without gradients.
@@ -68,8 +68,8 @@ class LoadedModel:
             Exception: whatever the model raises.
         """
         with torch.inference_mode():
-            answer = self._program.call(inputs, parameters)
-        spec = self._program.spec
+            answer = self.program.call(inputs, parameters)
+        spec = self.program.spec
         rows = None
         if spec.max_batch_size:
             first = next(iter(inputs.values()))
@@ -82,7 +82,7 @@ class LoadedModel:
         The inputs are those of `ModelSpec.batched_inputs`, all with a batch dimension if the model
         has one; what is to be concatenated and what the server makes is done here.
         """
-        spec = self._program.spec
+        spec = self.program.spec
         known = {tensor.name: tensor for tensor in spec.batched_inputs}
         complete: dict[str, Tensor] = {}
         parameters: Parameters | None = None
@@ -99,16 +99,21 @@ class LoadedModel:
 
     def close(self) -> None:
         """Release the model; it is not run again."""
-        self._program.close()
+        self.program.close()
 
 
 def load_model(
-    source: ModelSource, config: ModelConfig | None, device: str, role: Role = Role.SERVE
+    source: ModelSource,
+    config: ModelConfig | None,
+    device: str,
+    role: Role = Role.SERVE,
+    weights: int | None = None,
 ) -> LoadedModel:
     """Load ``source`` on ``device`` (``cpu``, ``cuda:0``) and reconcile it with ``config``.
 
-    From then on `torch.load` takes plain tensors alone in this process, whatever its caller asks
-    for, unless ``source.pickle``.
+    ``weights`` as in `load_exported`; models of other kinds keep their own. From then on
+    `torch.load` takes plain tensors alone in this process, whatever its caller asks for, unless
+    ``source.pickle``.
 
     Raises:
         ModelError: the file is missing, damaged, or not what its name says, or holds pickled
@@ -123,7 +128,9 @@ def load_model(
             compiles = role is Role.SERVE and bool(load_options(config).compile)
             program = load_python(source, config, device, role)
             return LoadedModel(program, device, compiles_when_called=compiles)
-        return LoadedModel(_LOADERS[source.kind](source, config, device), device)
+        if source.kind is ModelKind.EXPORTED:
+            return LoadedModel(load_exported(source, config, device, weights), device)
+        return LoadedModel(load_torchscript(source, config, device), device)
 
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -142,9 +149,3 @@ def _refusing_pickle(source: ModelSource) -> Iterator[None]:
             f"{source.file}: holds pickled Python objects, which run code of whoever wrote them; "
             f"expected plain tensors, or a server started with --allow-pickle {source.name}"
         ) from error
-
-
-_LOADERS = {
-    ModelKind.EXPORTED: load_exported,
-    ModelKind.TORCHSCRIPT: load_torchscript,
-}

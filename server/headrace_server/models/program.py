@@ -37,6 +37,11 @@ class Program(Protocol):
         """Shapes that the program surely takes, without the batch dimension; may be empty."""
         ...
 
+    @property
+    def overwrites_outputs(self) -> bool:
+        """Whether a call may write to tensors that an earlier one returned, or nobody knows."""
+        ...
+
     def call(self, inputs: Inputs, parameters: Parameters | None) -> object:
         """Run one batch; the answer is whatever the program returns."""
         ...

@@ -89,6 +89,7 @@ class PythonModel:
     """An instance of a user's `Model`."""
 
     example_shapes: Mapping[str, Sequence[int]] = {}
+    overwrites_outputs = True
 
     def __init__(
         self, model: Model, method: Callable[..., object], spec: ModelSpec, directory: str

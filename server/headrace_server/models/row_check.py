@@ -44,10 +44,10 @@ def why_rows_do_not_batch(
         if trusted or together is None or any(not _has_rows(output, 2) for output in together):
             return ""
         again, second = _try(call, first), _try(call, [tensor[1:] for tensor in pair])
-    if again is None or second is None or not _all_close(alone, again):
+    if again is None or second is None or not all_close(alone, again):
         return ""  # answers that change by themselves tell nothing
     apart = [torch.cat(rows) for rows in zip(alone, second, strict=True)]
-    if _all_close(apart, together):
+    if all_close(apart, together):
         return ""
     return "the rows of dimension 0 influence each other's answers"
 
@@ -76,7 +76,8 @@ def _has_rows(output: torch.Tensor, rows: int) -> bool:
     return output.ndim > 0 and output.shape[0] == rows
 
 
-def _all_close(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
+def all_close(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
+    """Whether two answers are the same but for `TOLERANCE`."""
     return all(_close(*pair) for pair in zip(left, right, strict=True))
 
 

@@ -79,6 +79,7 @@ class TorchScriptModel:
     """A scripted or traced module that takes inputs by the names of its spec."""
 
     example_shapes: Mapping[str, Sequence[int]] = {}
+    overwrites_outputs = True
 
     def __init__(self, module: torch.jit.ScriptModule, spec: ModelSpec, order: list[str]) -> None:
         self._module: torch.jit.ScriptModule | None = module

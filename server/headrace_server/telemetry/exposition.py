@@ -41,10 +41,11 @@ class MetricsEndpoint:
     other scraper, and what `probe` says of other paths. With `tls` over HTTPS."""
 
     def __init__(
-        self, collector: Collector, tls: TlsContext | None = None, probe: Probe | None = None
+        self, *collectors: Collector, tls: TlsContext | None = None, probe: Probe | None = None
     ) -> None:
         registry = CollectorRegistry()
-        registry.register(collector)
+        for collector in collectors:
+            registry.register(collector)
         metrics: WsgiApp = make_wsgi_app(registry)
         self._app = metrics if probe is None else _probed(probe, metrics)
         self._tls = tls

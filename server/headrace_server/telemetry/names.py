@@ -86,6 +86,24 @@ WORKERS = Metric("headrace_workers", "gauge", "Workers by state.", (*MODEL, "sta
 RESTARTS = Metric("headrace_worker_restarts", "counter", "Workers lost and started again.")
 BUILD = Metric("headrace_build_info", "gauge", "Always 1; the version is a label.", ("release",))
 
+GPU = ("gpu_uuid",)
+GPU_UTILIZATION = Metric(
+    "nv_gpu_utilization", "gauge", "Share of the last moments in which the GPU was at work.", GPU
+)
+GPU_MEMORY_USED = Metric("nv_gpu_memory_used_bytes", "gauge", "Memory of the GPU in use.", GPU)
+GPU_MEMORY_TOTAL = Metric("nv_gpu_memory_total_bytes", "gauge", "Memory of the GPU.", GPU)
+GPU_POWER = Metric("nv_gpu_power_usage", "gauge", "Power that the GPU draws, in watts.", GPU)
+GPU_POWER_LIMIT = Metric(
+    "nv_gpu_power_limit", "gauge", "Power that the GPU may draw, in watts.", GPU
+)
+# It only grows, but of a counter the exposition would have the name end in `_total`.
+GPU_ENERGY = Metric(
+    "nv_energy_consumption",
+    "gauge",
+    "Energy that the GPU has used since its driver was loaded, in joules.",
+    GPU,
+)
+
 ALL = (
     REQUESTS,
     REFUSALS,
@@ -102,3 +120,13 @@ ALL = (
     RESTARTS,
     BUILD,
 )
+
+ALL_OF_GPUS = (
+    GPU_UTILIZATION,
+    GPU_MEMORY_USED,
+    GPU_MEMORY_TOTAL,
+    GPU_POWER,
+    GPU_POWER_LIMIT,
+    GPU_ENERGY,
+)
+"""Only where NVML is. Their names are Triton's."""

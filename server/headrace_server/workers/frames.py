@@ -17,6 +17,8 @@ from headrace_server.models.spec import ModelSpec
 MAX_FRAME_BYTES = 64 << 20
 """More than any honest frame holds; a longer one is a broken peer."""
 
+MAX_DETAIL_CHARACTERS = 4_000
+
 _LENGTH = struct.Struct("<I")
 
 
@@ -32,7 +34,8 @@ class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Front to worker: load this model. `config` is a serialized ModelConfig, empty for none;
     `role` a value of `models.spec.Role`; `sweep` asks for timed batches, which may come from the
     directory `cache` and are kept there unless it is empty; `pickle` as in `ModelSource`;
-    `pinned_to` as in `Placement`."""
+    `pinned_to` as in `Placement`; with `shares_weights` the descriptor of the memory file that
+    holds them is sent along."""
 
     model: str
     version: int
@@ -46,6 +49,7 @@ class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     cache: str
     pickle: bool = False
     pinned_to: tuple[int, ...] = ()
+    shares_weights: bool = False
 
 
 class Progress(msgspec.Struct, tag=True, array_like=True, frozen=True):
@@ -170,6 +174,11 @@ def decode_to_worker(body: bytes) -> ToWorker:
         return _to_worker.decode(body)
     except msgspec.MsgspecError as error:
         raise FrameError(f"the server sent a frame that is not one of ours: {error}") from None
+
+
+def sendable(detail: str) -> str:
+    """Clipped, and without the lone surrogates that no encoder takes."""
+    return detail[:MAX_DETAIL_CHARACTERS].encode("utf-8", "backslashreplace").decode()
 
 
 class FrameSplitter:

@@ -18,15 +18,14 @@ from headrace_server.workers.runner import BatchRunner
 
 
 class InlineExecutor:
-    """One worker that shares the process and the event loop with its caller.
+    """One worker, on the CPU, that shares the process and the event loop with its caller.
 
     A batch runs in a loop callback of its own, so the loop stands still meanwhile. The memory it
     reads is a plain bytearray in the place of a slab; everything else is what a worker does.
     """
 
-    def __init__(self, load: Callable[[], LoadedModel], device: str = "cpu") -> None:
+    def __init__(self, load: Callable[[], LoadedModel]) -> None:
         self._load = load
-        self._device = device
         self._model: LoadedModel | None = None
         self._runner: BatchRunner | None = None
         self._listener: ExecutorListener | None = None
@@ -35,7 +34,7 @@ class InlineExecutor:
         """See `Executor.start`."""
         self._listener = listener
         self._model = self._load()
-        self._runner = BatchRunner(self._model, self._device)
+        self._runner = BatchRunner(self._model)
         listener.model_loaded(self._model.spec, ())
         listener.worker_ready(0)
 
@@ -68,7 +67,7 @@ class InlineExecutor:
 
     def devices(self) -> Sequence[str]:
         """See `Executor.devices`."""
-        return [self._device]
+        return ["cpu"]
 
     def _restart(self, worker_id: int) -> None:
         if self._listener is not None:

@@ -126,8 +126,11 @@ class WorkerProcess:
         *,
         sweep: bool,
         cache: str,
+        weights: int | None = None,
     ) -> frames.Loaded:
         """Load and warm up the model; returns its signature and the batches timed meanwhile.
+
+        `weights` is the descriptor of the memory file that the model's workers share, if any.
 
         Raises:
             ModelLoadError: the model cannot be served; the worker has ended itself.
@@ -148,7 +151,9 @@ class WorkerProcess:
                 cache,
                 source.pickle,
                 placement.pinned_to,
-            )
+                weights is not None,
+            ),
+            None if weights is None else os.dup(weights),
         )
         loaded = await self._unless_dead(self._loaded)
         self._spec = loaded.spec

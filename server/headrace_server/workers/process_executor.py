@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -67,6 +69,7 @@ class ProcessExecutor:
         self._backoff = backoff or Backoff()
         self._load_timeout_s = load_timeout_s
         self._load_s = 0.0
+        self._weights: int | None = None
         self._listener: ExecutorListener | None = None
         self._spec: ModelSpec | None = None
         self._cuda_devices = 0
@@ -148,6 +151,9 @@ class ProcessExecutor:
         await asyncio.gather(*(process.stop() for process in tuple(self._processes)))
         self._processes.clear()
         self._seats.clear()
+        if self._weights is not None:
+            os.close(self._weights)
+            self._weights = None
 
     def kill(self) -> None:
         """See `Executor.kill`."""
@@ -266,10 +272,24 @@ class ProcessExecutor:
         self._listener.worker_lost(seat, "")
 
     async def _load(self, process: WorkerProcess, seat: int, *, sweep: bool) -> Loaded:
-        placement = self._placements[seat]
         return await process.load(
-            self._source, self._config, self._role, placement, sweep=sweep, cache=self._cache
+            self._source,
+            self._config,
+            self._role,
+            self._placements[seat],
+            sweep=sweep,
+            cache=self._cache,
+            weights=self._weights_for(self._placements[seat]),
         )
+
+    def _weights_for(self, placement: Placement) -> int | None:
+        """The memory file in which workers on the CPU share weights, where there are several."""
+        if placement.device != "cpu" or self.devices().count("cpu") < 2:
+            return None
+        if self._weights is None and sys.platform == "linux":
+            flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+            self._weights = os.memfd_create("headrace-weights", flags)
+        return self._weights
 
     @asynccontextmanager
     async def _in_time(self, process: WorkerProcess) -> AsyncIterator[None]:

@@ -40,7 +40,8 @@ CPU_IS_FULL = "DefaultCPUAllocator: can't allocate memory"
 
 @dataclass(frozen=True, slots=True)
 class RunTimes:
-    """Nanoseconds spent reading inputs (copy to the device included), inferring, writing."""
+    """Nanoseconds spent reading inputs (copy to the device included), inferring, writing. What
+    overlaps another batch counts here all the same."""
 
     input_ns: int
     infer_ns: int
@@ -50,15 +51,15 @@ class RunTimes:
 class BatchRunner:
     """One loaded model on one device.
 
-    `run` reads inputs from the memory it is given without copying them (on CPU), runs the model
-    and writes each output once, into memory that the caller provides when its size is known.
+    `run`, for models on the CPU, reads inputs from the memory it is given without copying them,
+    runs the model and writes each output once, into memory that the caller provides when its size
+    is known. `PipelinedPath` takes the same three steps one by one.
     """
 
-    def __init__(self, model: LoadedModel, device: str) -> None:
+    def __init__(self, model: LoadedModel) -> None:
         self._model = model
-        self._device = torch.device(device)
-        self._on_cpu = self._device.type == "cpu"
         self._inputs = model.spec.model_inputs
+        self._booleans = [tensor.name for tensor in self._inputs if tensor.datatype == "BOOL"]
         self._outputs = model.spec.outputs
         self._batched = model.spec.max_batch_size > 0
 
@@ -86,14 +87,36 @@ class BatchRunner:
             Exception: whatever the model raises.
         """
         started = perf_counter_ns()
-        inputs = {self._inputs[place.position].name: self._read(memory, place) for place in places}
+        inputs = self.views(memory, places)
         read = perf_counter_ns()
-        outputs = self._model.run(inputs, parameters)
-        if not self._on_cpu:
-            torch.cuda.synchronize(self._device)
+        outputs = self.infer(inputs, parameters)
         inferred = perf_counter_ns()
-        written = self._write(outputs, places, reserve)
+        written = self.write(outputs, places, reserve, _copy_here)
         return written, RunTimes(read - started, inferred - read, perf_counter_ns() - inferred)
+
+    @property
+    def overwrites_outputs(self) -> bool:
+        """See `Program.overwrites_outputs`."""
+        return self._model.program.overwrites_outputs
+
+    def views(self, memory: memoryview, places: Sequence[TensorPlace]) -> dict[str, Tensor]:
+        """The inputs where they lie, by name; booleans still as the bytes that came."""
+        return {self._inputs[place.position].name: self._view(memory, place) for place in places}
+
+    def infer(
+        self, inputs: Mapping[str, Tensor], parameters: Sequence[Mapping[str, Parameter]] | None
+    ) -> Mapping[str, Tensor]:
+        """The outputs by name, from `views` or copies of them on the model's device.
+
+        Raises:
+            ModelError: the model's answer does not fit its signature.
+            Exception: whatever the model raises.
+        """
+        if self._booleans:
+            # On the wire any byte but 0 is true; torch takes 0 and 1 only.
+            converted = {name: inputs[name] != 0 for name in self._booleans if name in inputs}
+            inputs = {**inputs, **converted}
+        return self._model.run(inputs, parameters)
 
     def ran_out_of_memory(self, error: Exception) -> bool:
         """Whether `run` failed for want of memory, so that a smaller batch may succeed. What the
@@ -103,11 +126,10 @@ class BatchRunner:
         if not on_cpu and not isinstance(error, MemoryError | torch.OutOfMemoryError):
             return False
         traceback.clear_frames(error.__traceback__)
-        if not self._on_cpu:
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # does nothing where no GPU is in use
         return True
 
-    def _read(self, memory: memoryview, place: TensorPlace) -> Tensor:
+    def _view(self, memory: memoryview, place: TensorPlace) -> Tensor:
         spec = self._inputs[place.position]
         if spec.datatype == "BYTES":
             count = int(np.prod(place.shape))
@@ -117,25 +139,26 @@ class BatchRunner:
             return elements.reshape(place.shape)
         dtype = TORCH_DTYPES[spec.datatype]
         if place.nbytes == 0:
-            return torch.empty(place.shape, dtype=dtype, device=self._device)
+            return torch.empty(place.shape, dtype=dtype)
         # numpy gives memory a type and a shape in a third of the time that torch takes.
         array = np.frombuffer(
             memory, _NUMPY_DTYPES[dtype], place.nbytes // dtype.itemsize, place.offset
         )
         tensor = torch.from_numpy(array.reshape(place.shape))
-        if dtype is torch.bool:
-            # On the wire any byte but 0 is true; torch takes 0 and 1 only.
-            return tensor.ne(0).to(self._device)
-        if dtype is torch.bfloat16:
-            tensor = tensor.view(dtype)
-        return tensor if self._on_cpu else tensor.to(self._device, non_blocking=True)
+        return tensor.view(dtype) if dtype is torch.bfloat16 else tensor
 
-    def _write(
+    def write(
         self,
         outputs: Mapping[str, Tensor],
         inputs: Sequence[TensorPlace],
         reserve: Callable[[int], memoryview],
+        copy_out: Callable[[torch.Tensor, torch.Tensor], None],
     ) -> tuple[TensorPlace, ...]:
+        """Write outputs into the memory that `reserve` gives; returns where each one lies there.
+
+        `copy_out` copies those that lie on another device (or lets that be done) into the tensor
+        of the same dtype and shape that it is given. Raises `ModelError`.
+        """
         places, contents = [], []
         offset = 0
         for position, spec in enumerate(self._outputs):
@@ -151,7 +174,7 @@ class BatchRunner:
         memory = reserve(offset)
         for place, value in zip(places, contents, strict=True):
             if place.nbytes:
-                _copy(value, memory, place.offset)
+                _copy(value, memory, place.offset, copy_out)
         return tuple(places)
 
     def _deal_out(
@@ -203,7 +226,12 @@ def _readable(value: Tensor, batched: bool) -> np.ndarray | torch.Tensor | _Enco
     return _Encoded(b"".join(rows), value.shape, offsets)
 
 
-def _copy(value: np.ndarray | torch.Tensor | _Encoded, memory: memoryview, offset: int) -> None:
+def _copy(
+    value: np.ndarray | torch.Tensor | _Encoded,
+    memory: memoryview,
+    offset: int,
+    copy_out: Callable[[torch.Tensor, torch.Tensor], None],
+) -> None:
     """Write a value into this memory, in row-major order."""
     if isinstance(value, np.ndarray):
         np.frombuffer(memory, value.dtype, value.size, offset).reshape(value.shape)[...] = value
@@ -212,4 +240,8 @@ def _copy(value: np.ndarray | torch.Tensor | _Encoded, memory: memoryview, offse
     else:
         count = value.numel()
         target = torch.frombuffer(memory, dtype=value.dtype, count=count, offset=offset)
-        target.view(value.shape).copy_(value)
+        copy_out(value, target.view(value.shape))
+
+
+def _copy_here(value: torch.Tensor, target: torch.Tensor) -> None:
+    target.copy_(value)

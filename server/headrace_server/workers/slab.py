@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from typing import Protocol
 
 ALIGNMENT = 64
 """Tensors begin at multiples of this: a cache line, and enough for every vector instruction."""
@@ -30,10 +31,23 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
+class Pins(Protocol):
+    """Locks what is mapped into memory, for a device that reads and writes it by itself."""
+
+    def pin(self, memory: memoryview) -> None:
+        """It was just mapped."""
+        ...
+
+    def unpin(self, memory: memoryview) -> None:
+        """It is about to be unmapped."""
+        ...
+
+
 class WritableSlab:
     """The writer's end. Starts without memory; `reserve` gets, grows or shrinks it."""
 
-    def __init__(self) -> None:
+    def __init__(self, pins: Pins | None = None) -> None:
+        self._pins = pins
         self._map: mmap.mmap | None = None
         self.nbytes = 0
         self.view = memoryview(b"")
@@ -61,6 +75,8 @@ class WritableSlab:
             raise
         self.close()
         self._map, self.nbytes, self.view = mapped, size, memoryview(mapped)
+        if self._pins is not None:
+            self._pins.pin(self.view)
         return descriptor
 
     def _too_large(self) -> bool:
@@ -73,6 +89,8 @@ class WritableSlab:
 
     def close(self) -> None:
         """Give the memory back (the reader keeps its own mapping)."""
+        if self._map is not None and self._pins is not None:
+            self._pins.unpin(self.view)
         _unmap(self._map, self.view)
         self._map, self.nbytes, self.view = None, 0, memoryview(b"")
 
@@ -80,15 +98,20 @@ class WritableSlab:
 class ReadableSlab:
     """The reader's end: maps the descriptor it is given and closes it."""
 
-    def __init__(self, descriptor: int, nbytes: int) -> None:
+    def __init__(self, descriptor: int, nbytes: int, pins: Pins | None = None) -> None:
         try:
             self._map = mmap.mmap(descriptor, nbytes)
         finally:
             os.close(descriptor)
         self.view = memoryview(self._map)
+        self._pins = pins
+        if pins is not None:
+            pins.pin(self.view)
 
     def close(self) -> None:
         """Unmap, unless a tensor still looks at the memory: then it goes with that tensor."""
+        if self._pins is not None:
+            self._pins.unpin(self.view)
         _unmap(self._map, self.view)
 
 

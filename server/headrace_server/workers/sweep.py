@@ -59,7 +59,7 @@ def still_holds(model: LoadedModel, samples: Sequence[Sample]) -> bool:
     brief = [sample for sample in samples if REPETITIONS * sample[2] <= RECHECK_S]
     rows, length, before_s = max(brief or samples[:1], key=lambda sample: sample[2])
     try:
-        _, _, now_s = _timed(model, rows, length if _is_ragged(model) else 0)
+        _, _, now_s = timed(model, rows, length if _is_ragged(model) else 0)
     except Exception as error:
         log.warning("%d rows of length %d cannot be timed again: %s", rows, length, error)
         return False
@@ -75,7 +75,7 @@ def _sweep_rows(model: LoadedModel, length: int, until_s: float) -> list[Sample]
             if samples and perf_counter() + _guess_s(samples, rows) > until_s:
                 break
             try:
-                samples.append(_timed(model, rows, length))
+                samples.append(timed(model, rows, length))
             except Exception as error:
                 log.warning("%d rows of length %d cannot be timed: %s", rows, length, error)
                 return sorted(samples)
@@ -97,7 +97,7 @@ def _guess_s(samples: Sequence[Sample], rows: int) -> float:
     return REPETITIONS * (min(above_s) if above_s else seconds * rows / most)
 
 
-def _timed(model: LoadedModel, rows: int, length: int) -> Sample:
+def timed(model: LoadedModel, rows: int, length: int) -> Sample:
     """One shape: the median of a few runs. Length 0 is that of the model's own example.
 
     Raises whatever the model does.

@@ -1,8 +1,9 @@
 """The worker process: one instance of one model on one device, answering frames on a socket.
 
 Started as `python -m headrace_server.workers.worker_main DESCRIPTOR NAME` (the name is for `ps`).
-Single-threaded: it reads a frame, does what it says and answers. It ends on `Stop`, when the
-front's end of the socket closes, or when the model cannot be loaded. So that it never outlives the
+One thread reads a frame, does what it says and answers; on a GPU it goes on to the next frame
+while another thread waits for the answer. It ends on `Stop`, when the front's end of the socket
+closes, when the model cannot be loaded, or when its GPU fails. So that it never outlives the
 server, not even in the middle of a batch that hangs, the kernel ends it with its parent (on Linux).
 """
 
@@ -16,25 +17,28 @@ import os
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from headrace.protocol.model_config_pb2 import ModelConfig
+from headrace_server.core.cost import Sample
 from headrace_server.models.errors import ConfigError, ModelError
+from headrace_server.models.gpu_options import gpu_options
 from headrace_server.models.repository import ModelKind, ModelSource
 from headrace_server.models.spec import Role
 from headrace_server.workers import frames
 from headrace_server.workers.executor import WorkerState
 from headrace_server.workers.slab import ReadableSlab, WritableSlab
 
-if TYPE_CHECKING:  # imports torch, which the worker does once it has said that it starts
+if TYPE_CHECKING:  # import torch, which the worker does once it has said that it starts
+    from headrace_server.workers.cuda_device import CudaDevice
+    from headrace_server.workers.path import BatchPath
     from headrace_server.workers.runner import BatchRunner
 
 RECEIVE_BYTES = 1 << 16
 MAX_DESCRIPTORS = 8
-MAX_DETAIL_CHARACTERS = 4_000
 
 log = logging.getLogger("headrace.worker")
 
@@ -70,6 +74,9 @@ _PR_SET_PDEATHSIG = 1
 class _Session:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self._sending = Lock()  # answers, and what models log, come from more than one thread
+        self._device: CudaDevice | None = None
+        self._weights: int | None = None
         self._inputs: dict[int, ReadableSlab] = {}
         self._outputs: dict[int, WritableSlab] = {}
 
@@ -89,86 +96,98 @@ class _Session:
         _stay_on(load.pinned_to)
         torch.set_num_threads(load.threads)
         torch.set_num_interop_threads(1)  # batches come one after the other
+        config = ModelConfig.FromString(load.config) if load.config else None
         try:
-            return self._serve_model(load, messages)
+            if torch.device(load.device).type == "cuda":
+                self._device = _gpu(load.device, config)
+            return self._serve_model(load, config, messages)
         except (ModelError, ConfigError) as error:
-            self._send(frames.LoadFailed(_sendable(str(error))))
+            self._send(frames.LoadFailed(frames.sendable(str(error))))
             return 1
 
-    def _serve_model(self, load: frames.Load, messages: Iterator[frames.ToWorker]) -> int:
+    def _serve_model(
+        self, load: frames.Load, config: ModelConfig | None, messages: Iterator[frames.ToWorker]
+    ) -> int:
         from headrace_server.models.loading import load_model
         from headrace_server.models.warmup import warm_up
         from headrace_server.workers.runner import BatchRunner
         from headrace_server.workers.sweep_cache import known_sweep
 
-        config = ModelConfig.FromString(load.config) if load.config else None
         kind = ModelKind(load.kind)
         source = ModelSource(load.model, load.version, Path(load.file), kind, load.pickle)
         self._send(frames.Progress(WorkerState.LOADING.value))
         role, cache = Role(load.role), Path(load.cache) if load.cache else None
         if cache is not None:  # what is compiled serves other workers and later loads
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
-        model = load_model(source, config, load.device, role)
+        model = load_model(source, config, load.device, role, self._weights)
+        if self._weights is not None:
+            os.close(self._weights)  # what is mapped stays
         self._send(frames.Progress(WorkerState.WARMING_UP.value))
         warm_up(model, config, source)
-        runner = BatchRunner(model, load.device)
-        samples = known_sweep(model, source, config, role, cache) if load.sweep else ()
+        graphs = self._device is not None and gpu_options(config).graphs
+        samples: tuple[Sample, ...] = ()
+        if load.sweep or graphs:  # which batches to capture is up to what they cost
+            samples = known_sweep(model, source, config, role, cache)
+        if graphs:
+            from headrace_server.workers.cuda_graphs import cuda_capture, with_graphs
+
+            model, samples = with_graphs(model, samples, cuda_capture())
+        path = self._path(BatchRunner(model))
         self._send(frames.Loaded(model.spec, samples))
         for message in messages:
             match message:
                 case frames.RunBatch():
-                    self._run(runner, message)
+                    self._run(path, message)
                 case frames.Stop():
                     break
                 case frames.Load():
                     raise frames.FrameError("Load came twice")
+        path.close()
+        for read in self._inputs.values():
+            read.close()
+        for written in self._outputs.values():
+            written.close()
         model.close()
         return 0
 
-    def _run(self, runner: BatchRunner, message: frames.RunBatch) -> None:
+    def _path(self, runner: BatchRunner) -> BatchPath:
+        if self._device is None:
+            from headrace_server.workers.path import DirectPath
+
+            return DirectPath(runner, self._send)
+        from headrace_server.workers.pipeline import PipelinedPath
+
+        return PipelinedPath(runner, self._device, self._send, _end_with_the_device)
+
+    def _run(self, path: BatchPath, message: frames.RunBatch) -> None:
         def reserve(nbytes: int) -> memoryview:
-            slab = self._outputs.setdefault(message.slab, WritableSlab())
+            slab = self._outputs.get(message.slab)
+            if slab is None:
+                slab = self._outputs[message.slab] = WritableSlab(self._device)
             descriptor = slab.reserve(nbytes)
             if descriptor is not None:
                 self._send(frames.Slab(message.slab, slab.nbytes), descriptor)
             return slab.view
 
-        try:
-            memory = self._inputs[message.slab].view if message.slab in self._inputs else _NOTHING
-            places, times = runner.run(memory, message.tensors, message.parameters, reserve)
-        except Exception as error:
-            # A model's failure is its batch's failure, never the worker's end.
-            log.warning("the model failed on a batch:\n%s", traceback.format_exc())
-            detail = _sendable(f"{type(error).__name__}: {error}")
-            full = runner.ran_out_of_memory(error)
-            self._send(frames.BatchError(message.batch_id, detail, full))
-            return
-        self._send(
-            frames.BatchDone(
-                message.batch_id,
-                message.slab,
-                places,
-                times.input_ns,
-                times.infer_ns,
-                times.output_ns,
-            )
-        )
+        memory = self._inputs[message.slab].view if message.slab in self._inputs else _NOTHING
+        path.submit(message, memory, reserve)
 
     def log(self, level: int, text: str) -> None:
         """Put a line into the server's log."""
         with contextlib.suppress(OSError):  # the server is gone, and so is its log
-            self._send(frames.Log(level, _sendable(text)))
+            self._send(frames.Log(level, frames.sendable(text)))
 
     def _send(self, message: frames.FromWorker, descriptor: int | None = None) -> None:
         data = frames.encode(message)
-        if descriptor is None:
-            self._connection.sendall(data)
-            return
-        try:
-            sent = socket.send_fds(self._connection, [data], [descriptor])
-            self._connection.sendall(data[sent:])
-        finally:
-            os.close(descriptor)
+        with self._sending:
+            if descriptor is None:
+                self._connection.sendall(data)
+                return
+            try:
+                sent = socket.send_fds(self._connection, [data], [descriptor])
+                self._connection.sendall(data[sent:])
+            finally:
+                os.close(descriptor)
 
     def _messages(self) -> Iterator[frames.ToWorker]:
         """Messages until the front closes; slabs are mapped on the way."""
@@ -185,9 +204,13 @@ class _Session:
                     old = self._inputs.pop(message.index, None)
                     if old is not None:
                         old.close()
-                    self._inputs[message.index] = ReadableSlab(descriptors.pop(0), message.nbytes)
-                else:
-                    yield message
+                    self._inputs[message.index] = ReadableSlab(
+                        descriptors.pop(0), message.nbytes, self._device
+                    )
+                    continue
+                if isinstance(message, frames.Load) and message.shares_weights:
+                    self._weights = descriptors.pop(0)
+                yield message
 
 
 def _stay_on(cores: tuple[int, ...]) -> None:
@@ -195,6 +218,22 @@ def _stay_on(cores: tuple[int, ...]) -> None:
     if cores:
         for thread in os.listdir("/proc/self/task"):
             os.sched_setaffinity(int(thread), cores)
+
+
+def _gpu(device: str, config: ModelConfig | None) -> CudaDevice:
+    from headrace_server.workers.cuda_device import CudaDevice
+
+    try:
+        return CudaDevice(device, gpu_options(config))
+    except RuntimeError as error:  # torch's, for whatever is wrong with it
+        raise ModelError(f"{device} cannot be used: {error}") from error
+
+
+def _end_with_the_device(error: BaseException) -> None:
+    """End at once, as a crash would: no further call on a broken device succeeds, and the server
+    knows what to do about the batches of a worker that is gone."""
+    log.error("the GPU cannot be relied on any more, ending this worker: %s", error)
+    os._exit(1)
 
 
 class _ToServer(logging.Handler):
@@ -206,11 +245,6 @@ class _ToServer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._session.log(record.levelno, self.format(record))
-
-
-def _sendable(detail: str) -> str:
-    """Clipped, and without the lone surrogates that no encoder takes."""
-    return detail[:MAX_DETAIL_CHARACTERS].encode("utf-8", "backslashreplace").decode()
 
 
 _NOTHING = memoryview(b"")

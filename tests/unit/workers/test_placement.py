@@ -58,6 +58,12 @@ class TestGroups:
     def test_gpus_may_be_named(self) -> None:
         assert devices([InstanceGroup("gpu", 0, [2, 0])], cuda_devices=3) == ["cuda:2", "cuda:0"]
 
+    def test_several_workers_share_each_gpu_that_is_named(self) -> None:
+        groups = [InstanceGroup("gpu", 2, [1]), InstanceGroup("gpu", 1, [0, 1])]
+        expected = ["cuda:1", "cuda:1", "cuda:0", "cuda:1"]
+        assert devices(groups, cuda_devices=2) == expected
+        assert {p.threads for p in place(groups, cuda_devices=2, cores=16)} == {1}
+
     def test_auto_means_gpus_where_there_are_any(self) -> None:
         assert devices([InstanceGroup("auto", 2)], cuda_devices=1) == ["cuda:0", "cuda:0"]
         assert devices([InstanceGroup("auto", 2)], cuda_devices=0) == ["cpu", "cpu"]
