@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import shutil
@@ -11,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from headrace_server.engine.clock import Clock
 from headrace_server.engine.deployment import Deployment
@@ -20,6 +18,7 @@ from headrace_server.engine.observer import Observer
 from headrace_server.fronts import frames
 from headrace_server.fronts.front_process import FrontProcess
 from headrace_server.fronts.port import HeldPort
+from headrace_server.fronts.registry import Registry
 from headrace_server.fronts.shared_meter import SharedMeter
 from headrace_server.transport.grpc_server import PortUnavailableError
 from headrace_server.workers.backoff import Backoff
@@ -50,6 +49,7 @@ class FrontFleet(Observer):
         self._settings = settings
         self._clock = clock
         self._engine: Engine | None = None
+        self._registry: Registry | None = None
         self._directory: Path | None = None
         self._held: HeldPort | None = None
         self._address = ""
@@ -57,9 +57,6 @@ class FrontFleet(Observer):
         self._fronts: dict[int, FrontProcess] = {}
         self._watching: list[asyncio.Task[None]] = []
         self._telling: asyncio.Handle | None = None
-        self._numbers: WeakKeyDictionary[Deployment, int] = WeakKeyDictionary()
-        self._deployments: WeakValueDictionary[int, Deployment] = WeakValueDictionary()
-        self._next_number = itertools.count()
         self._backoff = Backoff()
 
     def prepare(self, engine: Engine, host: str, port: int) -> tuple[int, Path]:
@@ -69,7 +66,7 @@ class FrontFleet(Observer):
         Raises:
             PortUnavailableError: the address cannot be listened on.
         """
-        self._engine = engine
+        self._engine, self._registry = engine, Registry(engine)
         engine.settled = self.settle
         self._held = HeldPort(host, port)
         shown = f"[{host}]" if ":" in host else host
@@ -147,36 +144,16 @@ class FrontFleet(Observer):
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
-        table = self._table()
+        assert self._registry is not None, "not prepared"
+        table = self._registry.table()
         return {front: front.tell(table) for front in self._fronts.values()}
 
-    def _table(self) -> frames.Table:
-        assert self._engine is not None, "not prepared"
-        listing = self._engine.listed()
-        return frames.Table(
-            tuple(
-                frames.Row(
-                    self._number(deployment),
-                    deployment.name,
-                    deployment.version,
-                    deployment.state.value,
-                    deployment.spec if deployment.loaded else None,
-                )
-                for deployment in listing.deployments
-            ),
-            listing.loading,
-            listing.absent,
-            listing.stopping,
-        )
-
-    def _number(self, deployment: Deployment) -> int:
-        number = self._numbers.get(deployment)
-        if number is None:
-            number = self._numbers[deployment] = next(self._next_number)
-            self._deployments[number] = deployment
-        return number
-
     # -- processes --------------------------------------------------------------------------
+
+    @property
+    def processes(self) -> list[FrontProcess]:
+        """The present front of each number."""
+        return [self._fronts[index] for index in sorted(self._fronts)]
 
     @property
     def _passed_on(self) -> Path:
@@ -185,11 +162,13 @@ class FrontFleet(Observer):
 
     async def _spawn(self, index: int) -> str:
         """Start one front; returns why it does not accept connections, empty if it does."""
-        assert self._engine is not None, "not prepared"
-        front = FrontProcess(self._engine, self._deployments.get, self._clock)
+        engine, registry = self._engine, self._registry
+        assert engine is not None, "not prepared"
+        assert registry is not None, "not prepared"
+        front = FrontProcess(engine, registry.deployment, self._clock)
         self._fronts[index] = front
         settings = self._settings(index, self._address, str(self._passed_on))
-        problem = await front.spawn(settings, self._table, self._rates)
+        problem = await front.spawn(settings, registry.table, self._rates)
         log.debug("front %d is process %s", index, front.pid)
         return problem
 

@@ -58,6 +58,11 @@ class FrontProcess:
         """The process id, once spawned."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def running(self) -> int:
+        """Its calls that have not ended yet."""
+        return self._exchange.running
+
     async def spawn(
         self, settings: frames.Settings, table: Callable[[], frames.Table], rates: int
     ) -> str:
