@@ -59,6 +59,11 @@ class FrontProcess:
         return None if self._process is None else self._process.pid
 
     @property
+    def listening(self) -> bool:
+        """Whether it accepts connections."""
+        return self._listening.done() and not self._listening.result() and not self.lost.done()
+
+    @property
     def running(self) -> int:
         """Its calls that have not ended yet."""
         return self._exchange.running
