@@ -26,10 +26,11 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+@pytest.mark.parametrize("fronts", ["1", "2"])
 async def test_readiness_goes_first_and_calls_are_served_on(
-    serve: Callable[..., ServerProcess],
+    serve: Callable[..., ServerProcess], fronts: str
 ) -> None:
-    server = serve("--drain-delay", "600", affine="")
+    server = serve("--drain-delay", "600", "--fronts", fronts, affine="")
     workers = workers_of(server.pid)
     async with (
         asyncio.timeout(SECONDS),
@@ -62,10 +63,11 @@ async def test_readiness_goes_first_and_calls_are_served_on(
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("fronts", ["1", "2"])
 async def test_what_was_admitted_is_answered_after_the_delay(
-    serve: Callable[..., ServerProcess],
+    serve: Callable[..., ServerProcess], fronts: str
 ) -> None:
-    server = serve("--drain-delay", "0.5", slow="max_batch_size: 1")
+    server = serve("--drain-delay", "0.5", "--fronts", fronts, slow="max_batch_size: 1")
     async with asyncio.timeout(SECONDS), AsyncClient(server.grpc_address) as client:
 
         async def call(value: float) -> float | None:
