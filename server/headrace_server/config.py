@@ -190,9 +190,9 @@ def default_fronts(cores: int) -> int:
     """How many processes accept connections where nobody says: one for every eight cores, four at
     most. Below sixteen cores that is one, the engine's own.
 
-    A request costs a front two to three times what it costs the engine's process (reading,
-    checking and writing it, HTTP/2), so beyond four fronts that process is the limit. Every core
-    that a front takes is none for models on a CPU, and only models that answer thousands of small
+    A small request costs a front some 250 us of CPU (HTTP/2, reading, checking, writing) and the
+    engine's process 80 (docs/bench-fronts.json), so beyond four fronts that one is the limit. Every
+    core that a front takes is none for models on a CPU, and only models that answer thousands of
     requests per second keep one process busy with accepting.
     """
     return max(1, min(4, cores // 8)) if sys.platform == "linux" else 1

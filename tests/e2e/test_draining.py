@@ -16,7 +16,7 @@ from headrace.aio import AsyncClient
 from headrace.errors import Unavailable
 from headrace_server.testing import ServerProcess
 from reading_metrics import metric
-from worker_processes import alive, workers_of
+from worker_processes import alive, children_of
 
 pytestmark = pytest.mark.e2e
 
@@ -31,7 +31,7 @@ async def test_readiness_goes_first_and_calls_are_served_on(
     serve: Callable[..., ServerProcess], fronts: str
 ) -> None:
     server = serve("--drain-delay", "600", "--fronts", fronts, affine="")
-    workers = workers_of(server.pid)
+    children = children_of(server.pid)
     async with (
         asyncio.timeout(SECONDS),
         AsyncClient(server.grpc_address) as client,
@@ -59,7 +59,7 @@ async def test_readiness_goes_first_and_calls_are_served_on(
     # The second signal ends the delay, and everything else, at once.
     assert await asyncio.to_thread(server.wait) == 1
     async with asyncio.timeout(SECONDS):
-        while any(alive(pid) for pid in workers):
+        while any(alive(pid) for pid in children):
             await asyncio.sleep(0.02)
 
 

@@ -17,7 +17,7 @@ from command_line import refusal
 from headrace import Client
 from headrace_server.testing import ServerProcess
 from reading_metrics import metric
-from worker_processes import alive, workers_of
+from worker_processes import alive, children_of, command_of
 from written_models import write_model
 
 pytestmark = [
@@ -76,18 +76,18 @@ def test_one_server_to_its_callers_and_to_its_operator(
             assert statistics.success.count == value + 1
     answered = 'headrace_requests_total{model="affine",outcome="ok",version="1"}'
     assert metric(server, answered) == CONNECTIONS
-    for fronts in ("1", "2"):
+    for number in ("1", "2"):
         line = refusal(
-            *(1, "serve", str(tmp_path), "--metrics-port", "0", "--fronts", fronts),
+            *(1, "serve", str(tmp_path), "--metrics-port", "0", "--fronts", number),
             *("--grpc-port", server.grpc_address.rpartition(":")[2]),
         )
         assert f"cannot listen for gRPC on {server.grpc_address}" in line
-    processes = workers_of(server.pid)
+    processes = children_of(server.pid)
     assert len(processes) == 3
-    for pid in processes:
-        name = Path(f"/proc/{pid}/cmdline").read_text()
-        if "front_main" in name:
-            assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
+    fronts = [pid for pid in processes if "front_main" in command_of(pid)]
+    assert len(fronts) == 2
+    for pid in (server.pid, *fronts):
+        assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
     assert server.stop() == 0
     assert not any(map(alive, processes))
     assert os.listdir(directory) == []
@@ -97,7 +97,7 @@ def test_fronts_of_a_server_that_is_killed_end_and_leave_nothing(
     server: ServerProcess, directory: Path
 ) -> None:
     before = shared_memory()
-    processes = workers_of(server.pid)
+    processes = children_of(server.pid)
     assert len(os.listdir(directory)) == 1
     os.kill(server.pid, signal.SIGKILL)
     until(lambda: not any(map(alive, processes)))

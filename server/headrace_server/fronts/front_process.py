@@ -126,7 +126,10 @@ class FrontProcess:
     async def stop(self, grace_s: float) -> None:
         """Let it end its calls, whose answers it has, within so many seconds; wait until it is
         gone."""
-        self._link.send(frames.Stop(grace_s))
+        if self.listening:
+            self._link.send(frames.Stop(grace_s))
+        else:
+            self.kill()
         await self._gone(grace_s + STOP_TIMEOUT_S)
 
     async def reap(self) -> int:
