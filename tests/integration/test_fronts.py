@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -29,7 +31,7 @@ from headrace_server.models.spec import TensorSpec
 from headrace_server.transport.grpc_server import PortUnavailableError
 from headrace_server.transport.tenants import hash_of
 from stream_stage import WORKERS, request, until
-from worker_processes import alive
+from worker_processes import alive, slabs_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fronts need Linux")
 
@@ -242,9 +244,10 @@ async def test_a_rate_holds_over_all_fronts_together(guarded: FrontedStage) -> N
 async def test_a_front_that_is_killed_costs_its_own_calls_alone_and_comes_back(
     stage: FrontedStage,
 ) -> None:
-    held = [stub.ModelInfer(request(i)) for i, stub in enumerate(stage.stubs)]
+    slabs = slabs_of(os.getpid())
+    held = [stub.ModelInfer(request(i, rows=400)) for i, stub in enumerate(stage.stubs)]
     await until(lambda: len(stage.workers.batches) == 2 * WORKERS)
-    queued = [stub.ModelInfer(request(50)) for stub in stage.stubs]
+    queued = [stub.ModelInfer(request(50, rows=400)) for stub in stage.stubs]
     await until(lambda: stage.deployment.queued_requests == len(queued))
     gone, other = stage.fronts
     theirs, ours = gone.running, other.running
@@ -266,6 +269,9 @@ async def test_a_front_that_is_killed_costs_its_own_calls_alone_and_comes_back(
     await asyncio.gather(*calls)
     assert not alive(gone.pid or 0)
     working.cancel()
+    stage.workers.batches.clear()
+    gc.collect()
+    assert slabs_of(os.getpid()) == slabs
 
 
 async def test_reloads_under_load_lose_nothing(stage: FrontedStage) -> None:
