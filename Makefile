@@ -6,8 +6,9 @@ REPOSITORY ?= repository
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve repository test check lint format types layers protos protos-check \
-	soak fuzz bench-text bench-resnet bench-sim bench-sim-validate bench-cost bench-stream \
-	bench-images bench-options bench-gpu bench-overload bench-generator bench-peers clean
+	soak fuzz bench-text bench-resnet bench-sim bench-sim-validate bench-cost bench-fronts \
+	bench-stream bench-images bench-options bench-gpu bench-overload bench-generator bench-peers \
+	clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +56,9 @@ bench-resnet: install  ## A network where batching gains nothing: nobody may wai
 
 bench-cost: install  ## CPU per request beside a bare gRPC echo (needs h2load)
 	$(BIN)/python -m bench.cost --json docs/bench-cost.json
+
+bench-fronts: install  ## What several fronts cost and are worth (needs h2load)
+	$(BIN)/python -m bench.fronts --json docs/bench-fronts.json
 
 bench-generator: install  ## What the generator of `headrace bench` can drive, against an echo
 	$(BIN)/python -m bench.generator

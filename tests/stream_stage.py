@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -17,7 +17,7 @@ from headrace_server.engine.clock import LoopClock
 from headrace_server.engine.deployment import Deployment
 from headrace_server.engine.engine import Engine
 from headrace_server.engine.last_minute import LastMinute
-from headrace_server.engine.observer import ObserverGroup
+from headrace_server.engine.observer import Observer, ObserverGroup
 from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.engine.statistics import Statistics
 from headrace_server.models.batching import BatchingSettings
@@ -46,11 +46,14 @@ class Stage:
         limits: StreamLimits = DEFAULT_LIMITS,
         grpc_limits: GrpcLimits = GRPC_LIMITS,
         gate: tuple[Callable[[], Tenants], Callable[[], float]] | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.metrics = PrometheusMetrics("test")
         statistics, health = Statistics(time.time), HealthReporter()
         last_minute = LastMinute()
-        self.engine = Engine(ObserverGroup(statistics, self.metrics, last_minute, health))
+        self.engine = Engine(
+            ObserverGroup(statistics, self.metrics, last_minute, health, *observers)
+        )
         spec = spec_of(
             max_batch_size=0,
             x=TensorSpec("x", "UINT8", [-1, 2]),

@@ -8,11 +8,24 @@ from pathlib import Path
 
 
 def workers_of(pid: int) -> list[int]:
-    """The process ids of all children of a front."""
+    """The process ids of all workers of a server."""
+    return [child for child in children_of(pid) if "front_main" not in command_of(child)]
+
+
+def children_of(pid: int) -> list[int]:
+    """The process ids of all children of a process."""
     children: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         children += [int(child) for child in (task / "children").read_text().split()]
     return children
+
+
+def command_of(pid: int) -> str:
+    """How a process was called; empty for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def alive(pid: int) -> bool:

@@ -14,7 +14,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from headrace.protocol.model_config_pb2 import ModelConfig
-from headrace_server.config import ServerConfig
+from headrace_server.config import ServerConfig, own_cores
 from headrace_server.engine.clock import Clock, LoopClock
 from headrace_server.engine.deployment import Deployment
 from headrace_server.engine.engine import Engine
@@ -23,7 +23,9 @@ from headrace_server.engine.model_control import ModelControl
 from headrace_server.engine.observer import Observer, ObserverGroup
 from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.engine.statistics import Statistics
-from headrace_server.memory import give_back_freed, keep_one_heap
+from headrace_server.fronts.fleet import FrontFleet
+from headrace_server.fronts.frames import Settings as FrontSettings
+from headrace_server.memory import give_back_freed, keep_one_heap, settle_objects
 from headrace_server.models.batching import BatchingSettings, batching_settings
 from headrace_server.models.completion import complete_config
 from headrace_server.models.config_text import CONFIG_FILE, locate_in
@@ -42,6 +44,7 @@ from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
 from headrace_server.transport.regions import RegionTable
 from headrace_server.transport.tenants import TokensFile
+from headrace_server.transport.unread import MAX_BYTES as MAX_UNREAD_BYTES
 from headrace_server.workers.executor import ModelLoadError
 from headrace_server.workers.placement import (
     InstanceGroup,
@@ -53,10 +56,6 @@ from headrace_server.workers.process_executor import ProcessExecutor
 
 GRACE_S = 1.0
 """What answers may take on their way out, once nothing runs any more."""
-
-GC_THRESHOLDS = (20_000, 20, 20)
-"""Requests make short-lived objects by the hundred; reference counts free nearly all of them, and
-looking for cycles every 700 allocations, as Python does by default, shows in the profile."""
 
 COLLECTION_DELAY_S = 1.0
 """Until then whoever still held a deployment that has ended has let go of it."""
@@ -98,6 +97,12 @@ class Server:
         self._metrics = PrometheusMetrics(release)
         self._last_minute = LastMinute()
         self._health = HealthReporter()
+        self._clock = LoopClock()
+        cores = available_cores()
+        self._front_count = config.front_count(cores)
+        self._fronts: FrontFleet | None = None
+        if self._front_count > 1:
+            self._fronts = FrontFleet(self._front_count, self._front_settings, self._clock)
         self.engine = Engine(
             ObserverGroup(
                 self._statistics,
@@ -105,6 +110,7 @@ class Server:
                 self._last_minute,
                 self._health,
                 _Collection(),
+                *(() if self._fronts is None else (self._fronts,)),
                 *observers,
             )
         )
@@ -118,11 +124,10 @@ class Server:
             tls=None if self._tls is None else self._tls.context,
             probe=self._probes.answer,
         )
-        budget = config.cores or max(1, available_cores() - 1)
+        budget = config.cores or max(1, cores - own_cores(self._front_count))
         pins = cores_to_pin(budget) if config.pin_cores else ()
         # Dealt out to one model after the other, also to those that are loaded later.
         self._pins = cycle(pins)
-        self._clock = LoopClock()
         self._control = ModelControl(
             repository,
             config.model_control_mode,
@@ -170,14 +175,17 @@ class Server:
         host = self._config.host
         # An IPv6 address stands in brackets where a port follows.
         shown = f"[{host}]" if ":" in host else host
-        grpc_port = await self._grpc.start(shown, self._config.grpc_port)
+        if self._fronts is None:
+            grpc_port = await self._grpc.start(shown, self._config.grpc_port)
+        else:
+            grpc_port, passed_on = self._fronts.prepare(self.engine, host, self._config.grpc_port)
+            await self._grpc.start_privately(passed_on)
+            await self._fronts.start()
         self._probes.open()
         metrics_port = self._endpoint.start(host, self._config.metrics_port)
-        # What lives now lives as long as the server: collecting it over and over is waste. The
-        # models do not, and what is frozen is never freed where it refers to itself.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        # Before the models come: they may go, and what is frozen is never freed where it refers to
+        # itself.
+        settle_objects()
         log.info("loading the models of %d directories", len(self._entries))
         await self._control.start(self._entries)
         self._health.refresh()
@@ -199,7 +207,7 @@ class Server:
         def on_signal() -> None:
             if stop.is_set():
                 log.warning("second signal: stopping at once")
-                self._end_workers_now()
+                self._end_processes_now()
                 raise SystemExit(1)
             stop.set()
 
@@ -219,12 +227,16 @@ class Server:
         """Refuse new work, finish the admitted one within the drain timeout, end everything."""
         self.engine.stopping = True
         self._health.refresh()
+        if self._fronts is not None:
+            self._fronts.refresh()
         for task in (self._watching, self._giving_back):
             if task is not None:
                 task.cancel()
         await self._control.stop()
         if not await self.engine.drain(self._config.drain_timeout_s):
             log.warning("requests were left after %s s", self._config.drain_timeout_s)
+        if self._fronts is not None:
+            await self._fronts.stop(GRACE_S)
         if self._grpc is not None:
             await self._grpc.stop(GRACE_S)
         await self.engine.stop()
@@ -244,8 +256,28 @@ class Server:
     def _config_of(self, deployment: Deployment) -> ModelConfig:
         return complete_config(deployment.spec, self._control.config_of(deployment))
 
-    def _end_workers_now(self) -> None:
+    def _end_processes_now(self) -> None:
         self.engine.kill()
+        if self._fronts is not None:
+            self._fronts.kill()
+
+    def _front_settings(self, index: int, address: str, passed_on: str) -> FrontSettings:
+        config, count = self._config, self._front_count
+        return FrontSettings(
+            index=index,
+            address=address,
+            passed_on=passed_on,
+            max_message_bytes=config.max_message_bytes,
+            max_connections=-(-config.max_connections // count),
+            compressed=config.compression == "accept",
+            unread_bytes=MAX_UNREAD_BYTES // count,
+            tls_cert=config.tls_cert,
+            tls_key=config.tls_key,
+            tls_client_ca=config.tls_client_ca,
+            tokens=config.tokens,
+            log_format=config.log_format,
+            log_level=config.log_level,
+        )
 
 
 def _to_load(entries: list[ModelEntry], config: ServerConfig) -> list[ModelEntry]:

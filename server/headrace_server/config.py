@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
@@ -50,8 +51,9 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     are taken, which gRPC unpacks whole before any limit counts. `allow_pickle`: names of the
     models, separated by commas, that may load pickled Python objects, which is to run code.
     `allow_client_shm`: whether clients may name shared memory of this machine for tensors.
+    `fronts`: processes that accept connections; by default chosen by `default_fronts`.
     `max_queue_requests` and `max_queue_bytes` bound the queue of each model. `cores`: CPU cores
-    that the workers of all models share; by default all but one, which the front takes.
+    that the workers of all models share; by default all but those of `own_cores`.
     `pin_cores`: whether each CPU worker runs on cores of its own alone (Linux).
     `objective_ms`: milliseconds that a request may take which brings no deadline of its own, where
     neither the model's configuration says otherwise nor fixed rules are asked for.
@@ -72,6 +74,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     tokens: str = ""
     max_message_bytes: MessageBytes = 256 << 20
     max_connections: Positive = 4_096
+    fronts: Positive | None = None
     compression: Compression = "refuse"
     allow_pickle: str = ""
     model_control_mode: ModelControlMode = "none"
@@ -89,6 +92,12 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     cache_dir: str = ""
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
+
+    def front_count(self, cores: int) -> int:
+        """`fronts`, or what is chosen on so many cores where nobody says."""
+        if self.fronts is not None:
+            return self.fronts
+        return 1 if self.allow_client_shm else default_fronts(cores)
 
     @property
     def pickle_models(self) -> frozenset[str]:
@@ -162,9 +171,36 @@ def load_config(
         raise ConfigurationError(
             "'--load-model' needs '--model-control-mode explicit': otherwise all models are loaded"
         )
+    if config.fronts is not None and config.fronts > 1:
+        if config.allow_client_shm:
+            raise ConfigurationError(
+                f"'--allow-client-shm' needs '--fronts 1', got {config.fronts}: a client shares "
+                "its memory with one process, and its calls may come in by any"
+            )
+        if sys.platform != "linux":
+            raise ConfigurationError(
+                f"'--fronts {config.fronts}' needs Linux: others do not spread connections"
+            )
     if config.pin_cores and not hasattr(os, "sched_setaffinity"):
         raise ConfigurationError(f"'{flag_of('pin_cores')}' needs Linux: others do not pin")
     return config
+
+
+def default_fronts(cores: int) -> int:
+    """How many processes accept connections where nobody says: one for every eight cores, four at
+    most. Below sixteen cores that is one, the engine's own.
+
+    A small request costs a front some 250 us of CPU (HTTP/2, reading, checking, writing) and the
+    engine's process 80 (docs/bench-fronts.json), so beyond four fronts that one is the limit. Every
+    core that a front takes is none for models on a CPU, and only models that answer thousands of
+    requests per second keep one process busy with accepting.
+    """
+    return max(1, min(4, cores // 8)) if sys.platform == "linux" else 1
+
+
+def own_cores(fronts: int) -> int:
+    """Cores that are left to the server itself: one for each of its processes."""
+    return 1 if fronts == 1 else 1 + fronts
 
 
 def is_loopback(host: str) -> bool:

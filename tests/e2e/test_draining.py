@@ -16,7 +16,7 @@ from headrace.aio import AsyncClient
 from headrace.errors import Unavailable
 from headrace_server.testing import ServerProcess
 from reading_metrics import metric
-from worker_processes import alive, workers_of
+from worker_processes import alive, children_of
 
 pytestmark = pytest.mark.e2e
 
@@ -26,11 +26,12 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+@pytest.mark.parametrize("fronts", ["1", "2"])
 async def test_readiness_goes_first_and_calls_are_served_on(
-    serve: Callable[..., ServerProcess],
+    serve: Callable[..., ServerProcess], fronts: str
 ) -> None:
-    server = serve("--drain-delay", "600", affine="")
-    workers = workers_of(server.pid)
+    server = serve("--drain-delay", "600", "--fronts", fronts, affine="")
+    children = children_of(server.pid)
     async with (
         asyncio.timeout(SECONDS),
         AsyncClient(server.grpc_address) as client,
@@ -58,14 +59,15 @@ async def test_readiness_goes_first_and_calls_are_served_on(
     # The second signal ends the delay, and everything else, at once.
     assert await asyncio.to_thread(server.wait) == 1
     async with asyncio.timeout(SECONDS):
-        while any(alive(pid) for pid in workers):
+        while any(alive(pid) for pid in children):
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("fronts", ["1", "2"])
 async def test_what_was_admitted_is_answered_after_the_delay(
-    serve: Callable[..., ServerProcess],
+    serve: Callable[..., ServerProcess], fronts: str
 ) -> None:
-    server = serve("--drain-delay", "0.5", slow="max_batch_size: 1")
+    server = serve("--drain-delay", "0.5", "--fronts", fronts, slow="max_batch_size: 1")
     async with asyncio.timeout(SECONDS), AsyncClient(server.grpc_address) as client:
 
         async def call(value: float) -> float | None:

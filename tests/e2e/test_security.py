@@ -159,8 +159,9 @@ def test_neither_token_nor_key_nor_hash_is_ever_logged(
         assert hidden not in log
 
 
+@pytest.mark.parametrize("fronts", ["1", "2"])
 def test_a_renewed_certificate_counts_at_once_and_no_request_fails(
-    repository: Path, tmp_path: Path
+    repository: Path, tmp_path: Path, fronts: str
 ) -> None:
     old = self_signed(tmp_path, "old")
     served = Pair(tmp_path / "tls.crt", tmp_path / "tls.key")
@@ -173,9 +174,8 @@ def test_a_renewed_certificate_counts_at_once_and_no_request_fails(
     both = tmp_path / "both.crt"
     both.write_bytes(trusted.read_bytes() + new_trusted.read_bytes())
 
-    with ServerProcess(
-        repository, "--tls-cert", str(served.cert), "--tls-key", str(served.key)
-    ) as server:
+    secured = ("--tls-cert", str(served.cert), "--tls-key", str(served.key))
+    with ServerProcess(repository, *secured, "--fronts", fronts) as server:
         stop = threading.Event()
         answered: list[float] = []
         failed: list[Exception] = []

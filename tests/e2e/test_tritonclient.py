@@ -49,10 +49,11 @@ def test_stock_triton_client_gets_the_models_own_answers_bit_for_bit(
 
 
 @needs_triton_client
+@pytest.mark.parametrize("fronts", ["1", "2"])
 def test_streams_of_the_stock_triton_client_are_answered_in_order(
-    serve: Callable[..., ServerProcess],
+    serve: Callable[..., ServerProcess], fronts: str
 ) -> None:
-    server = serve(affine="instance_group { kind: KIND_CPU count: 2 }")
+    server = serve("--fronts", fronts, affine="instance_group { kind: KIND_CPU count: 2 }")
     printed = run_there("tritonclient_streams.py", server.grpc_address)
     assert printed.count("every answer in its place") == 2
 

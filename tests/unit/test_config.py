@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from headrace_server.config import ConfigurationError, ServerConfig, load_config
+from headrace_server.config import ConfigurationError, ServerConfig, load_config, own_cores
 
 
 @pytest.fixture
@@ -56,6 +57,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
         "HEADRACE_TOKENS": "t",
         "HEADRACE_MAX_MESSAGE_BYTES": "6",
         "HEADRACE_MAX_CONNECTIONS": "7",
+        "HEADRACE_FRONTS": "1",
         "HEADRACE_COMPRESSION": "accept",
         "HEADRACE_ALLOW_PICKLE": "m, n",
         "HEADRACE_MODEL_CONTROL_MODE": "explicit",
@@ -85,6 +87,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
         tokens="t",
         max_message_bytes=6,
         max_connections=7,
+        fronts=1,
         compression="accept",
         allow_pickle="m, n",
         model_control_mode="explicit",
@@ -103,6 +106,18 @@ def test_every_setting_can_come_from_the_environment() -> None:
         log_format="json",
         log_level="debug",
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="several fronts need Linux")
+def test_fronts_are_as_many_as_cores_can_spare_unless_somebody_says() -> None:
+    chosen = {cores: ServerConfig().front_count(cores) for cores in (1, 2, 8, 15, 16, 24, 32, 96)}
+    assert chosen == {1: 1, 2: 1, 8: 1, 15: 1, 16: 2, 24: 3, 32: 4, 96: 4}
+    assert [own_cores(fronts) for fronts in (1, 2, 4)] == [1, 3, 5]
+    assert load_config({"fronts": 3}, {}).front_count(2) == 3
+    assert load_config({"allow_client_shm": True}, {}).front_count(96) == 1
+    text = refusal({"fronts": 2, "allow_client_shm": True})
+    assert "'--allow-client-shm' needs '--fronts 1', got 2" in text
+    assert refusal({"fronts": 0}).startswith("command line: '--fronts' = 0")
 
 
 def test_other_environment_variables_are_none_of_its_business() -> None:

@@ -115,6 +115,14 @@ def serve(
     max_connections: Annotated[
         int | None, _setting("max_connections", "Connections for gRPC at the same time.")
     ] = None,
+    fronts: Annotated[
+        int | None,
+        _setting(
+            "fronts",
+            "Processes that accept gRPC connections; one for every eight cores by default, four "
+            "at most.",
+        ),
+    ] = None,
     compression: Annotated[
         str | None,
         _setting(
@@ -189,7 +197,11 @@ def serve(
     ] = None,
     cores: Annotated[
         int | None,
-        _setting("cores", "CPU cores that all workers share. By default all but one."),
+        _setting(
+            "cores",
+            "CPU cores that all workers share. By default all but one, and one for each of several "
+            "fronts.",
+        ),
     ] = None,
     pin_cores: Annotated[
         bool | None,
@@ -225,6 +237,7 @@ def serve(
         "tokens": tokens,
         "max_message_bytes": max_message_bytes,
         "max_connections": max_connections,
+        "fronts": fronts,
         "compression": compression,
         "allow_pickle": allow_pickle,
         "model_control_mode": model_control_mode,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from headrace_server.core.errors import Reason, ServingError
+from headrace_server.core.errors import ServingError
+from headrace_server.engine.catalogue import Catalogue
 from headrace_server.engine.deployment import Deployment, DeploymentState
 from headrace_server.engine.observer import Observer
 
@@ -24,21 +25,39 @@ class IndexRow:
     reason: str
 
 
-class Engine:
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What calls may find: deployments, names of models that load for the first time, and models
+    and versions (empty: all of a model) that were tried and are not there."""
+
+    deployments: tuple[Deployment, ...]
+    loading: tuple[str, ...]
+    absent: tuple[tuple[str, str], ...]
+    stopping: bool
+
+
+async def _at_once() -> None:
+    """All calls are made in this process."""
+
+
+class Engine(Catalogue[Deployment]):
     """Finds the deployment for a call.
 
     At the start deployments are added before they load, and the server is not ready until they
     are. Later ones load beside what is served: `announce`, then `switch` or `give_up`. Models that
     cannot even be tried are kept with the reason, so that the index can say it.
+
+    `settled` returns once every call that has found a deployment by now has reached it: at once,
+    unless there are catalogues elsewhere.
     """
 
     def __init__(self, observer: Observer) -> None:
+        super().__init__()
         self.observer = observer
         self.starting = False
         """Whether it is not known yet what there is to serve; nothing is ready until then."""
-        self.stopping = False
+        self.settled: Callable[[], Awaitable[None]] = _at_once
         self._withdrawn = False
-        self._models: dict[str, dict[int, Deployment]] = {}
         self._broken: dict[tuple[str, str], str] = {}
         self._unloaded: set[tuple[str, int]] = set()
         self._coming: set[Deployment] = set()
@@ -50,21 +69,25 @@ class Engine:
         if deployment.version in versions:
             raise ValueError(f"{deployment.name} version {deployment.version} is already served")
         versions[deployment.version] = deployment
+        self.observer.models_changed()
 
     def add_broken(self, model: str, version: str, reason: str) -> None:
         """A version (or, with an empty one, a whole model) that cannot even be tried, and why."""
         self._broken[model, version] = reason
+        self.observer.models_changed()
 
     # -- while others are served ------------------------------------------------------------
 
     def announce(self, deployment: Deployment) -> None:
         """A deployment that is about to load. No call finds it yet."""
         self._coming.add(deployment)
+        self.observer.models_changed()
 
     async def give_up(self, deployment: Deployment) -> None:
         """One that was announced does not come after all."""
         await deployment.stop()
         self._coming.discard(deployment)
+        self.observer.models_changed()
 
     def switch(self, model: str, new: Sequence[Deployment], kept: Collection[int] = ()) -> None:
         """From now on, calls of this model find these deployments, which were announced, and of
@@ -85,9 +108,11 @@ class Engine:
             self._leaving[deployment] = asyncio.create_task(self._retire(deployment))
         if not versions:
             del self._models[model]
+        self.observer.models_changed()
 
     async def _retire(self, deployment: Deployment) -> None:
         try:
+            await self.settled()
             await deployment.drain(None)
         finally:
             try:
@@ -105,6 +130,7 @@ class Engine:
             self._unloaded.add((model, version))
             if not versions:
                 del self._models[model]
+            self.observer.models_changed()
 
     # -- what is served ---------------------------------------------------------------------
 
@@ -125,42 +151,8 @@ class Engine:
     def _everything(self) -> set[Deployment]:
         return {*self.deployments(), *self._coming, *self._leaving}
 
-    def find(self, model: str, version: str = "") -> Deployment:
-        """The deployment that answers for this model; the newest ready version by default.
-
-        Raises:
-            ServingError: UNKNOWN_MODEL, UNKNOWN_VERSION, MODEL_UNAVAILABLE or STOPPING.
-        """
-        if self.stopping:
-            raise ServingError(Reason.STOPPING)
-        deployment = self.look_up(model, version)
-        if deployment.state is not DeploymentState.READY:
-            raise _unavailable(model, deployment.state)
-        return deployment
-
-    def look_up(self, model: str, version: str = "") -> Deployment:
-        """Like `find`, but a named version need not be ready. Raises `ServingError`."""
-        versions = self._models.get(model)
-        if not versions:
-            raise self._without_deployment(model)
-        if version:
-            named = next((d for number, d in versions.items() if str(number) == version), None)
-            if named is not None:
-                return named
-            if (model, version) in self._absent():
-                raise _unavailable(model, DeploymentState.UNAVAILABLE)
-            raise ServingError(Reason.UNKNOWN_VERSION, model=model, version=version)
-        serving = [v for v, d in versions.items() if d.state is DeploymentState.READY]
-        if not serving:
-            raise _unavailable(model, versions[max(versions)].state)
-        return versions[max(serving)]
-
-    def _without_deployment(self, model: str) -> ServingError:
-        if any(deployment.name == model for deployment in self._coming):
-            return _unavailable(model, DeploymentState.LOADING)
-        if any(model == absent for absent, _ in self._absent()):
-            return _unavailable(model, DeploymentState.UNAVAILABLE)
-        return ServingError(Reason.UNKNOWN_MODEL, model=model)
+    def _loading(self) -> Collection[str]:
+        return {deployment.name for deployment in self._coming}
 
     def _absent(self) -> dict[tuple[str, str], str]:
         """What has no deployment, and why."""
@@ -169,9 +161,11 @@ class Engine:
             **self._broken,
         }
 
-    def knows(self, model: str) -> bool:
-        """Whether the model has at least one deployment."""
-        return model in self._models
+    def listed(self) -> Listing:
+        """All that a catalogue elsewhere needs to find what this one finds."""
+        return Listing(
+            tuple(self.deployments()), tuple(self._loading()), tuple(self._absent()), self.stopping
+        )
 
     def ready(self) -> bool:
         """Whether everything that should serve can: no deployment loads for the first time or
@@ -231,12 +225,3 @@ class Engine:
         """End every worker at once; nobody is told anything any more."""
         for deployment in self._everything():
             deployment.kill()
-
-
-def _unavailable(model: str, state: DeploymentState) -> ServingError:
-    """Says why a model in this state does not serve; the index has the whole reason."""
-    why = {
-        DeploymentState.LOADING: "it is still loading",
-        DeploymentState.UNLOADING: "it is being unloaded",
-    }.get(state, "it is not loaded, the repository index says why")
-    return ServingError(Reason.MODEL_UNAVAILABLE, model=model, why=why)

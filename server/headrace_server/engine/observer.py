@@ -29,6 +29,9 @@ class Observer:
     def deployment_changed(self, deployment: Deployment) -> None:
         """Its `state` is another one now; UNAVAILABLE means that it serves no more."""
 
+    def models_changed(self) -> None:
+        """Calls may find other deployments now, or be told something else."""
+
     def call_invalid(self, model: str, version: str, reason: Reason) -> None:
         """A transport refused a call before it became a request.
 
@@ -75,6 +78,10 @@ class ObserverGroup(Observer):
     def deployment_changed(self, deployment: Deployment) -> None:
         for member in self._members:
             member.deployment_changed(deployment)
+
+    def models_changed(self) -> None:
+        for member in self._members:
+            member.models_changed()
 
     def call_invalid(self, model: str, version: str, reason: Reason) -> None:
         for member in self._members:

@@ -15,11 +15,11 @@ import grpc
 
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace_server.core.errors import Reason, ServingError
-from headrace_server.engine.engine import Engine
+from headrace_server.engine.serving import Serving
 from headrace_server.transport.failing import Context, refuse
+from headrace_server.transport.metering import Meter
 from headrace_server.transport.regions import SIZE_PARAMETER
 from headrace_server.transport.tenants import Tenant, Tenants
-from headrace_server.transport.token_bucket import TokenBucket
 
 _INFERENCE = "/inference.GRPCInferenceService/"
 
@@ -60,17 +60,22 @@ class Gate:
 
     Args:
         tenants: asked each time, so that a changed file counts at once.
-        engine: says which models are known, and whose observer counts refusals.
+        serving: says which models are known, and whose observer counts refusals.
         now: a monotonic clock in seconds.
+        meter: holds tenants to their rates.
     """
 
     def __init__(
-        self, tenants: Callable[[], Tenants], engine: Engine, now: Callable[[], float]
+        self,
+        tenants: Callable[[], Tenants],
+        serving: Serving,
+        now: Callable[[], float],
+        meter: Meter | None = None,
     ) -> None:
         self._tenants = tenants
-        self._engine = engine
+        self._serving = serving
         self._now = now
-        self._buckets: dict[tuple[str, str], TokenBucket] = {}
+        self._meter = meter or Meter()
 
     def enter(self, method: str, metadata: object) -> None:
         """Find out who calls; what follows in this context is done in that name.
@@ -91,27 +96,15 @@ class Gate:
         """Let one inference request pass, and count it; says whose it is. Raises `ServingError`."""
         model = message.model_name
         tenant = self.check_model(model)
-        now = self._now()
-        asked = [
-            (self._bucket(tenant, unit, rate, now), unit, amount)
-            for unit, rate, amount in (
-                ("requests", tenant.requests_per_second, 1),
-                ("bytes", tenant.bytes_per_second, bytes_of(message)),
+        excess = self._meter.charge(tenant, bytes_of(message), self._now())
+        if excess is not None:
+            raise self._counted(
+                model,
+                Reason.RATE_LIMITED,
+                limit=f"{excess.rate:,.15g}",
+                unit=excess.unit,
+                retry_after_s=excess.wait_s,
             )
-            if rate is not None
-        ]
-        for bucket, unit, _ in asked:
-            wait_s = bucket.wait_s(now)
-            if wait_s > 0:
-                raise self._counted(
-                    model,
-                    Reason.RATE_LIMITED,
-                    limit=f"{bucket.rate:,.15g}",
-                    unit=unit,
-                    retry_after_s=wait_s,
-                )
-        for bucket, _, amount in asked:
-            bucket.take(amount)
         return tenant
 
     def check_model(self, model: str) -> Tenant:
@@ -141,16 +134,10 @@ class Gate:
     def _caller(self) -> Tenant | None:
         return self._tenants().find(_CALLER.get())
 
-    def _bucket(self, tenant: Tenant, unit: str, rate: float, now: float) -> TokenBucket:
-        bucket = self._buckets.get((tenant.name, unit))
-        if bucket is None or bucket.rate != rate:
-            bucket = self._buckets[tenant.name, unit] = TokenBucket(rate, now)
-        return bucket
-
     def _counted(self, model: str, reason: Reason, **details: object) -> ServingError:
         # A name that no model has is not worth a label: callers could make up any number.
-        known = model if self._engine.knows(model) else ""
-        self._engine.observer.call_invalid(known, "", reason)
+        known = model if self._serving.knows(model) else ""
+        self._serving.observer.call_invalid(known, "", reason)
         error = ServingError(reason, **details)
         error.counted = True
         return error

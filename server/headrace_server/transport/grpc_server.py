@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -140,27 +141,46 @@ class GrpcServer:
         Raises:
             PortUnavailableError: the address is taken or is none of this machine's.
         """
-        try:
-            bound = (
-                self._server.add_insecure_port(f"{host}:{port}")
-                if self._tls is None
-                else self._server.add_secure_port(f"{host}:{port}", self._tls.credentials())
-            )
-        except RuntimeError:
-            bound = 0
-        if not bound:
-            raise PortUnavailableError(
-                f"cannot listen for gRPC on {host}:{port}: the port is in use or the address is "
-                "not this machine's; choose another with --grpc-port or --host"
-            )
-        logging.getLogger("grpc._cython.cygrpc").addFilter(_nobody_vanished)
-        await self._server.start()
-        return bound
+        return await listen(self._server, f"{host}:{port}", self._tls)
+
+    async def start_privately(self, path: Path) -> None:
+        """Listen on a Unix socket in the place of a port, in plain text: who may connect is up to
+        the directory that it lies in. Raises `PortUnavailableError`."""
+        await listen(self._server, f"unix:{path}", None)
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, give the running ones `grace_s` seconds, and close."""
         self._inference.end_streams()
         await self._server.stop(grace_s)
+
+
+async def listen(server: grpc.aio.Server, address: str, tls: Certificates | None) -> int:
+    """Start a server on an address as gRPC writes them. Returns the port.
+
+    Raises:
+        PortUnavailableError: the address is taken or is none of this machine's.
+    """
+    try:
+        bound = (
+            server.add_insecure_port(address)
+            if tls is None
+            else server.add_secure_port(address, tls.credentials())
+        )
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise unavailable(address)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_nobody_vanished)
+    await server.start()
+    return bound
+
+
+def unavailable(address: str) -> PortUnavailableError:
+    """What the operator is told about an address."""
+    return PortUnavailableError(
+        f"cannot listen for gRPC on {address}: the port is in use or the address is not this "
+        "machine's; choose another with --grpc-port or --host"
+    )
 
 
 def _nobody_vanished(record: logging.LogRecord) -> bool:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
 
 from headrace.multiplexing import EXTENSION
 from headrace.protocol import grpc_service_pb2 as pb
-from headrace.protocol import grpc_service_pb2_grpc as rpc
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.core.errors import Reason, ServingError
 from headrace_server.engine.deployment import Deployment, DeploymentState
@@ -17,15 +14,13 @@ from headrace_server.engine.model_control import ModelControl
 from headrace_server.engine.statistics import Statistics
 from headrace_server.models.config_text import config_from_json
 from headrace_server.models.errors import ConfigError
-from headrace_server.transport.deadlines import remaining_s
-from headrace_server.transport.failing import Context, answering, fail, refuse
+from headrace_server.transport.failing import Context, answering
 from headrace_server.transport.gate import Gate
-from headrace_server.transport.infer_stream import DEFAULT_LIMITS, InferStream, StreamLimits
-from headrace_server.transport.reading import RequestReader, wants_timing
+from headrace_server.transport.infer_stream import DEFAULT_LIMITS, StreamLimits
+from headrace_server.transport.inferring import InferringService
 from headrace_server.transport.regions import FEATURE, Parameters, RegionTable
-from headrace_server.transport.registration import Unreadable, takes_unreadable
-from headrace_server.transport.unread import COUNTED_FROM, UnreadAnswers
-from headrace_server.transport.writing import ResponseWriter, add_timing, statistics_message
+from headrace_server.transport.unread import UnreadAnswers
+from headrace_server.transport.writing import statistics_message
 from headrace_server.workers.regions import Span
 
 EXTENSIONS = (
@@ -37,7 +32,7 @@ EXTENSIONS = (
 SHARED_MEMORY_EXTENSION = "system_shared_memory"
 
 
-class InferenceService(rpc.GRPCInferenceServiceServicer):
+class InferenceService(InferringService):
     """`inference.GRPCInferenceService`: the Open Inference Protocol and Triton's extensions."""
 
     def __init__(
@@ -54,11 +49,9 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         max_span_bytes: int = 0,
         unread: UnreadAnswers | None = None,
     ) -> None:
-        self._gate = gate
+        super().__init__(engine, self._find_span, max_span_bytes, stream_limits, gate, unread)
         self._control = control
         self._regions = regions
-        self._max_span_bytes = max_span_bytes
-        self._unread = unread or UnreadAnswers()
         self._engine = engine
         self._statistics = statistics
         self._config_of = config_of
@@ -66,68 +59,6 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         self._extensions = list(EXTENSIONS)
         if regions is not None:
             self._extensions.insert(EXTENSIONS.index("parameters"), SHARED_MEMORY_EXTENSION)
-        self._stream_limits = stream_limits
-        self._codecs: WeakKeyDictionary[Deployment, tuple[RequestReader, ResponseWriter]] = (
-            WeakKeyDictionary()
-        )
-        self._streams: WeakSet[InferStream] = WeakSet()
-
-    # -- inference --------------------------------------------------------------------------
-
-    @takes_unreadable
-    async def ModelInfer(self, request: pb.ModelInferRequest | Unreadable, context: Context) -> Any:
-        """Run one request, in a batch with others."""
-        # Written out rather than wrapped: one coroutine less on the path of every request.
-        try:
-            if isinstance(request, Unreadable):
-                raise request.error()
-            tenant = None if self._gate is None else self._gate.admit(request)
-            if self._unread.scarce:
-                self._unread.check(context.peer())
-            deployment = self._engine.find(request.model_name, request.model_version)
-            codec = self._codecs.get(deployment)
-            if codec is None:
-                codec = self._codec(deployment)
-            reader, writer = codec
-            call = reader.read(request, remaining_s(context.time_remaining()))
-            if tenant is not None:
-                call.tenant, call.weight = tenant.name, tenant.weight
-            answer = await deployment.infer(call)
-            nbytes = sum([len(output.data) for output in answer.outputs])
-            if nbytes >= COUNTED_FROM and not self._unread.hold_for_call(context.peer(), nbytes):
-                del answer  # the refusal may have to wait to be read, too
-                raise self._unread.refusal(context.peer())
-            response = writer.write(answer, request.id, call.wanted)
-            if request.parameters and wants_timing(request):
-                add_timing(response, answer)
-            return response
-        except ServingError as error:
-            self._count_invalid(request.model_name, request.model_version, error)
-            await refuse(context, error)
-        except Exception as error:
-            await fail(context, error)
-        raise AssertionError("unreachable")
-
-    # grpc.aio also takes a coroutine that reads and writes by itself; the stub's types do not.
-    @takes_unreadable
-    async def ModelStreamInfer(self, requests: object, context: Context) -> None:
-        """Run many requests, each on its own, and answer them over the same stream."""
-        stream = InferStream(
-            self._engine,
-            self._codec_of,
-            self._count_invalid,
-            self._stream_limits,
-            context,
-            self._unread,
-            self._gate,
-        )
-        self._streams.add(stream)
-        await stream.run()
-
-    def end_streams(self) -> None:
-        """Let every stream finish what it was given, and end."""
-        for stream in [*self._streams]:
-            stream.end()
 
     # -- what there is ----------------------------------------------------------------------
 
@@ -342,26 +273,6 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
 
     def _may_see(self, model: str) -> bool:
         return self._gate is None or self._gate.allows(model)
-
-    def _codec_of(self, deployment: Deployment) -> tuple[RequestReader, ResponseWriter]:
-        return self._codecs.get(deployment) or self._codec(deployment)
-
-    def _codec(self, deployment: Deployment) -> tuple[RequestReader, ResponseWriter]:
-        spec = deployment.spec
-        reader = RequestReader(spec, self._find_span, self._max_span_bytes)
-        codec = self._codecs[deployment] = (reader, ResponseWriter(spec))
-        return codec
-
-    def count_unreadable(self, error: ServingError) -> None:
-        """Count a message that was none."""
-        self._count_invalid("", "", error)
-
-    def _count_invalid(self, model: str, version: str, error: ServingError) -> None:
-        """Count what was refused before it became a request, without letting callers make up
-        label values. What the scheduler refused was counted when it did."""
-        if not error.counted:
-            known = self._engine.knows(model)
-            self._engine.observer.call_invalid(model if known else "", "", error.reason)
 
 
 def _wrong_parameter(key: str, model: str, problem: str) -> ServingError:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -29,10 +30,8 @@ from headrace.multiplexing import (
 )
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace_server.core.errors import Reason, ServingError
-from headrace_server.core.request import Request
 from headrace_server.engine.calls import Answer
-from headrace_server.engine.deployment import Deployment
-from headrace_server.engine.engine import Engine
+from headrace_server.engine.serving import Served, Serving
 from headrace_server.transport.deadlines import remaining_s
 from headrace_server.transport.failing import Context, refuse, unexpected
 from headrace_server.transport.gate import Gate
@@ -67,7 +66,7 @@ DEFAULT_LIMITS = StreamLimits()
 
 GRPC_ERROR_METADATA = "triton_grpc_error"
 
-CodecOf = Callable[[Deployment], tuple[RequestReader, ResponseWriter]]
+CodecOf = Callable[[Served], tuple[RequestReader, ResponseWriter]]
 CountInvalid = Callable[[str, str, ServingError], None]
 
 
@@ -82,8 +81,8 @@ class _Entry:
     timing: bool = False
     wanted: Wanted = None
     writer: ResponseWriter | None = None
-    deployment: Deployment | None = None
-    request: Request | None = None
+    deployment: Served | None = None
+    request: Any = None
     answer: pb.ModelStreamInferResponse | None = None
     error: ServingError | None = None
 
@@ -101,7 +100,7 @@ class InferStream:
 
     def __init__(
         self,
-        engine: Engine,
+        serving: Serving,
         codec_of: CodecOf,
         count_invalid: CountInvalid,
         limits: StreamLimits,
@@ -109,7 +108,7 @@ class InferStream:
         unread: UnreadAnswers,
         gate: Gate | None = None,
     ) -> None:
-        self._engine = engine
+        self._serving = serving
         self._unread = unread
         self._peer: str = context.peer()
         self._gate = gate
@@ -216,7 +215,7 @@ class InferStream:
             tenant = None if self._gate is None else self._gate.admit(message)
             if self._unread.scarce:
                 self._unread.check(self._peer)
-            deployment = self._engine.find(message.model_name, message.model_version)
+            deployment = self._serving.find(message.model_name, message.model_version)
             reader, entry.writer = self._codec_of(deployment)
             call = reader.read(message, left_s)
             entry.wanted = call.wanted

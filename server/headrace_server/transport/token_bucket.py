@@ -18,6 +18,18 @@ class TokenBucket:
         self._level = max(1.0, rate)
         self._at_s = now
 
+    @classmethod
+    def restored(cls, rate: float, level: float, at_s: float) -> TokenBucket:
+        """The bucket that had this `state`."""
+        bucket = cls(rate, at_s)
+        bucket._level = level
+        return bucket
+
+    @property
+    def state(self) -> tuple[float, float, float]:
+        """Its rate, what is in it, and when it was looked at last, in seconds."""
+        return self.rate, self._level, self._at_s
+
     def wait_s(self, now: float) -> float:
         """Seconds until something may be taken; 0 if at once."""
         self._fill(now)

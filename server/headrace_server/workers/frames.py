@@ -182,10 +182,15 @@ def sendable(detail: str) -> str:
 
 
 class FrameSplitter:
-    """Cuts a byte stream into frame bodies, whatever pieces it arrives in."""
+    """Cuts a byte stream into frame bodies, whatever pieces it arrives in.
 
-    def __init__(self) -> None:
+    Args:
+        max_bytes: of one body.
+    """
+
+    def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
         self._buffer = bytearray()
+        self._max_bytes = max_bytes
 
     def feed(self, data: bytes) -> list[bytes]:
         """Bodies completed by these bytes, in order. Raises `FrameError` on an absurd length."""
@@ -195,8 +200,8 @@ class FrameSplitter:
         start = 0
         while len(buffer) - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(buffer, start)
-            if length > MAX_FRAME_BYTES:
-                raise FrameError(f"a frame of {length} bytes; at most {MAX_FRAME_BYTES} expected")
+            if length > self._max_bytes:
+                raise FrameError(f"a frame of {length} bytes; at most {self._max_bytes} expected")
             end = start + _LENGTH.size + length
             if len(buffer) < end:
                 break
