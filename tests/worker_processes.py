@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -16,7 +17,8 @@ def children_of(pid: int) -> list[int]:
     """The process ids of all children of a process."""
     children: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        children += [int(child) for child in (task / "children").read_text().split()]
+        with suppress(FileNotFoundError, ProcessLookupError):  # that thread has just ended
+            children += [int(child) for child in (task / "children").read_text().split()]
     return children
 
 
