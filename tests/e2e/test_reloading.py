@@ -44,7 +44,7 @@ TAGGED = """
         max_batch_size = 8
 
         def forward(self, x):
-            time.sleep(0.004)
+            time.sleep(0.01)
             return x * 100 + TAG
 """
 """Answers with what it was asked, and with a number that tells one load of it from another."""
