@@ -180,7 +180,7 @@ class FrontFleet(Observer):
         while True:
             front = self._fronts[index]
             if not problem:
-                await front.lost
+                await asyncio.wait((front.lost,))  # which outlives the end of this task
             ready_for_s = time.monotonic() - ready_s
             losses = self._backoff.losses_after(losses, ready_for_s, load_s)
             status = await front.reap()
