@@ -1,11 +1,12 @@
 """A network where batching gains nothing, with batching on and off: nobody may be made to wait.
 
-    python -m bench.resnet [--loads 0.3 0.6 0.8] [--rounds 3] [--seconds 15] [--json FILE]
+    python -m bench.resnet [--loads 0.3 0.6 0.8] [--rounds 8] [--seconds 8] [--json FILE]
 
 ResNet-18 (He et al., 2015; random weights) on images of 224 x 224, one worker, one torch thread:
 29 ms for one image, and as much for each in a batch. It is served twice, under the learned policy
 and one row at a time, and gets the same arrivals, in turn, round after round: open loop, Poisson,
-at shares of what one at a time can carry, and closed loop with 16 in flight.
+at shares of what one at a time can carry, and closed loop with 16 in flight. Who begins changes
+with the round, so that a machine that slows down favours nobody.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bench.simulate.capacity import STUDENT
 from headrace.aio import AsyncClient
 from headrace_server.testing import ServerProcess
 
@@ -155,10 +158,12 @@ async def measure(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.6, 0.8])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=15.0, help="per run")
+    parser.add_argument("--rounds", type=int, default=8, help="2 to 10")
+    parser.add_argument("--seconds", type=float, default=8.0, help="per run")
     parser.add_argument("--json", type=Path, help="write every run to this file")
     options = parser.parse_args()
+    if not 2 <= options.rounds <= len(STUDENT) + 1:
+        parser.error(f"--rounds must be 2 to {len(STUDENT) + 1}, got {options.rounds}")
     runs: list[Run] = []
     with tempfile.TemporaryDirectory() as directory:
         servers: dict[str, ServerProcess] = {}
@@ -172,7 +177,8 @@ def main() -> int:
             )
             for number in range(options.rounds):
                 for load in (*options.loads, 0.0):
-                    for policy, server in servers.items():
+                    turns = list(servers.items())
+                    for policy, server in reversed(turns) if number % 2 else turns:
                         run = asyncio.run(
                             measure(
                                 server.grpc_address,
@@ -203,23 +209,27 @@ def shown(run: Run) -> str:
 
 
 def report(runs: list[Run]) -> None:
-    """Medians over the rounds of what learned does to latency and throughput, pair by pair."""
+    """What learned does to latency and throughput: means over the rounds, pair by pair."""
     print("\n        load  mean latency, learned over no batching    throughput")
     for load in sorted({run.load for run in runs}):
-        pairs = list(
-            zip(
-                (r for r in runs if (r.policy, r.load) == ("learned", load)),
-                (r for r in runs if (r.policy, r.load) == ("no batching", load)),
-                strict=True,
-            )
+        learned, alone = (
+            sorted((r for r in runs if (r.policy, r.load) == (policy, load)), key=lambda r: r.round)
+            for policy in POLICIES
         )
-        slower = sorted(ours.mean_ms / alone.mean_ms for ours, alone in pairs)
-        faster = sorted(ours.images_per_s / alone.images_per_s for ours, alone in pairs)
+        pairs = list(zip(learned, alone, strict=True))
+        slower = interval([ours.mean_ms / other.mean_ms for ours, other in pairs])
+        faster = interval([ours.images_per_s / other.images_per_s for ours, other in pairs])
         label = f"{load:g}" if load else f"{CLOSED} in flight"
-        print(
-            f"{label:>12}  {statistics.median(slower):.3f} ({slower[0]:.3f} to {slower[-1]:.3f})"
-            f"{'':>22}{statistics.median(faster):.3f} ({faster[0]:.3f} to {faster[-1]:.3f})"
-        )
+        print(f"{label:>12}  {slower:<42}{faster}")
+
+
+def interval(ratios: list[float]) -> str:
+    """The geometric mean of one ratio per round, and its 95 % confidence interval."""
+    logs = [math.log(ratio) for ratio in ratios]
+    middle = statistics.fmean(logs)
+    reach = STUDENT[len(logs) - 2] * statistics.stdev(logs) / math.sqrt(len(logs))
+    low, mean, high = (math.exp(middle + side * reach) for side in (-1, 0, 1))
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
 
 
 if __name__ == "__main__":
