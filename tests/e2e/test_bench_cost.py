@@ -27,7 +27,10 @@ def test_costs_are_measured_and_written(tmp_path: Path) -> None:
         *[("echo", 4), ("headrace", 4)],
         *[("echo", 1), ("headrace", 1)],
     ]
-    assert sorted(run["in_flight"] for run in written["queued"]) == [100, 10_000]
+    assert sorted((run["server"], run["in_flight"]) for run in written["queued"]) == [
+        *[("echo", 100), ("echo", 10_000)],
+        *[("headrace", 100), ("headrace", 10_000)],
+    ]
     assert written["at_rest"]["front_bytes"] > 0
     assert written["at_rest"]["worker_bytes"] > 0
     assert "CPU ratio" in done.stdout
