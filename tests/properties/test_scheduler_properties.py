@@ -126,7 +126,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(choice=st.randoms(use_true_random=False), failed=st.sampled_from([False, False, True]))
     def finish_a_batch(self, choice: Random, failed: bool) -> None:
         running = sorted({b.worker_id: b.id for b in reversed(self.in_flight())}.values())
-        batch_id = choice.choice(running)
+        # Also one that is staged may fail: it could not be handed over.
+        batch_id = choice.choice([*self.driver.in_flight] if failed else running)
         self.driver.fail(batch_id) if failed else self.driver.complete(batch_id)
         self.judge()
 

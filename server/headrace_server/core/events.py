@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from headrace_server.core.errors import Reason
@@ -53,18 +54,21 @@ class BatchCompleted:
     """A worker answered the batch. Like a submission it dispatches nothing by itself: the requests
     of those who were just answered shall ride in the next batch, not in the one after.
 
-    `busy_s`: how long the worker itself was busy with it, in seconds; None where nobody knows.
+    `least_s` and `most_s` bound how long it ran, in seconds, by the worker's own clock: the model's
+    own time, which no other batch shares, and all that the worker spent on it.
     """
 
     batch_id: int
-    busy_s: float | None = None
+    least_s: float = 0.0
+    most_s: float = math.inf
 
 
 @dataclass(slots=True, frozen=True)
 class BatchFailed:
-    """The model raised, or answered nonsense; the worker itself lives. The requests of the batch
-    are run once more, each alone; one that fails alone is refused. Where the device had no memory
-    for the batch they ride again in smaller ones."""
+    """The model raised, or answered nonsense, or the batch could not even be handed over, while it
+    was staged perhaps; the worker itself lives. The requests of the batch are run once more, each
+    alone; one that fails alone is refused. Where the device had no memory for the batch they ride
+    again in smaller ones."""
 
     batch_id: int
     out_of_memory: bool = False

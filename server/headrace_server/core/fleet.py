@@ -23,8 +23,9 @@ missed near capacity (`make bench-sim`; 12 ms batches, one worker). Behind a bat
 batches."""
 
 WAY_S = 0.001
-"""What a batch and its answer may take there and back; half of it is usual. What is longer is a
-process that is busy with other things and reads the answer late: no batch takes longer for that."""
+"""What a batch and its answer may take there and back, once its inputs are where the worker reads
+them; half of it is usual. What is longer is a process that is busy with other things and reads the
+answer late: no batch takes longer for that."""
 
 
 @dataclass(slots=True, eq=False)
@@ -168,9 +169,12 @@ class Fleet:
             del self._idle[worker.id]
             self._start(worker, expected_s, now, patience_s)
 
-    def finish(self, batch: Batch, now: float, busy_s: float | None = None) -> float:
-        """A worker answered its running batch; returns how long it ran, in seconds: as long as
-        the worker was busy, if it told, and what of the way there and back can be the way."""
+    def finish(
+        self, batch: Batch, now: float, least_s: float = 0.0, most_s: float = math.inf
+    ) -> float:
+        """A worker answered its running batch; returns how long it ran, in seconds: from when the
+        worker was free for it, within what the worker says itself and what the way there and back
+        may take. See `BatchCompleted`."""
         worker = self._workers[batch.worker_id]
         if not worker.batches or worker.batches[0] is not batch:
             raise ValueError(f"worker {worker.id} answered batch {batch.id}, which is not running")
@@ -182,7 +186,12 @@ class Fleet:
             if worker.id in self._taking:
                 self._idle[worker.id] = worker
         ran_s = now - batch.started_s
-        return ran_s if busy_s is None else min(max(ran_s, busy_s), busy_s + WAY_S)
+        return min(max(ran_s, least_s), most_s + batch.handed_over_s + WAY_S)
+
+    def withdraw(self, batch: Batch) -> None:
+        """A batch that was staged on its worker never runs there."""
+        self._workers[batch.worker_id].batches.remove(batch)
+        self._in_flight -= 1
 
     def running(self, worker_id: int) -> Batch | None:
         """The batch that this worker runs, if any."""

@@ -100,7 +100,8 @@ class Batch:
     `started_s` is the moment from which the worker was free to run it: its dispatch on an idle
     worker, the completion of the batch before it on a busy one. `expected_s` is how long it was
     last expected to run, in seconds, if anything was known: when it was dispatched, and again
-    when it started. `running`: workers that ran at that moment, its own included.
+    when it started. `running`: workers that ran at that moment, its own included. `handed_over_s`:
+    seconds that it took the process to put its inputs where the worker reads them.
     """
 
     id: int
@@ -112,6 +113,7 @@ class Batch:
     started_s: float = math.nan
     expected_s: float | None = None
     running: int = 1
+    handed_over_s: float = 0.0
     length: int = field(init=False)
 
     def __post_init__(self) -> None:

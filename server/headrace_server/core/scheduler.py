@@ -245,7 +245,8 @@ class Scheduler:
         batch = self._batches.pop(event.batch_id, None)
         if batch is None:
             return []
-        self._policy.observe(batch, self._fleet.finish(batch, now, event.busy_s))
+        ran_s = self._fleet.finish(batch, now, event.least_s, event.most_s)
+        self._policy.observe(batch, ran_s)
         self._watchdog.answered(batch)
         self._outage.answered()
         for request in batch.requests:
@@ -256,8 +257,13 @@ class Scheduler:
         batch = self._batches.pop(event.batch_id, None)
         if batch is None:
             return []
-        self._fleet.finish(batch, now)
-        self._outage.answered()
+        # One that could not be handed to its worker fails while it is staged.
+        ran = self._fleet.running(batch.worker_id) is batch
+        if ran:
+            self._fleet.finish(batch, now)
+            self._outage.answered()
+        else:
+            self._fleet.withdraw(batch)
         if event.out_of_memory:
             self._policy.out_of_memory(batch, now)
         actions: list[Action] = []
@@ -271,7 +277,9 @@ class Scheduler:
                 self._queue.push(request)
             else:
                 self._try_alone(request)
-        return actions + self._begin_staged(batch.worker_id, now) + self._decide_soon(now)
+        if ran:
+            actions += self._begin_staged(batch.worker_id, now)
+        return actions + self._decide_soon(now)
 
     def _on_time_advanced(self, event: TimeAdvanced, now: float) -> list[Action]:
         actions: list[Action] = []

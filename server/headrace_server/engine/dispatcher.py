@@ -214,7 +214,8 @@ class Dispatcher:
             elif answer is not None:
                 ticket.future.set_result(answer)
         self._observer.batch_completed(self._deployment, batch, timing, now)
-        self._handle(BatchCompleted(batch_id, timing.compute_ns / 1e9), now)
+        completed = BatchCompleted(batch_id, timing.infer_ns / 1e9, timing.compute_ns / 1e9)
+        self._handle(completed, now)
 
     def batch_failed(self, batch_id: int, detail: str, out_of_memory: bool = False) -> None:
         """See `ExecutorListener.batch_failed`."""
@@ -316,6 +317,7 @@ class Dispatcher:
         self._in_flight[batch.id] = batch
         tensors = [self._tickets[request.id].tensors for request in batch.requests]
         self._executor.run(batch.worker_id, batch.id, tensors)
+        batch.handed_over_s = self._clock.now() - now
         self._observer.batch_dispatched(self._deployment, batch, now)
 
     def _restart(self, worker_id: int, now: float) -> None:

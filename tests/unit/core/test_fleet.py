@@ -104,21 +104,23 @@ def test_ordered_batches_stay_on_one_worker() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seen_s", "busy_s", "ran_s"),
+    ("seen_s", "bounds_s", "ran_s"),
     [
-        (0.4, None, 0.4),
-        (0.4, 0.3997, 0.4),
-        pytest.param(0.4, 0.1, 0.1 + WAY_S, id="its answer was read late"),
-        pytest.param(0.1, 0.4, 0.4, id="the answer before it was read late"),
+        (0.4, (), 0.4),
+        (0.4, (0.39, 0.3997), 0.4),
+        pytest.param(0.4, (0.05, 0.1), 0.1 + 0.02 + WAY_S, id="its answer was read late"),
+        pytest.param(0.1, (0.3, 0.4), 0.3, id="the answer before it was read late"),
+        pytest.param(0.3, (0.3, 0.4), 0.3, id="what was not the model's overlapped"),
     ],
 )
-def test_a_batch_ran_for_as_long_as_its_worker_was_busy_and_a_short_way_took(
-    seen_s: float, busy_s: float | None, ran_s: float
+def test_a_batch_ran_for_as_long_as_its_worker_says_and_handing_over_took(
+    seen_s: float, bounds_s: tuple[float, ...], ran_s: float
 ) -> None:
     fleet = fleet_of(0)
     first = batch(0, 0)
+    first.handed_over_s = 0.02
     fleet.assign(first, 0.5, 1.0)
-    assert fleet.finish(first, 1.0 + seen_s, busy_s) == pytest.approx(ran_s)
+    assert fleet.finish(first, 1.0 + seen_s, *bounds_s) == pytest.approx(ran_s)
 
 
 def test_a_batch_starts_when_the_one_before_it_ends() -> None:

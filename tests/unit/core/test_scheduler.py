@@ -504,6 +504,24 @@ class TestBatchFailure:
         driver.complete(1)
         assert driver.outcomes == {1: Reason.MODEL_FAILED, 2: "completed"}
 
+    def test_one_that_fails_while_it_is_staged_leaves_the_running_one_alone(
+        self, drive: Drive
+    ) -> None:
+        driver = drive(max_batch_size=2)
+        for request_id in (1, 2, 3, 4):
+            driver.submit(request_id)
+        driver.settle()
+        assert driver.running(0) == [0, 1]
+        driver.advance_to(0.1)
+        driver.fail(1)
+        assert driver.in_flight[0].started_s == 0.0
+        assert driver.running(0) == [0]
+        driver.advance_to(0.2)
+        driver.complete(0)
+        driver.complete(2)
+        driver.complete(3)
+        assert driver.outcomes == dict.fromkeys((1, 2, 3, 4), "completed")
+
     def test_nothing_is_learnt_from_it(self, drive: Drive) -> None:
         policy = AdaptivePolicy(8)
         driver = drive(policy=policy)
