@@ -181,7 +181,7 @@ class AdaptivePolicy:
         if last is not None and not opening.idle and queue.rows < min(PLENTY, self._max_rows):
             due_s = last.dispatched_s + LONGEST_S
             leisure_s = due_s + AT_LEISURE * BRIEF_S
-            if opening.now < due_s and queue.most_urgent().deadline_s > leisure_s:
+            if opening.now < due_s and queue.next_deadline_s() > leisure_s:
                 return Hold(due_s, or_idle=True)
         return form_any(queue, self._form_group, opening)
 

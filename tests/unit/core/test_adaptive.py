@@ -232,6 +232,13 @@ def test_who_is_due_within_milliseconds_does_not_wait_for_others() -> None:
     assert dispatches(driver.settle()) == [[10]]
 
 
+def test_nor_do_those_who_are_due_so_soon_and_less_urgent() -> None:
+    driver = after_brief(4)
+    driver.submit(10, priority=1, deadline_s=1.0)
+    driver.submit(11, priority=10, deadline_s=0.010)
+    assert dispatches(driver.settle()) == [[10, 11]]
+
+
 def test_after_a_long_batch_nobody_waits() -> None:
     driver = SchedulerDriver(policy=AdaptivePolicy(16))
     for _ in range(4):
