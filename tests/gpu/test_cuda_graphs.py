@@ -15,6 +15,20 @@ from headrace_server.workers.cuda_graphs import cuda_capture, with_graphs
 pytestmark = pytest.mark.gpu
 
 
+def test_a_capture_that_fails_leaves_the_device_as_it_was() -> None:
+    before = torch.cuda.current_stream()
+    x = torch.ones(4, device="cuda:0")
+
+    def call() -> tuple[torch.Tensor, ...]:
+        return (x * x.sum().item(),)  # waits for the device, which no capture allows
+
+    with pytest.raises(RuntimeError):
+        cuda_capture()(call)
+    assert torch.cuda.current_stream() == before
+    assert x.sum().item() == 4.0
+    torch.cuda.empty_cache()
+
+
 def test_graphs_answer_as_the_program_does(tmp_path: Path) -> None:
     directory = tmp_path / "network" / "1"
     directory.mkdir(parents=True)

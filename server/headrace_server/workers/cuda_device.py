@@ -62,7 +62,9 @@ class CudaDevice:
 
     def compute(self, call: Callable[[], T]) -> T:
         """See `Device.compute`."""
-        return call()
+        # By name: a model, or what was tried when it was loaded, may have made another one current.
+        with torch.cuda.stream(self._streams[Lane.COMPUTE]):
+            return call()
 
     def copy_out(self, value: torch.Tensor, host: torch.Tensor) -> None:
         """See `Device.copy_out`."""

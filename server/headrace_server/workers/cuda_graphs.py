@@ -10,6 +10,7 @@ Workers only: imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -142,10 +143,19 @@ def cuda_capture() -> Capture:
         with cuda.stream(aside):
             for _ in range(WARM_UPS):
                 call()
-        cuda.current_stream().wait_stream(aside)
+        before = cuda.current_stream()
+        before.wait_stream(aside)
         graph = cuda.CUDAGraph()
-        with cuda.graph(graph, pool=pool):
-            answer = call()
+        try:
+            with cuda.graph(graph, pool=pool):
+                answer = call()
+        except BaseException:
+            # Of a capture that was given up, torch 2.13 leaves the stream the current one and the
+            # allocator, in some releases, in the belief that it goes on.
+            cuda.set_stream(before)
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(cuda.current_device(), pool)
+            raise
         return graph.replay, answer
 
     return capture

@@ -71,13 +71,14 @@ class PipelinedPath:
         try:
             batch = self._queue(message, memory, reserve)
         except Exception as error:
+            # Some of it may be queued: whatever that is has to end first, before its slabs are
+            # used again, and before what the error's frames hold is let go of.
+            broken = self._device.is_broken()
             failed = failure(self._runner, message, error)
-            if not failed.out_of_memory and self._device.is_broken():
+            if broken:
                 self._on_broken(error)
                 return
-            # Some of it may be queued: whatever that is has to end first.
-            marks = tuple(self._device.mark(lane) for lane in Lane)
-            batch = _InFlight(lambda: failed, marks)
+            batch = _InFlight(lambda: failed, ())
         self._in_flight.put(batch)
 
     def close(self) -> None:
