@@ -77,7 +77,10 @@ def load_exported(
     if weights is not None and not options:  # these make weights of their own
         from headrace_server.models.shared_weights import share_weights  # Linux only
 
-        share_weights(program, weights)
+        try:
+            share_weights(program, weights)
+        except OSError as error:  # no memory for them, say: they stay where they are
+            log.warning("the weights are not shared: %s", error)
     tensors = read_tensors(program, source.file)
     # Whatever is tried out is tried with the program as it was saved.
     call = _Call(plain_function(program)[0], tensors)

@@ -14,6 +14,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.export import ExportedProgram
@@ -35,8 +36,9 @@ def share_weights(program: ExportedProgram, descriptor: int) -> int:
     model's file may have changed since.
     """
     weights = _storages(program)
-    if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE:
-        _fill(descriptor, list(weights.values()))
+    with _alone_with(descriptor):
+        if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE:
+            _fill(descriptor, list(weights.values()))
     size = os.fstat(descriptor).st_size
     if not size:
         return 0
@@ -56,6 +58,18 @@ def share_weights(program: ExportedProgram, descriptor: int) -> int:
                 storage, tensor.storage_offset(), tensor.shape, tensor.stride()
             )
     return sum(storage.nbytes() for storage in moved.values())
+
+
+@contextmanager
+def _alone_with(descriptor: int) -> Iterator[None]:
+    """Keep other workers out of the file meanwhile; one that ends in here lets the next one in."""
+    # A lock goes with what was opened, and all workers were handed the same: each opens it anew.
+    own = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR)
+    try:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(own)
 
 
 def _storages(program: ExportedProgram) -> dict[int, torch.UntypedStorage]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -93,3 +94,10 @@ def test_the_file_can_be_changed_by_nobody_once_it_is_full(file: int) -> None:
         os.pwrite(file, b"x", 0)
     with pytest.raises(PermissionError):
         os.ftruncate(file, 0)
+
+
+def test_workers_that_begin_together_fill_the_file_one_after_the_other(file: int) -> None:
+    programs = [program() for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        shared = list(threads.map(lambda one: share_weights(one, file), programs))
+    assert shared == [2 * NBYTES] * 4
