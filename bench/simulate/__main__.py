@@ -1,10 +1,12 @@
 """The policies of batching on simulated workers, side by side.
 
-    python -m bench.simulate [--quick] [--out docs] [--processes 2] [--findings FILE]
+    python -m bench.simulate [--quick] [--out docs] [--processes 2]
+                             [--findings FILE [--again cv4 mlp]]
 
 Prints a report in Markdown and writes it to `simulation.md`, beside the raw data and pictures. What
 was simulated is the same from run to run; decisions are timed, which wants a quiet machine. So
-findings can be taken from an earlier run, and the decisions timed anew.
+findings can be taken from an earlier run, and the decisions timed anew; with `--again`, but for
+the points of these profiles and arrivals, where a change of the scheduler shows.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import msgspec
 
 from bench.simulate import decisions
 from bench.simulate.report import report
-from bench.simulate.study import Finding, examine, full, quick
+from bench.simulate.study import Finding, examine, full, quick, replaced
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a taste; too little to judge by")
     parser.add_argument("--out", type=Path, help="directory to write to (default: write nothing)")
     parser.add_argument("--findings", type=Path, help="raw data to take the simulations from")
+    parser.add_argument("--again", nargs="+", default=[], help="but not of these points")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
     study = quick() if options.quick else full()
@@ -39,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.findings:
         kept = json.loads(options.findings.read_text())
         findings = msgspec.convert(kept["findings"], list[Finding])
+        anew = examine(study.of(set(options.again)), processes=options.processes)
+        findings = replaced(findings, anew)
     else:
         findings = examine(study, processes=options.processes)
     pictures: list[Path] = []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
@@ -39,6 +39,14 @@ class Study:
     finalists: int
     timed_requests: int
     timed_rounds: int
+
+    def of(self, names: Collection[str]) -> Study:
+        """The same for points of these profiles and arrivals alone."""
+
+        def chosen(points: Sequence[Point]) -> Sequence[Point]:
+            return [point for point in points if {point.profile, point.process} & {*names}]
+
+        return replace(self, grid=chosen(self.grid), others=chosen(self.others))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,12 @@ def examine(study: Study, *, processes: int) -> list[Finding]:
     # Spawned, not forked: the same on every platform, and nothing inherited by chance.
     with get_context("spawn").Pool(processes, initializer=os.nice, initargs=(10,)) as pool:
         return _counted(pool.imap(look, points), len(points))
+
+
+def replaced(findings: Iterable[Finding], anew: Iterable[Finding]) -> list[Finding]:
+    """The findings in their order, those of points that were examined anew in their places."""
+    by_point = {finding.point: finding for finding in anew}
+    return [by_point.get(finding.point, finding) for finding in findings]
 
 
 def _examine(study: Study, point: Point) -> Finding:

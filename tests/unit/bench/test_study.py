@@ -44,5 +44,8 @@ def test_quick_study_writes_a_report_raw_data_and_pictures(
     raw = json.loads((tmp_path / "simulation.json").read_text())
     assert len(raw["findings"]) == 4
     assert len(raw["decisions"]) == 5
+    again = ("--findings", str(tmp_path / "simulation.json"), "--again", "cv4")
+    assert main(["--quick", "--out", str(tmp_path), "--processes", "1", *again]) == 0
+    assert json.loads((tmp_path / "simulation.json").read_text())["findings"] == raw["findings"]
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert pictures == ["simulation-cv4.png", "simulation-poisson.png"]
