@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -274,7 +275,8 @@ async def test_a_front_that_is_killed_costs_its_own_calls_alone_and_comes_back(
     assert slabs_of(os.getpid()) == slabs
 
 
-async def test_reloads_under_load_lose_nothing(stage: FrontedStage) -> None:
+@pytest.mark.parametrize("versions", [[1], [2, 1]], ids=["reloads", "there and back"])
+async def test_reloads_under_load_lose_nothing(stage: FrontedStage, versions: list[int]) -> None:
     working = asyncio.create_task(complete_all(stage))
     over = False
     spec = spec_of(
@@ -298,11 +300,11 @@ async def test_reloads_under_load_lose_nothing(stage: FrontedStage) -> None:
 
     callers = [asyncio.create_task(caller(index)) for index in range(len(stage.stubs))]
     tasks = [working]
-    for _ in range(20):
+    for _, version in zip(range(20), itertools.cycle(versions), strict=False):
         workers = PuppetExecutor(spec, workers=WORKERS)
         deployment = Deployment(
             "model",
-            1,
+            version,
             workers,
             lambda _: SchedulingRules(BatchingSettings(0), max_requests=100, max_bytes=1 << 20),
             LoopClock(),
