@@ -228,6 +228,25 @@ async def test_tokens_count_at_every_front_and_for_what_is_passed_on(
     working.cancel()
 
 
+async def test_who_is_refused_is_not_read(guarded: FrontedStage) -> None:
+    """Of none of these calls a message ever comes; who waits for one would wait for ever."""
+    known, unknown = "/inference.GRPCInferenceService/ModelMetadata", "/nobody.Knows/It"
+    async with asyncio.timeout(20):
+        for method, who, expected in (
+            (known, None, grpc.StatusCode.UNAUTHENTICATED),
+            (unknown, None, grpc.StatusCode.UNAUTHENTICATED),
+            (unknown, "user", grpc.StatusCode.PERMISSION_DENIED),
+            (unknown, "boss", grpc.StatusCode.UNIMPLEMENTED),
+        ):
+            for channel in guarded.channels[:2]:
+                metadata = None if who is None else bearer(who)
+                call = channel.stream_unary(method)(metadata=metadata)
+                assert await call.code() is expected
+        refused = "headrace_refusals_total"
+        await until(lambda: guarded.counted(refused, reason="unauthenticated") == 4)
+        await until(lambda: guarded.counted(refused, reason="not_allowed") == 2)
+
+
 async def test_a_rate_holds_over_all_fronts_together(guarded: FrontedStage) -> None:
     stage = guarded
     working = asyncio.create_task(complete_all(stage))
