@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class FrontedStage(Stage):
 
     def __init__(self, tokens: Path | None = None) -> None:
         self.tokens = "" if tokens is None else str(tokens)
-        self.fleet = FrontFleet(FRONTS, self._settings, LoopClock())
+        self.fleet = FrontFleet(FRONTS, partial(settings_of, tokens=self.tokens), LoopClock())
         gate = None
         if tokens is not None:
             gate = (TokensFile(tokens, time.monotonic).tenants, time.monotonic)
@@ -82,19 +83,20 @@ class FrontedStage(Stage):
         await until(lambda: gone not in self.fronts)
         await until(lambda: all(front.listening for front in self.fronts))
 
-    def _settings(self, index: int, address: str, passed_on: str) -> frames.Settings:
-        return frames.Settings(
-            index=index,
-            address=address,
-            passed_on=passed_on,
-            max_message_bytes=256 << 20,
-            max_connections=100,
-            compressed=False,
-            unread_bytes=64 << 20,
-            tls_cert="",
-            tls_key="",
-            tls_client_ca="",
-            tokens=self.tokens,
-            log_format="text",
-            log_level="warning",
-        )
+
+def settings_of(index: int, address: str, passed_on: str, tokens: str = "") -> frames.Settings:
+    return frames.Settings(
+        index=index,
+        address=address,
+        passed_on=passed_on,
+        max_message_bytes=256 << 20,
+        max_connections=100,
+        compressed=False,
+        unread_bytes=64 << 20,
+        tls_cert="",
+        tls_key="",
+        tls_client_ca="",
+        tokens=tokens,
+        log_format="text",
+        log_level="warning",
+    )
