@@ -22,6 +22,7 @@ from headrace_server.models.errors import RepositoryError
 from headrace_server.models.repository import (
     ModelEntry,
     ModelSource,
+    directory_of,
     model_names,
     read_model,
     scan,
@@ -262,7 +263,7 @@ class ModelControl:
             raise
 
     def _read(self, model: str, config: ModelConfig | None) -> Found:
-        entry = read_model(self._repository / model, config)
+        entry = read_model(directory_of(self._repository, model), config)
         return Found(entry, stamps_of(entry))
 
     async def _bring(self, found: Found, *, anew: bool) -> None:

@@ -107,6 +107,12 @@ def model_names(repository: Path) -> list[str]:
     return [_readable(directory.name) for directory in _directories(repository)]
 
 
+def directory_of(repository: Path, model: str) -> Path:
+    """Where the model lies, or would lie, that `model_names` calls so. Raises RepositoryError."""
+    found = (path for path in _directories(repository) if _readable(path.name) == model)
+    return next(found, repository / model)
+
+
 def _directories(repository: Path) -> list[Path]:
     try:
         found = sorted(repository.iterdir())
