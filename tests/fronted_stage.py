@@ -7,6 +7,8 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from headrace_server.engine.clock import LoopClock
 from headrace_server.fronts import frames
 from headrace_server.fronts.fleet import FrontFleet
 from headrace_server.fronts.front_process import FrontProcess
+from headrace_server.transport.grpc_server import DEFAULT_LIMITS
 from headrace_server.transport.tenants import TokensFile
 from stream_stage import Stage, until
 
@@ -30,11 +33,15 @@ class FrontedStage(Stage):
 
     def __init__(self, tokens: Path | None = None) -> None:
         self.tokens = "" if tokens is None else str(tokens)
-        self.fleet = FrontFleet(FRONTS, self._settings, LoopClock())
+        self.fleet = FrontFleet(FRONTS, partial(settings_of, tokens=self.tokens), LoopClock())
         gate = None
         if tokens is not None:
             gate = (TokensFile(tokens, time.monotonic).tenants, time.monotonic)
-        super().__init__(gate=gate, observers=(self.fleet,))
+        super().__init__(
+            grpc_limits=replace(DEFAULT_LIMITS, max_calls=None),
+            gate=gate,
+            observers=(self.fleet,),
+        )
         self.channels: list[grpc.aio.Channel] = []
 
     async def start(self) -> None:
@@ -76,19 +83,20 @@ class FrontedStage(Stage):
         await until(lambda: gone not in self.fronts)
         await until(lambda: all(front.listening for front in self.fronts))
 
-    def _settings(self, index: int, address: str, passed_on: str) -> frames.Settings:
-        return frames.Settings(
-            index=index,
-            address=address,
-            passed_on=passed_on,
-            max_message_bytes=256 << 20,
-            max_connections=100,
-            compressed=False,
-            unread_bytes=64 << 20,
-            tls_cert="",
-            tls_key="",
-            tls_client_ca="",
-            tokens=self.tokens,
-            log_format="text",
-            log_level="warning",
-        )
+
+def settings_of(index: int, address: str, passed_on: str, tokens: str = "") -> frames.Settings:
+    return frames.Settings(
+        index=index,
+        address=address,
+        passed_on=passed_on,
+        max_message_bytes=256 << 20,
+        max_connections=100,
+        compressed=False,
+        unread_bytes=64 << 20,
+        tls_cert="",
+        tls_key="",
+        tls_client_ca="",
+        tokens=tokens,
+        log_format="text",
+        log_level="warning",
+    )

@@ -39,7 +39,7 @@ from headrace_server.telemetry.probes import Probes
 from headrace_server.transport.certificates import CertificateFiles, Certificates
 from headrace_server.transport.explanation_service import ExplanationService
 from headrace_server.transport.gate import Gate, GateInterceptor
-from headrace_server.transport.grpc_server import GrpcLimits, GrpcServer
+from headrace_server.transport.grpc_server import DEFAULT_LIMITS, GrpcLimits, GrpcServer
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
 from headrace_server.transport.regions import RegionTable
@@ -168,6 +168,8 @@ class Server:
                 self._config.max_message_bytes,
                 self._config.max_connections,
                 compressed=self._config.compression == "accept",
+                # A front has one connection, for what all its callers ask.
+                max_calls=DEFAULT_LIMITS.max_calls if self._fronts is None else None,
             ),
             tls=self._tls,
             interceptors=() if self._gate is None else (GateInterceptor(self._gate),),

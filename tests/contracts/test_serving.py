@@ -228,6 +228,24 @@ async def test_large_tensors_and_small_ones_come_through(house: House) -> None:
         assert output.data == row(7, nbytes)
 
 
+async def test_an_answer_too_large_to_be_sent_fails_alone(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "MAX_ANSWER_BYTES", 100)
+    _, workers = await house.served(workers=2)
+    large, small = house.submit(row(1, 200))[1], house.submit(row(2, 10))[1]
+    await until(lambda: len(workers.batches) == 2)
+    workers.complete(0)
+    workers.complete(1)
+    assert (await small).outputs[0].data == row(2, 10)
+    if isinstance(house, FrontedHouse):
+        with pytest.raises(ServingError) as failed:
+            await large
+        assert failed.value.reason is Reason.INTERNAL
+    else:
+        assert (await large).outputs[0].data == row(1, 200)
+
+
 async def test_prepared_requests_are_prepared_first(house: House) -> None:
     preparing = PuppetExecutor(PREPARED)
     _, workers = await house.served(spec=PREPARED, preparing=preparing)

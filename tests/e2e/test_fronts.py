@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import struct
 import sys
 import tempfile
 import time
@@ -16,6 +18,7 @@ import pytest
 from command_line import refusal
 from headrace import Client
 from headrace_server.testing import ServerProcess
+from raw_http2 import PREFACE, SETTINGS, frame
 from reading_metrics import metric
 from worker_processes import alive, children_of, command_of
 from written_models import write_model
@@ -27,6 +30,8 @@ pytestmark = [
 
 SECONDS = 60.0
 CONNECTIONS = 16
+MAX_CONCURRENT_STREAMS = 3
+"""Its number among the settings of HTTP/2."""
 AFFINE = """
     from headrace_server import Model, TensorSpec
 
@@ -91,6 +96,28 @@ def test_one_server_to_its_callers_and_to_its_operator(
     assert server.stop() == 0
     assert not any(map(alive, processes))
     assert os.listdir(directory) == []
+
+
+def test_callers_are_limited_where_they_connect_and_not_behind_that(
+    server: ServerProcess, directory: Path
+) -> None:
+    host, _, port = server.grpc_address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=SECONDS) as connection:
+        assert settings_of(connection)[MAX_CONCURRENT_STREAMS] == 8_192
+    (private,) = directory.glob("*/engine")
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(SECONDS)
+        connection.connect(str(private))
+        assert MAX_CONCURRENT_STREAMS not in settings_of(connection)
+
+
+def settings_of(connection: socket.socket) -> dict[int, int]:
+    """What an HTTP/2 server says of itself, first of all (RFC 9113, 6.5)."""
+    connection.sendall(PREFACE + frame(SETTINGS, 0, 0))
+    with connection.makefile("rb") as stream:
+        head = stream.read(9)
+        assert head[3] == SETTINGS
+        return dict(struct.iter_unpack(">HI", stream.read(int.from_bytes(head[:3]))))
 
 
 def test_fronts_of_a_server_that_is_killed_end_and_leave_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -227,6 +228,25 @@ async def test_tokens_count_at_every_front_and_for_what_is_passed_on(
     working.cancel()
 
 
+async def test_who_is_refused_is_not_read(guarded: FrontedStage) -> None:
+    """Of none of these calls a message ever comes; who waits for one would wait for ever."""
+    known, unknown = "/inference.GRPCInferenceService/ModelMetadata", "/nobody.Knows/It"
+    async with asyncio.timeout(20):
+        for method, who, expected in (
+            (known, None, grpc.StatusCode.UNAUTHENTICATED),
+            (unknown, None, grpc.StatusCode.UNAUTHENTICATED),
+            (unknown, "user", grpc.StatusCode.PERMISSION_DENIED),
+            (unknown, "boss", grpc.StatusCode.UNIMPLEMENTED),
+        ):
+            for channel in guarded.channels[:2]:
+                metadata = None if who is None else bearer(who)
+                call = channel.stream_unary(method)(metadata=metadata)
+                assert await call.code() is expected
+        refused = "headrace_refusals_total"
+        await until(lambda: guarded.counted(refused, reason="unauthenticated") == 4)
+        await until(lambda: guarded.counted(refused, reason="not_allowed") == 2)
+
+
 async def test_a_rate_holds_over_all_fronts_together(guarded: FrontedStage) -> None:
     stage = guarded
     working = asyncio.create_task(complete_all(stage))
@@ -274,7 +294,8 @@ async def test_a_front_that_is_killed_costs_its_own_calls_alone_and_comes_back(
     assert slabs_of(os.getpid()) == slabs
 
 
-async def test_reloads_under_load_lose_nothing(stage: FrontedStage) -> None:
+@pytest.mark.parametrize("versions", [[1], [2, 1]], ids=["reloads", "there and back"])
+async def test_reloads_under_load_lose_nothing(stage: FrontedStage, versions: list[int]) -> None:
     working = asyncio.create_task(complete_all(stage))
     over = False
     spec = spec_of(
@@ -298,11 +319,11 @@ async def test_reloads_under_load_lose_nothing(stage: FrontedStage) -> None:
 
     callers = [asyncio.create_task(caller(index)) for index in range(len(stage.stubs))]
     tasks = [working]
-    for _ in range(20):
+    for _, version in zip(range(20), itertools.cycle(versions), strict=False):
         workers = PuppetExecutor(spec, workers=WORKERS)
         deployment = Deployment(
             "model",
-            1,
+            version,
             workers,
             lambda _: SchedulingRules(BatchingSettings(0), max_requests=100, max_bytes=1 << 20),
             LoopClock(),

@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from headrace.protocol import grpc_service_pb2 as pb
+from headrace_server.fronts.forwarding import Forwarding
 from stream_stage import Stage, request, until
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -117,6 +118,22 @@ async def test_what_a_call_held_is_freed_when_it_ends(stage: Stage, end: End) ->
     """Cycles would keep it for minutes, whole tensors included: those are looked for rarely."""
     await end(stage)
     found = await garbage_of(stage, end)
+    assert [described(item) for item in found if ours(item)] == []
+
+
+async def test_what_a_call_held_that_was_passed_on_is_freed(stage: Stage) -> None:
+    front = grpc.aio.server()
+    front.add_generic_rpc_handlers((Forwarding(stage.channel),))
+    port = front.add_insecure_port("127.0.0.1:0")
+    await front.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        metadata = channel.unary_unary("/inference.GRPCInferenceService/ModelMetadata")
+
+        async def refused(_: Stage) -> None:
+            await ended(metadata(pb.ModelMetadataRequest(name="nobody").SerializeToString()))
+
+        found = await garbage_of(stage, refused)
+    await front.stop(0)
     assert [described(item) for item in found if ours(item)] == []
 
 

@@ -177,6 +177,26 @@ async def test_health_speaks_for_the_server_and_for_each_model(served: Served) -
     watch.cancel()
 
 
+async def test_who_watches_the_server_learns_what_who_asks_is_told(served: Served) -> None:
+    stub = health_pb2_grpc.HealthStub(served.channel)
+    request = health_pb2.HealthCheckRequest()
+    for model in ("sums", "broken"):
+        served.engine.switch(model, [])
+    async with asyncio.timeout(10):
+        while any(served.engine.deployments()):
+            await asyncio.sleep(0)
+        watch = stub.Watch(request)
+        for change in (
+            lambda: None,
+            lambda: served.engine.add_broken("other", "", "its directory is empty"),
+            lambda: served.engine.switch("other", []),
+        ):
+            change()
+            told = (await watch.read()).status
+            assert told == (await stub.Check(request)).status
+    watch.cancel()
+
+
 async def test_reflection_describes_every_service(served: Served) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(served.channel)
     ask = reflection_pb2.ServerReflectionRequest

@@ -28,9 +28,11 @@ class IndexRow:
 @dataclass(frozen=True, slots=True)
 class Listing:
     """What calls may find: deployments, names of models that load for the first time, and models
-    and versions (empty: all of a model) that were tried and are not there."""
+    and versions (empty: all of a model) that were tried and are not there. Those `leaving` still
+    take calls that are on their way, and are to get no others."""
 
     deployments: tuple[Deployment, ...]
+    leaving: frozenset[Deployment]
     loading: tuple[str, ...]
     absent: tuple[tuple[str, str], ...]
     stopping: bool
@@ -164,7 +166,11 @@ class Engine(Catalogue[Deployment]):
     def listed(self) -> Listing:
         """All that a catalogue elsewhere needs to find what this one finds."""
         return Listing(
-            tuple(self.deployments()), tuple(self._loading()), tuple(self._absent()), self.stopping
+            tuple(self.deployments()),
+            frozenset(self._leaving),
+            tuple(self._loading()),
+            tuple(self._absent()),
+            self.stopping,
         )
 
     def ready(self) -> bool:

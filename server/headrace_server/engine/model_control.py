@@ -19,7 +19,14 @@ from headrace_server.core.errors import Reason, ServingError
 from headrace_server.engine.deployment import Deployment, DeploymentState
 from headrace_server.engine.engine import Engine, IndexRow
 from headrace_server.models.errors import RepositoryError
-from headrace_server.models.repository import ModelEntry, ModelSource, model_names, read_model
+from headrace_server.models.repository import (
+    ModelEntry,
+    ModelSource,
+    directory_of,
+    model_names,
+    read_model,
+    scan,
+)
 from headrace_server.models.stamps import Stamp, stamps_of
 from headrace_server.workers.executor import ModelLoadError
 from headrace_server.workers.placement import available_cores, instance_groups
@@ -207,7 +214,7 @@ class ModelControl:
 
     async def _look(self) -> dict[str, Found]:
         def look() -> dict[str, Found]:
-            return {name: self._read(name, None) for name in model_names(self._repository)}
+            return {found.entry.name: found for found in _with_stamps(scan(self._repository))}
 
         return await asyncio.to_thread(look)
 
@@ -256,7 +263,7 @@ class ModelControl:
             raise
 
     def _read(self, model: str, config: ModelConfig | None) -> Found:
-        entry = read_model(self._repository / model, config)
+        entry = read_model(directory_of(self._repository, model), config)
         return Found(entry, stamps_of(entry))
 
     async def _bring(self, found: Found, *, anew: bool) -> None:

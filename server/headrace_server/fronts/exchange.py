@@ -185,6 +185,12 @@ class Exchange:
             else:
                 sent += len(tensor.data)
             outputs.append(frames.Output(tensor.shape, contents))
+        if sent > frames.MAX_ANSWER_BYTES:
+            for offset in places:
+                self._answers.free(offset)
+            problem = f"an answer has {sent} bytes, at most {frames.MAX_ANSWER_BYTES} can be sent"
+            self._refuse(request_id, unexpected(ValueError(problem)))
+            return
         timing = answer.timing
         message = frames.Answered(
             request_id,

@@ -24,7 +24,8 @@ from headrace_server.transport.grpc_server import PortUnavailableError
 from headrace_server.workers.backoff import Backoff
 
 SETTLE_TIMEOUT_S = 10.0
-"""How long a front that lives may take to see what it is told before nobody waits for it."""
+"""How long a front that lives may take to see what it is told before it is killed: calls that
+it sent to what is gone would be refused."""
 
 LONGEST_DIRECTORY = 80
 """Characters: the path of a Unix socket has at most 107."""
@@ -132,13 +133,17 @@ class FrontFleet(Observer):
     async def settle(self) -> None:
         """Return once every call that a front has sent to what it found until now is here."""
         told = self._tell()
-        waiting = [asyncio.ensure_future(front.told(bundle)) for front, bundle in told.items()]
+        waiting = {
+            asyncio.ensure_future(front.told(bundle)): front for front, bundle in told.items()
+        }
         if waiting:
             _, late = await asyncio.wait(waiting, timeout=SETTLE_TIMEOUT_S)
             for task in late:
                 task.cancel()
-            if late:
-                log.warning("%d fronts do not respond", len(late))
+                front = waiting[task]
+                if front.listening:  # and not still being started, which has a limit of its own
+                    log.warning("front process %s does not respond and is killed", front.pid)
+                    front.kill()
 
     def _tell(self) -> dict[FrontProcess, int]:
         if self._telling is not None:
@@ -193,5 +198,9 @@ class FrontFleet(Observer):
                 problem = await self._spawn(index)
             except OSError as error:
                 problem = f"it cannot be started: {error}"
+            except Exception:
+                # Without this task the front would be missed for as long as the server runs.
+                log.exception("front %d cannot be started", index)
+                problem = "it cannot be started"
             ready_s = time.monotonic()
             load_s = ready_s - began_s

@@ -18,6 +18,9 @@ from headrace_server.workers.executor import Parameter
 MAX_BUNDLE_BYTES = (1 << 32) - 1
 """A message of gRPC is half of that at most, and a bundle has one such message."""
 
+MAX_ANSWER_BYTES = MAX_BUNDLE_BYTES >> 1
+"""Contents of an answer that travel in its message: more than that, gRPC could not send either."""
+
 Contents = bytes | tuple[int, int] | None
 """Of a tensor: here, or at this offset and so long in the sender's memory; None if left out."""
 

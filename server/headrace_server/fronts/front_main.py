@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -108,7 +108,7 @@ class _Front:
         )
         shared = {**dict(options_of(limits)), "grpc.so_reuseport": 1}
         server = grpc.aio.server(
-            interceptors=() if gate is None else (_InferenceGate(gate),),
+            interceptors=() if gate is None else (GateInterceptor(gate),),
             options=tuple(shared.items()),
         )
         service = InferringService(
@@ -150,22 +150,6 @@ class _InferenceOnly(Registration):
         super().add_registered_method_handlers(
             service, {name: handler for name, handler in methods.items() if name in CODECS}
         )
-
-
-class _InferenceGate(GateInterceptor):
-    """Asks the gate about inference; what is passed on meets the gate of the engine's process."""
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        if handler_call_details.method in _INFERENCE:
-            return await super().intercept_service(continuation, handler_call_details)
-        return await continuation(handler_call_details)
-
-
-_INFERENCE = frozenset(f"/inference.GRPCInferenceService/{name}" for name in CODECS)
 
 
 def _certificates(settings: frames.Settings) -> Certificates | None:

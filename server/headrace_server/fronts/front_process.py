@@ -17,6 +17,9 @@ from headrace_server.fronts.link import Link
 from headrace_server.fronts.segment import NBYTES, Segment
 from headrace_server.workers.slab import WritableSlab
 
+START_TIMEOUT_S = 60.0
+"""How long a front may take to accept connections; it takes a second where there is a core."""
+
 STOP_TIMEOUT_S = 5.0
 """How long a front may take to end beyond the grace that it is given."""
 
@@ -39,11 +42,15 @@ class FrontProcess:
         self.lost: asyncio.Future[None] = loop.create_future()
         self._listening: asyncio.Future[str] = loop.create_future()
         self._requests, self._answers = WritableSlab(), WritableSlab()
-        self._descriptors = [
-            descriptor
-            for slab in (self._requests, self._answers)
-            if (descriptor := slab.reserve(NBYTES)) is not None
-        ]
+        self._descriptors: list[int] = []
+        try:
+            for slab in (self._requests, self._answers):
+                descriptor = slab.reserve(NBYTES)
+                assert descriptor is not None, "a slab starts without memory"
+                self._descriptors.append(descriptor)
+        except BaseException:
+            self._close_descriptors()
+            raise
         self._exchange = Exchange(
             engine, deployment_of, self._requests.view, Segment(self._answers.view), clock
         )
@@ -76,7 +83,32 @@ class FrontProcess:
         Args:
             table: what calls may find by the time that it is asked.
             rates: descriptor of the file of a `SharedMeter`.
+
+        Raises:
+            OSError: there is no process; `lost` is resolved.
         """
+        try:
+            await self._execute(rates)
+        except BaseException:
+            self._closed()
+            raise
+        finally:
+            self._close_descriptors()
+        self._link.send(settings)
+        self._link.send(table())
+        await asyncio.wait(
+            (self._listening, self.lost),
+            timeout=START_TIMEOUT_S,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if self._listening.done():
+            return self._listening.result()
+        if self.lost.done():
+            return "it ended while it started"
+        self.kill()
+        return f"it did not accept connections within {START_TIMEOUT_S:g} s"
+
+    async def _execute(self, rates: int) -> None:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -92,18 +124,15 @@ class FrontProcess:
                     # Signals to the server's process group are for the engine's process alone.
                     start_new_session=True,
                 )
+            ours.setblocking(False)
+            await asyncio.get_running_loop().create_connection(lambda: self._link, sock=ours)
         except BaseException:
             ours.close()
             raise
-        finally:
-            for descriptor in self._descriptors:
-                os.close(descriptor)
-        ours.setblocking(False)
-        await asyncio.get_running_loop().create_connection(lambda: self._link, sock=ours)
-        self._link.send(settings)
-        self._link.send(table())
-        await asyncio.wait((self._listening, self.lost), return_when=asyncio.FIRST_COMPLETED)
-        return self._listening.result() if self._listening.done() else "it ended while it started"
+
+    def _close_descriptors(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
     def tell(self, table: frames.Table) -> int:
         """Send what calls may find from now on; returns the number that `told` waits for."""
@@ -142,13 +171,13 @@ class FrontProcess:
             self._process.kill()
 
     async def _gone(self, within_s: float) -> int:
-        if self._process is None:
-            return 0
-        try:
-            await asyncio.wait_for(self._process.wait(), within_s)
-        except TimeoutError:
-            self.kill()
-        status = await self._process.wait()
+        status = 0
+        if self._process is not None:
+            try:
+                await asyncio.wait_for(self._process.wait(), within_s)
+            except TimeoutError:
+                self.kill()
+            status = await self._process.wait()
         self._closed()
         self._link.close()
         self._requests.close()

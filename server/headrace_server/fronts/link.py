@@ -86,15 +86,20 @@ class Link(asyncio.Protocol):
             self._flushing = None
         if self._transport is None:
             return  # and the first thing that is sent then goes behind this
+        messages, self._unsent, self._unsent_bytes = self._unsent, [], 0
         if self._transport.is_closing():
-            self._unsent.clear()
             return
-        body = frames.encoder.encode((self._seen, self._unsent))
-        self._unsent.clear()
-        self._unsent_bytes = 0
+        try:
+            body = frames.encoder.encode((self._seen, messages))
+            bundle = _LENGTH.pack(len(body)) + body
+        except Exception:
+            # Whoever waits for what is in it, and for its number, learns that from the end alone.
+            log.exception("a bundle of %d messages could not be sent", len(messages))
+            self._abort()
+            return
+        self._transport.write(bundle)
         self._sent += 1
         self._told = self._seen
-        self._transport.write(_LENGTH.pack(len(body)) + body)
 
     # -- what asyncio reports ---------------------------------------------------------------
 

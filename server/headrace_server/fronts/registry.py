@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from headrace_server.engine.deployment import Deployment
-from headrace_server.engine.engine import Engine
+from headrace_server.engine.deployment import Deployment, DeploymentState
+from headrace_server.engine.engine import Engine, Listing
 from headrace_server.fronts import frames
 
 
@@ -31,7 +31,7 @@ class Registry:
                 self._number(deployment),
                 deployment.name,
                 deployment.version,
-                deployment.state.value,
+                _told(deployment, listing).value,
                 deployment.spec if deployment.loaded else None,
             )
             for deployment in listing.deployments
@@ -44,3 +44,8 @@ class Registry:
             number = self._numbers[deployment] = next(self._next)
             self._deployments[number] = deployment
         return number
+
+
+def _told(deployment: Deployment, listing: Listing) -> DeploymentState:
+    """Fronts know that one leaves before it does: until then their calls are on the way to it."""
+    return DeploymentState.UNLOADING if deployment in listing.leaving else deployment.state

@@ -95,7 +95,7 @@ def scan(repository: Path) -> list[ModelEntry]:
     Raises:
         RepositoryError: ``repository`` is not a directory that can be read.
     """
-    return [read_model(repository / name) for name in model_names(repository)]
+    return [read_model(directory) for directory in _directories(repository)]
 
 
 def model_names(repository: Path) -> list[str]:
@@ -104,13 +104,28 @@ def model_names(repository: Path) -> list[str]:
     Raises:
         RepositoryError: ``repository`` is not a directory that can be read.
     """
+    return [_readable(directory.name) for directory in _directories(repository)]
+
+
+def directory_of(repository: Path, model: str) -> Path:
+    """Where the model lies, or would lie, that `model_names` calls so. Raises RepositoryError."""
+    found = (path for path in _directories(repository) if _readable(path.name) == model)
+    return next(found, repository / model)
+
+
+def _directories(repository: Path) -> list[Path]:
     try:
         found = sorted(repository.iterdir())
     except OSError as error:
         raise RepositoryError(
             f"expected a directory of models, {repository}: {error.strerror}"
         ) from error
-    return [path.name for path in found if path.is_dir() and not path.name.startswith(".")]
+    return [path for path in found if path.is_dir() and not path.name.startswith(".")]
+
+
+def _readable(name: str) -> str:
+    """The name of a file, with bytes that are no UTF-8 written out: no message may hold them."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def read_model(directory: Path, override: ModelConfig | None = None) -> ModelEntry:
@@ -118,7 +133,9 @@ def read_model(directory: Path, override: ModelConfig | None = None) -> ModelEnt
 
     ``override`` takes the place of config.pbtxt, as when a load request brings its own.
     """
-    name = directory.name
+    name = _readable(directory.name)
+    if name != directory.name:
+        return ModelEntry(name, directory, error=f"expected a name in UTF-8, got '{name}'")
     config = override
     try:
         config = _checked_config(directory, override)
@@ -251,6 +268,6 @@ def _filenames() -> str:
 
 
 def _listing(directory: Path, limit: int = 8) -> str:
-    names = sorted(path.name for path in directory.iterdir())
+    names = sorted(_readable(path.name) for path in directory.iterdir())
     shown = ", ".join(f"'{name}'" for name in names[:limit])
     return (shown + (", ..." if len(names) > limit else "")) or "nothing"

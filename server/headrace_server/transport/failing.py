@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial, wraps
 from typing import Any, NoReturn, TypeVar
 
@@ -30,14 +30,21 @@ async def refuse(context: Context, error: ServingError) -> NoReturn:
     code: int = status.code.value[0]
     hint_s = retry_after_s(error)
     details = pack_status(code, text, error.reason.value, retry_after_s=hint_s)
+    await abort(context, status.code, text, ((STATUS_TRAILER, details),))
+
+
+async def abort(
+    context: Context, code: grpc.StatusCode, text: str, trailers: Sequence[tuple[str, str | bytes]]
+) -> NoReturn:
+    """End the call with this status."""
     try:
-        await context.abort(status.code, text, ((STATUS_TRAILER, details),))
-    except grpc.aio.AbortError as abort:
+        await context.abort(code, text, tuple(trailers))
+    except grpc.aio.AbortError as error:
         # gRPC keeps it with the call, which the frames that it has passed by then lead back to: a
         # cycle, with the whole request in it, for the collector to find some time later.
         task = asyncio.current_task()
         assert task is not None
-        task.add_done_callback(partial(_forget_the_way, abort))
+        task.add_done_callback(partial(_forget_the_way, error))
         raise
     raise AssertionError("abort raises")
 

@@ -41,8 +41,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.server_handshake_timeout_ms", 10_000),
     # Nothing about windows, frames, read chunks and write buffers: no value of any of them moves
     # 600 kB or 16 MiB for less CPU than gRPC's own, and none is faster throughout (grpcio 1.78).
-    # Calls of one connection under way; more wait on the caller's side. gRPC sets no limit.
-    ("grpc.max_concurrent_streams", 8_192),
 )
 
 
@@ -61,6 +59,8 @@ class GrpcLimits:
             is still there. gRPC waits for two hours.
         ping_timeout_s: how long the peer may take to answer that, and to take what it is sent at
             all, before the connection and its calls are given up.
+        max_calls: under way on one connection; more wait on the caller's side. None for no limit,
+            as gRPC has it: where many callers share a connection, one could use up all of it.
         compressed: whether compressed messages are taken. gRPC unpacks them whole before it looks
             at their size: 800 kB became 850 MiB in front of a limit of 10 MB (grpcio 1.78).
     """
@@ -70,6 +70,7 @@ class GrpcLimits:
     ping_after_s: float = 60.0
     ping_timeout_s: float = 20.0
     compressed: bool = False
+    max_calls: int | None = 8_192
 
 
 _IDENTITY_ONLY = ("grpc.compression_enabled_algorithms_bitset", 1)
@@ -80,9 +81,11 @@ DEFAULT_LIMITS = GrpcLimits()
 def options_of(limits: GrpcLimits) -> tuple[tuple[str, int], ...]:
     """The options of gRPC's server under these limits."""
     uncompressed = () if limits.compressed else (_IDENTITY_ONLY,)
+    calls = () if limits.max_calls is None else (("grpc.max_concurrent_streams", limits.max_calls),)
     return (
         *OPTIONS,
         *uncompressed,
+        *calls,
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.keepalive_time_ms", round(limits.ping_after_s * 1_000)),

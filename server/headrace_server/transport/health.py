@@ -88,6 +88,10 @@ class HealthReporter(Observer, health_pb2_grpc.HealthServicer):
 
     # -- what may have changed it -----------------------------------------------------------
 
+    def models_changed(self) -> None:
+        """One came or went, and be it the last."""
+        self.refresh()
+
     def deployment_added(self, deployment: Deployment) -> None:
         """A model that is not ready yet came, or another load of one."""
         self.refresh()

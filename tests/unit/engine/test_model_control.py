@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -427,6 +429,21 @@ async def test_versions_that_did_not_change_stay(estate: Estate, watch: Watch) -
     await watch.look()
     assert estate.engine.find("m", "1") is first
     assert estate.engine.find("m").version == 2
+    await watch.end()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names are Unicode")
+async def test_a_name_that_is_no_utf_8_is_shown_and_refused(estate: Estate, watch: Watch) -> None:
+    estate.write(model=os.fsdecode(b"caf\xe9"))
+    estate.write(model="n")
+    assert [row.model for row in await estate.control.index()] == ["caf\\xe9", "m", "n"]
+    error = await refusal(estate.control.load("caf\\xe9"))
+    why = "expected a name in UTF-8, got 'caf\\xe9'"
+    assert (error.reason, error.details["why"]) == (Reason.LOAD_FAILED, why)
+    await watch.look()
+    assert estate.engine.find("n") is estate.made[1]
+    (row,) = [row for row in estate.engine.index() if row.model == "caf\\xe9"]
+    assert (row.state, row.reason) == ("UNAVAILABLE", why)
     await watch.end()
 
 

@@ -54,3 +54,22 @@ def test_a_name_holds_all_its_addresses_at_one_port() -> None:
     held.release()
     with pytest.raises(PortUnavailableError):
         HeldPort("192.0.2.1", 0)
+
+
+def test_of_a_name_what_is_here_is_held_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(*addresses: str) -> None:
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+    resolve("192.0.2.1", "127.0.0.1", "127.0.0.1")
+    held = HeldPort("name", 0)
+    other = listener(0, sharing=False)
+    with pytest.raises(PortUnavailableError):
+        HeldPort("name", other.getsockname()[1])
+    with pytest.raises(PortUnavailableError):
+        HeldPort("name", held.port)
+    other.close()
+    held.release()
+    resolve("192.0.2.1", "203.0.113.1")
+    with pytest.raises(PortUnavailableError):
+        HeldPort("name", 0)

@@ -1,13 +1,21 @@
 """A repository is scanned: versions, files, and what is wrong with either."""
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.models.errors import RepositoryError
-from headrace_server.models.repository import ModelEntry, ModelKind, read_model, scan
+from headrace_server.models.repository import (
+    ModelEntry,
+    ModelKind,
+    model_names,
+    read_model,
+    scan,
+)
 
 
 def put(repository: Path, *paths: str, **configs: str) -> Path:
@@ -44,6 +52,19 @@ def test_every_kind_is_known_by_its_file_name(tmp_path: Path) -> None:
     assert source.file == tmp_path / "a" / "1" / "model.pt2"
     assert source.directory == tmp_path / "a" / "1"
     assert source.config_file == tmp_path / "a" / "config.pbtxt"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names are Unicode")
+def test_a_name_that_is_no_utf_8_is_refused_and_the_others_are_not(tmp_path: Path) -> None:
+    put(tmp_path, "good/1/model.pt2", os.fsdecode(b"caf\xe9/1/model.pt2"))
+    put(tmp_path, os.fsdecode(b"empty/1/na\xefve"))
+    assert model_names(tmp_path) == ["caf\\xe9", "empty", "good"]
+    broken, empty, good = scan(tmp_path)
+    assert (broken.name, broken.versions) == ("caf\\xe9", ())
+    assert broken.error == "expected a name in UTF-8, got 'caf\\xe9'"
+    assert empty.error is not None
+    assert "found 'na\\xefve'" in empty.error
+    assert versions(good) == [1]
 
 
 def test_latest_version_is_served_by_default_and_counted_as_a_number(tmp_path: Path) -> None:
