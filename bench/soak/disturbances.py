@@ -18,6 +18,9 @@ from headrace import AsyncClient, ServerError
 
 RELOAD_TIMEOUT_S = 120.0
 CLOSING_S = 10.0
+REST_S = 5.0
+"""The front gives back what is free every two seconds."""
+
 SETTLE_S = 120.0
 """For every worker to be ready again once nobody kills them."""
 
@@ -77,6 +80,7 @@ class Bookkeeper:
     def __init__(self, front: int) -> None:
         self._front = front
         self.readings: list[Reading] = []
+        self.front_at_rest: list[int] = []
         self.pids: set[int] = {front}
 
     async def run(self) -> None:
@@ -87,6 +91,11 @@ class Bookkeeper:
             self.readings.append(Reading(loop.time() - began_s, holdings(self._front)))
             self.pids |= set(workers(self._front))
             await asyncio.sleep(1.0)
+
+    async def rest(self) -> None:
+        """Write down what the front holds while nobody waits, once it has given back the rest."""
+        await asyncio.sleep(REST_S)
+        self.front_at_rest.append(holdings(self._front).front_bytes)
 
     def front_bytes(self, from_s: float, to_s: float) -> float:
         """The median in a stretch of time."""

@@ -53,7 +53,8 @@ class Soak:
     recoveries: Sequence[Recovery]
 
     def early_and_late(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Bytes of the front, and of the workers: around a tenth of the time, and at its end."""
+        """Bytes of the front, and of the workers, under load: around a tenth of the time, and at
+        its end."""
         tenth_s = self.run.seconds / 10
         early, late = (tenth_s / 2, 1.5 * tenth_s), (9 * tenth_s, self.run.seconds)
         books = self.run.books
@@ -65,7 +66,8 @@ class Soak:
     def targets(self) -> list[Target]:
         """Each target, the grave ones first."""
         run, tally = self.run, self.run.tally
-        front, workers = self.early_and_late()
+        _, workers = self.early_and_late()
+        first, *_, last = run.books.front_at_rest
         slabs = SLABS_PER_WORKER * run.workers
         found = [
             *(
@@ -102,7 +104,7 @@ class Soak:
                 f"{len(run.reloader.failures) + sum(run.reloader.reloaded.values())}",
                 not run.reloader.failures,
             ),
-            _growth("resident memory of the front", front),
+            _growth("resident memory of the front, while nobody waits", (first, last)),
             _growth("resident memory of the workers", workers),
             Target(
                 "open files of the front, after over before",
@@ -135,6 +137,7 @@ class Soak:
     def summary(self) -> str:
         """What was done, in a sentence or two."""
         run, tally = self.run, self.run.tally
+        early, late = (nbytes / MIB for nbytes in self.early_and_late()[0])
         p50, p99 = np.percentile(tally.latencies_s or [0.0], [50, 99])
         of_capacity = f" ({run.rate / run.capacity:.0%} of {run.capacity:,.0f})"
         refusals = ", ".join(f"{n} {why}" for why, n in tally.refusals.most_common()) or "none"
@@ -144,7 +147,9 @@ class Soak:
             f"{sum(run.reloader.reloaded.values())} models reloaded: "
             f"{sum(tally.valid.values()):,} valid requests, {tally.valid[End.CANCELLED]:,} of them "
             f"cancelled, and {sum(tally.bad.values()):,} bad ones; median {p50 * 1e3:,.0f} ms, "
-            f"99th percentile {p99 * 1e3:,.0f} ms. Valid requests refused: {refusals}."
+            f"99th percentile {p99 * 1e3:,.0f} ms. Valid requests refused: {refusals}. Under load "
+            f"the front held {early:,.0f} MiB around a tenth of the time, {late:,.0f} at its end "
+            "(medians), with what waits behind killed workers."
         )
 
     def raw(self) -> dict[str, Any]:
@@ -172,6 +177,7 @@ class Soak:
             "reloaded": dict(run.reloader.reloaded),
             "reload_failures": run.reloader.failures,
             "recoveries": [{"took_s": r.took_s, "load_s": r.load_s} for r in self.recoveries],
+            "front_at_rest_mib": [round(n / MIB, 1) for n in run.books.front_at_rest],
             "before": _held(run.before),
             "after": _held(run.after),
             "readings": [
