@@ -171,10 +171,10 @@ class Fleet:
 
     def finish(
         self, batch: Batch, now: float, least_s: float = 0.0, most_s: float = math.inf
-    ) -> float:
-        """A worker answered its running batch; returns how long it ran, in seconds: from when the
-        worker was free for it, within what the worker says itself and what the way there and back
-        may take. See `BatchCompleted`."""
+    ) -> None:
+        """A worker answered its running batch, which ran from when the worker was free for it,
+        within what the worker says itself and what the way there and back may take. See
+        `BatchCompleted`."""
         worker = self._workers[batch.worker_id]
         if not worker.batches or worker.batches[0] is not batch:
             raise ValueError(f"worker {worker.id} answered batch {batch.id}, which is not running")
@@ -185,8 +185,8 @@ class Fleet:
             self.bear_with(worker, math.inf)
             if worker.id in self._taking:
                 self._idle[worker.id] = worker
-        ran_s = now - batch.started_s
-        return min(max(ran_s, least_s), most_s + batch.handed_over_s + WAY_S)
+        seen_s = now - batch.started_s
+        batch.ran_s = min(max(seen_s, least_s), most_s + batch.handed_over_s + WAY_S)
 
     def withdraw(self, batch: Batch) -> None:
         """A batch that was staged on its worker never runs there."""

@@ -101,7 +101,8 @@ class Batch:
     worker, the completion of the batch before it on a busy one. `expected_s` is how long it was
     last expected to run, in seconds, if anything was known: when it was dispatched, and again
     when it started. `running`: workers that ran at that moment, its own included. `handed_over_s`:
-    seconds that it took the process to put its inputs where the worker reads them.
+    seconds that it took the process to put its inputs where the worker reads them. `ran_s`: how
+    long it ran, in seconds, once it was answered; what `expected_s` was about.
     """
 
     id: int
@@ -114,6 +115,7 @@ class Batch:
     expected_s: float | None = None
     running: int = 1
     handed_over_s: float = 0.0
+    ran_s: float = math.nan
     length: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -245,8 +245,8 @@ class Scheduler:
         batch = self._batches.pop(event.batch_id, None)
         if batch is None:
             return []
-        ran_s = self._fleet.finish(batch, now, event.least_s, event.most_s)
-        self._policy.observe(batch, ran_s)
+        self._fleet.finish(batch, now, event.least_s, event.most_s)
+        self._policy.observe(batch, batch.ran_s)
         self._watchdog.answered(batch)
         self._outage.answered()
         for request in batch.requests:

@@ -213,9 +213,10 @@ class Dispatcher:
                 ticket.future.set_exception(answer)
             elif answer is not None:
                 ticket.future.set_result(answer)
-        self._observer.batch_completed(self._deployment, batch, timing, now)
+        # The scheduler first: it says how long the batch ran.
         completed = BatchCompleted(batch_id, timing.infer_ns / 1e9, timing.compute_ns / 1e9)
         self._handle(completed, now)
+        self._observer.batch_completed(self._deployment, batch, timing, now)
 
     def batch_failed(self, batch_id: int, detail: str, out_of_memory: bool = False) -> None:
         """See `ExecutorListener.batch_failed`."""

@@ -34,8 +34,9 @@ TYPICAL = (0.05, 0.5, 0.95)
 class BatchSample:
     """One batch as it went. Times are in seconds.
 
-    `duration_s` runs from the moment at which its worker was free for it to its answer, as does
-    `expected_s` (None where nothing was expected); `compute_s` is the worker's own time.
+    `duration_s` is how long it ran from the moment at which its worker was free for it, as the cost
+    model takes it; `expected_s` is what that was expected to be (None: nothing was); `compute_s` is
+    the worker's own time.
     """
 
     rows: int
@@ -181,9 +182,9 @@ class LastMinute(Observer):
         second.dispatches[batch.reason.value] += 1
         samples = second.samples
         if len(samples) < SAMPLES:
-            samples.append(_sample(batch, timing, now))
+            samples.append(_sample(batch, timing))
         elif (at := int(self._random.random() * second.batches)) < SAMPLES:
-            samples[at] = _sample(batch, timing, now)
+            samples[at] = _sample(batch, timing)
 
     def _seconds(self, deployment: Deployment) -> Sequence[_Second]:
         return self._of.get(deployment, ())
@@ -198,7 +199,7 @@ class LastMinute(Observer):
         return seconds[-1]
 
 
-def _sample(batch: Batch, timing: BatchTiming, now: float) -> BatchSample:
+def _sample(batch: Batch, timing: BatchTiming) -> BatchSample:
     requests = batch.requests
     # Evenly over the batch, which may be in order of length or of urgency.
     chosen = requests[:: -(-len(requests) // QUEUED)]
@@ -208,7 +209,7 @@ def _sample(batch: Batch, timing: BatchTiming, now: float) -> BatchSample:
         batch.padding_share,
         len(requests),
         [batch.started_s - request.arrival_s for request in chosen],
-        now - batch.started_s,
+        batch.ran_s,
         batch.expected_s,
         timing.compute_ns / 1e9,
     )

@@ -130,8 +130,8 @@ class PrometheusMetrics(Observer, Collector):
         counts.compute_duration.observe(timing.compute_ns / 1e9)
         counts.batch_rows.observe(batch.rows)
         counts.batch_padding.observe(batch.padding_share)
-        if batch.expected_s is not None and now > batch.started_s:
-            counts.prediction.observe(batch.expected_s / (now - batch.started_s))
+        if batch.expected_s is not None and batch.ran_s > 0:
+            counts.prediction.observe(batch.expected_s / batch.ran_s)
 
     def worker_state_changed(
         self, deployment: Deployment, worker_id: int, state: WorkerState

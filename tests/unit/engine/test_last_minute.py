@@ -46,6 +46,7 @@ class Told:
             for i, length in enumerate(lengths)
         ]
         batch = Batch(0, 0, requests, len(requests), reason, started_s, started_s, expected_s)
+        batch.ran_s = took_s
         self.minute.batch_completed(self.stage.deployment, batch, TIMING, self.now)
 
     @property

@@ -123,6 +123,7 @@ def run_everything(metrics: PrometheusMetrics, deployment: Deployment) -> None:
     """Make every family have at least one sample."""
     request = Request(1, None, rows=4, nbytes=64, arrival_s=10.0)
     batch = batch_of(request, started_s=10.02, expected_s=0.1)
+    batch.ran_s = 0.2
     deployment.workers[0] = WorkerState.READY
     metrics.batch_dispatched(deployment, batch, 10.02)
     metrics.batch_completed(deployment, batch, BatchTiming(1_000_000, 38_000_000, 1_000_000), 10.22)
