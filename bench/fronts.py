@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ import numpy as np
 import headrace
 from bench.cost import FLOATS, build_repository, check_answer, load, request_body
 from bench.processes import usage
+from bench.stream import spread
 from headrace_server.testing import ServerProcess
 
 LOADS = ((4, 16), (16, 4))
@@ -105,10 +105,6 @@ def report(runs: list[Run], fronts: list[int]) -> None:
                 f"engine's process {spread([r.engine_us for r in of])}; "
                 f"{spread([r.requests_per_s for r in of])} req/s"
             )
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def examine(study: Study, *, processes: int) -> list[Finding]:
     """
     points = [*study.grid, *study.others]
     look = partial(_examine, study)
-    if processes == 1:
+    if min(processes, len(points)) <= 1:
         return _counted(map(look, points), len(points))
     # Spawned, not forked: the same on every platform, and nothing inherited by chance.
     with get_context("spawn").Pool(processes, initializer=os.nice, initargs=(10,)) as pool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from headrace_server.workers import frames
-from headrace_server.workers.runner import BatchRunner
+from headrace_server.workers.runner import BatchRunner, RunTimes
 
 Answer = Callable[[frames.FromWorker], None]
 """Takes a `BatchDone` or a `BatchError`; called in the order of the batches."""
@@ -49,19 +49,24 @@ class DirectPath:
         except Exception as error:
             self._answer(failure(self._runner, message, error))
             return
-        self._answer(
-            frames.BatchDone(
-                message.batch_id,
-                message.slab,
-                places,
-                times.input_ns,
-                times.infer_ns,
-                times.output_ns,
-            )
-        )
+        self._answer(success(message, places, times))
 
     def close(self) -> None:
         """See `BatchPath.close`."""
+
+
+def success(
+    message: frames.RunBatch, places: tuple[frames.TensorPlace, ...], times: RunTimes
+) -> frames.BatchDone:
+    """What the front is told when a batch's outputs lie at these places."""
+    return frames.BatchDone(
+        message.batch_id,
+        message.slab,
+        places,
+        times.input_ns,
+        times.infer_ns,
+        times.output_ns,
+    )
 
 
 def failure(runner: BatchRunner, message: frames.RunBatch, error: Exception) -> frames.BatchError:

@@ -16,7 +16,7 @@ import torch
 
 from headrace_server.workers import frames
 from headrace_server.workers.device import Device, Lane, Mark
-from headrace_server.workers.path import Answer, Reserve, failure
+from headrace_server.workers.path import Answer, Reserve, failure, success
 from headrace_server.workers.runner import BatchRunner, RunTimes, Tensor
 
 log = logging.getLogger("headrace.worker")
@@ -112,14 +112,7 @@ class PipelinedPath:
             times = RunTimes(
                 began.ns_until(ready), started.ns_until(computed), download.ns_until(written)
             )
-            return frames.BatchDone(
-                message.batch_id,
-                message.slab,
-                places,
-                times.input_ns,
-                times.infer_ns,
-                times.output_ns,
-            )
+            return success(message, places, times)
 
         return _InFlight(answer, (written,), [views, uploaded, outputs])
 
