@@ -25,7 +25,8 @@ repository: install  ## Build the example models into ./repository
 	$(BIN)/python -m examples.build $(REPOSITORY)
 
 test: install .venv-triton/installed  ## Run the whole test suite
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m alone
 
 check: lint types layers protos-check test  ## Everything that CI runs
 

@@ -19,7 +19,7 @@ from headrace_server.testing import ServerProcess
 from reading_metrics import metric
 from written_models import write_model
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 BATCH_S = 0.1
 OBJECTIVE_MS = 60

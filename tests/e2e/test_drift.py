@@ -16,7 +16,7 @@ from headrace_server.testing import ServerProcess
 from reading_metrics import metric
 from written_models import write_model
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 QUICK_S = 0.008
 FACTOR = 10

@@ -24,7 +24,7 @@ from reading_metrics import metric
 from worker_processes import workers_of
 from written_models import write_model
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 ONCE = RetryPolicy(max_attempts=1)
 BATCH_S = 0.5

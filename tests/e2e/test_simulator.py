@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from bench.simulate.validate import compare, report
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 
 def test_simulated_and_real_server_answer_on_time_at_light_load() -> None:
