@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
+from headrace_server.core.errors import Reason
 from headrace_server.engine.calls import Answer, Call
 from headrace_server.engine.observer import Observer
 from headrace_server.models.spec import ModelSpec
@@ -53,3 +54,9 @@ class Serving(Protocol):
     def knows(self, model: str) -> bool:
         """Whether there is such a model."""
         ...
+
+
+def count_invalid(serving: Serving, model: str, reason: Reason) -> None:
+    """Count a call that never became a request. A name that no model has is not worth a label:
+    callers could make up any number of them."""
+    serving.observer.call_invalid(model if serving.knows(model) else "", "", reason)

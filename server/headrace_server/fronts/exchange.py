@@ -14,6 +14,7 @@ from headrace_server.engine.catalogue import unavailable
 from headrace_server.engine.clock import Clock
 from headrace_server.engine.deployment import Deployment, DeploymentState
 from headrace_server.engine.engine import Engine
+from headrace_server.engine.serving import count_invalid
 from headrace_server.fronts import frames
 from headrace_server.fronts.link import Link
 from headrace_server.fronts.segment import Segment, look_at
@@ -113,8 +114,7 @@ class Exchange:
 
     def count(self, message: frames.Invalid) -> None:
         """A call of the front's that never became a request."""
-        known = message.model if self._engine.knows(message.model) else ""
-        self._engine.observer.call_invalid(known, "", Reason(message.reason))
+        count_invalid(self._engine, message.model, Reason(message.reason))
 
     def seen(self, bundle: int) -> None:
         """The front has dealt with this bundle, and has copied the answers in it."""

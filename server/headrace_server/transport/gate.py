@@ -15,7 +15,7 @@ import grpc
 
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace_server.core.errors import Reason, ServingError
-from headrace_server.engine.serving import Serving
+from headrace_server.engine.serving import Serving, count_invalid
 from headrace_server.transport.failing import Context, refuse
 from headrace_server.transport.metering import Meter
 from headrace_server.transport.regions import SIZE_PARAMETER
@@ -135,9 +135,7 @@ class Gate:
         return self._tenants().find(_CALLER.get())
 
     def _counted(self, model: str, reason: Reason, **details: object) -> ServingError:
-        # A name that no model has is not worth a label: callers could make up any number.
-        known = model if self._serving.knows(model) else ""
-        self._serving.observer.call_invalid(known, "", reason)
+        count_invalid(self._serving, model, reason)
         error = ServingError(reason, **details)
         error.counted = True
         return error

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.protocol import grpc_service_pb2_grpc as rpc
 from headrace_server.core.errors import ServingError
-from headrace_server.engine.serving import Served, Serving
+from headrace_server.engine.serving import Served, Serving, count_invalid
 from headrace_server.transport.deadlines import remaining_s
 from headrace_server.transport.failing import Context, fail, refuse
 from headrace_server.transport.gate import Gate
@@ -120,8 +120,7 @@ class InferringService(rpc.GRPCInferenceServiceServicer):
         self._count_invalid("", "", error)
 
     def _count_invalid(self, model: str, version: str, error: ServingError) -> None:
-        """Count what was refused before it became a request, without letting callers make up
-        label values. What the scheduler refused was counted when it did."""
+        """Count what was refused before it became a request. What the scheduler refused was counted
+        when it did."""
         if not error.counted:
-            known = self._serving.knows(model)
-            self._serving.observer.call_invalid(model if known else "", "", error.reason)
+            count_invalid(self._serving, model, error.reason)
