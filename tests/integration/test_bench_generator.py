@@ -26,6 +26,8 @@ from headrace_server.bench.results import Step, Window
 from headrace_server.bench.sweep import Bench
 from headrace_server.bench.transport import METHOD, StreamTransport, Transport, UnaryTransport
 
+pytestmark = pytest.mark.alone
+
 REQUESTS = [b"first", b"second", b"third"]
 
 
