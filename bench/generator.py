@@ -1,6 +1,6 @@
 """What the load generator of `headrace bench` can drive itself, against a bare gRPC echo.
 
-    python -m bench.generator [--concurrency 1 8 64] [--processes 1]
+    python -m bench.generator [--concurrency 1 8 64] [--processes 1] [--seconds 6]
 
 The echo is Python too and takes about as much CPU for each call as the generator, so one process
 of it is the limit; the generator's own limit follows from its CPU per request.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,15 +26,16 @@ from headrace_server.bench.sweep import Bench
 FLOATS = 784
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--processes", type=int, default=1)
-    options = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=6.0, help="per step")
+    options = parser.parse_args(arguments)
     image = np.random.default_rng(0).random((1, FLOATS), dtype=np.float32)
     request = infer_request("mlp", {"image": (image, "FP32")}).SerializeToString()
     # Nothing agrees within 0, so each step is measured from its begin to its end, like the CPU.
-    timing = Timing(warmup_s=0.0, duration_s=6.0, tolerance=0.0)
+    timing = Timing(warmup_s=0.0, duration_s=options.seconds, tolerance=0.0)
     with echo_server() as (echo, address):
         setups = [
             Setup(address, "unary", 10.0, [request], index, options.processes, seed=0)

@@ -1,6 +1,6 @@
 """A network where batching gains nothing, with batching on and off: nobody may be made to wait.
 
-    python -m bench.resnet [--loads 0.3 0.6 0.8] [--rounds 8] [--seconds 8] [--json FILE]
+    python -m bench.resnet [--loads 0.3 0.6 0.8] [--rounds 8] [--seconds 8] [--size 224]
 
 ResNet-18 (He et al., 2015; random weights) on images of 224 x 224, one worker, one torch thread:
 29 ms for one image, and as much for each in a batch. It is served twice, under the learned policy
@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +34,6 @@ from headrace.aio import AsyncClient
 from headrace_server.testing import ServerProcess
 
 MODEL = "resnet18"
-SIZE = 224
 POLICIES = {"learned": "", "no batching": "max_batch_size: 1"}
 CLOSED = 16
 """Callers of the closed loop."""
@@ -72,11 +72,11 @@ def resnet18() -> nn.Module:
     return nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1), *blocks, *head).eval()
 
 
-def build_repository(repository: Path, config: str) -> None:
+def build_repository(repository: Path, config: str, size: int) -> None:
     """Write `resnet18/1/model.pt2`, batch dimension dynamic up to 16."""
     directory = repository / MODEL / "1"
     directory.mkdir(parents=True)
-    example = torch.zeros(2, 3, SIZE, SIZE)
+    example = torch.zeros(2, 3, size, size)
     batch = torch.export.Dim("batch", max=16)
     program = torch.export.export(resnet18(), (example,), dynamic_shapes=({0: batch},))
     torch.export.save(program, directory / "model.pt2")
@@ -138,9 +138,9 @@ async def measure(
     address: str, policy: str, load: float, rate: float, number: int, seconds: float
 ) -> Run:
     async with AsyncClient(address) as client:
-        name = (await client.model_metadata(MODEL)).inputs[0].name
-        image = np.random.default_rng(0).random((1, 3, SIZE, SIZE), dtype=np.float32)
-        inputs = {name: image}
+        (given,) = (await client.model_metadata(MODEL)).inputs
+        image = np.random.default_rng(0).random((1, *given.shape[1:]), dtype=np.float32)
+        inputs = {given.name: image}
         if load:
             latencies = await drive_open(client, inputs, load * rate, seconds, number)
         else:
@@ -155,13 +155,14 @@ async def measure(
     )
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.6, 0.8])
     parser.add_argument("--rounds", type=int, default=8, help="2 to 10")
     parser.add_argument("--seconds", type=float, default=8.0, help="per run")
+    parser.add_argument("--size", type=int, default=224, help="of the images; 32 at least")
     parser.add_argument("--json", type=Path, help="write every run to this file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if not 2 <= options.rounds <= len(STUDENT) + 1:
         parser.error(f"--rounds must be 2 to {len(STUDENT) + 1}, got {options.rounds}")
     runs: list[Run] = []
@@ -170,11 +171,11 @@ def main() -> int:
         try:
             for policy, config in POLICIES.items():
                 repository = Path(directory) / policy.replace(" ", "-")
-                build_repository(repository, config)
+                build_repository(repository, config, options.size)
                 servers[policy] = ServerProcess(repository, "--cores", "1").start()
-            alone = asyncio.run(
-                measure(servers["no batching"].grpc_address, "no batching", 0.0, 0.0, 0, 5.0)
-            )
+            single = servers["no batching"].grpc_address
+            seconds = min(5.0, options.seconds)
+            alone = asyncio.run(measure(single, "no batching", 0.0, 0.0, 0, seconds))
             for number in range(options.rounds):
                 for load in (*options.loads, 0.0):
                     turns = list(servers.items())

@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ async def compare(server: str, pid: int, address: str, inputs: Any, options: Any
             await multiplexed.infer("mlp", inputs)
         ways = (("unary", unary), ("stream", multiplexed))
         for way, client in ways:  # warm-up, not counted
-            await measure(server, way, pid, client, inputs, 64, 2_000)
+            await measure(server, way, pid, client, inputs, 64, min(2_000, options.requests))
         for _ in range(options.rounds):
             for in_flight in IN_FLIGHT:
                 for way, client in ways:
@@ -83,12 +84,12 @@ async def compare(server: str, pid: int, address: str, inputs: Any, options: Any
     return runs
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=8_000)
     parser.add_argument("--json", type=Path, help="write every run to this file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     image = np.random.default_rng(0).random((1, FLOATS), dtype=np.float32)
     with tempfile.TemporaryDirectory() as directory:
         build_repository(Path(directory))

@@ -1,10 +1,11 @@
 """Real sentences through one server under several batching policies, closed loop, side by side.
 
     python -m bench.text [--concurrency 1 4 16 64 256] [--rounds 3] [--seconds 12]
+                         [--alone 300] [--against "first come, 32" "no batching"]
 
 The same encoder (all-MiniLM-L6-v2, one worker, one torch thread) is served three times over: with
 the learned policy, with `dynamic_batching` first come first served up to 32 rows, and one row at a
-time. All three get the same sentences in the same order from the same number of callers, in turn,
+time. All get the same sentences in the same order from the same number of callers, in turn,
 round after round; only the server under test has work. With one caller, the same sentences also go
 through the model itself, in this process, to see what the way through the server adds.
 """
@@ -18,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -38,8 +40,6 @@ POLICIES = {
     "no batching": "max_batch_size: 1",
 }
 MODEL = "sentences"
-ALONE = 300
-"""Sentences that go one at a time through the server and the model itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,30 +123,32 @@ def measure_alone(address: str, repository: Path, number: int, texts: list[str])
     return Alone(number, *means)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 64, 256])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=12.0, help="per run")
+    parser.add_argument("--alone", type=int, default=300, help="sentences that go one at a time")
+    others = [policy for policy in POLICIES if policy != "learned"]
+    parser.add_argument("--against", nargs="+", choices=others, default=others)
     parser.add_argument("--json", type=Path, help="write every run to this file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     texts = sentences()
     runs: list[Run] = []
     alone: list[Alone] = []
     with tempfile.TemporaryDirectory() as directory:
         servers: dict[str, ServerProcess] = {}
         try:
-            for name, config in POLICIES.items():
+            for name in ("learned", *options.against):
                 repository = Path(directory) / name.replace(" ", "-")
-                build_repository(repository, config)
+                build_repository(repository, POLICIES[name])
                 servers[name] = ServerProcess(repository, "--cores", "1").start()
             for server in servers.values():  # warm-up, not counted
-                asyncio.run(drive(server.grpc_address, texts, 16, 3.0))
+                asyncio.run(drive(server.grpc_address, texts, 16, min(3.0, options.seconds)))
             for number in range(options.rounds):
                 learned = servers["learned"].grpc_address
-                alone.append(
-                    measure_alone(learned, Path(directory) / "learned", number, texts[:ALONE])
-                )
+                few = texts[: options.alone]
+                alone.append(measure_alone(learned, Path(directory) / "learned", number, few))
                 print(f"round {number + 1}, alone: {alone[-1]}", flush=True)
                 for concurrency in options.concurrency:
                     # Every round goes on where the last one ended in the same shuffled sentences.
@@ -181,7 +183,7 @@ def report(runs: list[Run]) -> None:
     )
     for concurrency in sorted({run.concurrency for run in runs}):
         ours = [r for r in runs if (r.policy, r.concurrency) == ("learned", concurrency)]
-        for policy in POLICIES:
+        for policy in dict.fromkeys(run.policy for run in runs):
             theirs = [r for r in runs if (r.policy, r.concurrency) == (policy, concurrency)]
             ratios = sorted(
                 a.sentences_per_s / b.sentences_per_s for a, b in zip(ours, theirs, strict=True)

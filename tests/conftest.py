@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,6 +21,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 # Nor does it depend on, or leave, what servers keep of models from one run to the next.
 os.environ["HEADRACE_CACHE_DIR"] = "none"
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    """For what sets the number of torch's threads, which is one for all tests of a process."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,15 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from bench import options
+from bench.options import SHAPES, main
 
-
-@pytest.fixture(autouse=True)
-def threads() -> object:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("torch_threads")
 
 
 def test_every_option_is_held_against_the_model_as_it_is(
@@ -22,10 +16,10 @@ def test_every_option_is_held_against_the_model_as_it_is(
 ) -> None:
     file = tmp_path / "report.json"
     chosen = ["--models", "mlp", "--options", "bf16", "int8", "--pairs", "2", "--json", str(file)]
-    assert options.main(chosen) == 0
+    assert main(chosen) == 0
     report = json.loads(file.read_text())
     rows = report["rows"]
-    assert len(rows) == 3 * len(options.SHAPES["mlp"])
+    assert len(rows) == 3 * len(SHAPES["mlp"])
     for row in rows:
         assert row["median_ms"] > 0
         assert row["times_as_fast"] > 0
