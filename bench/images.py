@@ -1,6 +1,6 @@
 """Large tensors to a model that hardly looks at them: sent in messages beside shared memory.
 
-    python -m bench.images [--rounds 5] [--seconds 3] [--json FILE]
+    python -m bench.images [--payloads image volume volume_back] [--rounds 5] [--seconds 3]
 
 Images of 3x224x224 floats (602 kB) and volumes of 16 MiB, the latter also sent back whole, through
 `AsyncClient` on the same machine, closed loop. Both ways take turns, round after round, on the same
@@ -31,7 +31,6 @@ from bench.processes import usage
 from headrace import AsyncClient
 from headrace_server.testing import ServerProcess
 
-IN_FLIGHT = (1, 8, 16)
 WAYS = ("plain", "shared")
 IMAGE, VOLUME = (3, 224, 224), (4, 1024, 1024)
 
@@ -194,13 +193,17 @@ def bench(
             )
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    names = [payload.name for payload in PAYLOADS]
+    parser.add_argument("--payloads", nargs="+", choices=names, default=names)
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each run")
     parser.add_argument("--json", type=Path, help="write every run to this file")
-    options = parser.parse_args()
-    runs = bench(PAYLOADS, IN_FLIGHT, options.rounds, options.seconds)
+    options = parser.parse_args(arguments)
+    payloads = [payload for payload in PAYLOADS if payload.name in options.payloads]
+    runs = bench(payloads, options.in_flight, options.rounds, options.seconds)
     print(report(runs))
     if options.json:
         options.json.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")

@@ -1,6 +1,7 @@
 """The simulator held against the real server: the same arrivals, on-time shares side by side.
 
-    python -m bench.simulate.validate [--requests 2000] [--out docs]
+    python -m bench.simulate.validate [--workers 1 2] [--loads 0.6 0.9 1.2] [--requests 2000]
+                                      [--out docs]
 
 A model whose forward pass sleeps for as long as a profile says is served under the learned policy.
 A client sends requests when the story says, whether or not others were answered, and every one
@@ -25,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from random import Random
 from statistics import median, quantiles
@@ -46,7 +48,6 @@ BASE_S = 0.020
 ROW_S = 0.004
 MOST_ROWS = 16
 OBJECTIVE_S = 4 * (BASE_S + ROW_S)
-CASES = [(workers, load) for workers in (1, 2) for load in (0.6, 0.9, 1.2)]
 TOLERANCE = 0.02
 IDLE_CALLS = 100
 LEAD_S = 0.5
@@ -230,17 +231,20 @@ def report(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.6, 0.9, 1.2])
     parser.add_argument("--requests", type=int, default=2_000, help="per run")
     parser.add_argument("--out", type=Path, help="directory to write to (default: write nothing)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    cases = list(product(options.workers, options.loads))
     comparisons = []
-    for workers, load in CASES:
+    for workers, load in cases:
         comparisons.append(compare(workers, load, options.requests))
-        print(f"{len(comparisons)} of {len(CASES)}", file=sys.stderr, flush=True)
+        print(f"{len(comparisons)} of {len(cases)}", file=sys.stderr, flush=True)
     text = report(comparisons)
     print(text)
     if options.out:
