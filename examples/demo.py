@@ -14,6 +14,7 @@ import asyncio
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,6 @@ from headrace.aio import AsyncClient
 from headrace_server.testing import ServerProcess
 
 CALLERS = 64
-DIGIT_ROUNDS = 10
-SENTENCES = 600
 QUERIES = (
     "How do I delete a folder with everything in it?",
     "middle value of a list of numbers",
@@ -193,8 +192,9 @@ def _bars(console: Console) -> Progress:
 
 def check_digits(probabilities: Array, expected: Array, labels: Array, console: Console) -> bool:
     """Compare the answers of all rounds with the model's own; print both accuracies."""
-    expected = np.tile(expected, (DIGIT_ROUNDS, 1))
-    labels = np.tile(labels, DIGIT_ROUNDS)
+    rounds = len(probabilities) // len(labels)
+    expected = np.tile(expected, (rounds, 1))
+    labels = np.tile(labels, rounds)
     served, own = probabilities.argmax(axis=1), expected.argmax(axis=1)
     different = int((served != own).sum())
     error = float(np.abs(probabilities - expected).max())
@@ -237,13 +237,16 @@ async def exercise(
         return traffic, {model: await batch_sizes(client, model) for model in traffic}
 
 
-def demonstrate(repository: Path, console: Console) -> bool:
-    """Run the whole demonstration; return whether every answer and the stop were right."""
+def demonstrate(repository: Path, rounds: int, limit: int, console: Console) -> bool:
+    """Run the whole demonstration, the digits in several rounds and `limit` sentences.
+
+    Returns whether every answer and the stop were right.
+    """
     console.rule("building the models")
     build(repository, console)
 
     images, labels = test_set()
-    texts = [*QUERIES, *sentences(SENTENCES)]
+    texts = [*QUERIES, *sentences(limit)]
     expected_digits = digits_in_process(repository / "digits" / "1", images)
     with _bars(console) as progress:
         expected_sentences = embeddings_in_process(repository / "sentences" / "1", texts, progress)
@@ -252,9 +255,8 @@ def demonstrate(repository: Path, console: Console) -> bool:
     with ServerProcess(repository) as server:
         console.print(f"ready on {server.grpc_address}")
         try:
-            traffic, batches = asyncio.run(
-                exercise(server.grpc_address, np.tile(images, (DIGIT_ROUNDS, 1, 1)), texts, console)
-            )
+            rows = np.tile(images, (rounds, 1, 1))
+            traffic, batches = asyncio.run(exercise(server.grpc_address, rows, texts, console))
         except Exception:
             sys.stderr.writelines(server.log[-20:])  # it knows why
             raise
@@ -278,18 +280,20 @@ def demonstrate(repository: Path, console: Console) -> bool:
     return all(right)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build, serve and check the example models.")
     parser.add_argument(
         "--repository", type=Path, default=Path("repository"), help="default: %(default)s"
     )
+    parser.add_argument("--rounds", type=int, default=10, help="of the digits (%(default)s)")
+    parser.add_argument("--sentences", type=int, default=600, help="default: %(default)s")
+    options = parser.parse_args(arguments)
     console = Console()
-    repository = parser.parse_args().repository
     # For such small tensors threads do not pay, and where another process holds a core they spin
     # for each other: with two threads the sentences below took 100 s instead of some seconds.
     torch.set_num_threads(1)
     try:
-        right = demonstrate(repository, console)
+        right = demonstrate(options.repository, options.rounds, options.sentences, console)
     except FileNotFoundError as error:  # the weights are not installed
         print(error, file=sys.stderr)
         return 1
