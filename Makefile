@@ -1,7 +1,9 @@
 # Every step of CI and every promise of the README is a target here; the logic lives in modules.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Most modules of torch are never imported: Python compiles those that are.
+PIP_INSTALL := pip install --no-compile --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m $(PIP_INSTALL)
 REPOSITORY ?= repository
 
 .DEFAULT_GOAL := help
@@ -107,6 +109,6 @@ clean:  ## Remove what the targets made
 # An unmodified Triton client, which wants a newer grpcio than the server runs best on.
 .venv-triton/installed: pyproject.toml constraints-tritonclient.txt
 	$(PYTHON) -m venv .venv-triton
-	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check \
+	.venv-triton/bin/python -m $(PIP_INSTALL) \
 		--constraint constraints-tritonclient.txt 'tritonclient[grpc]' --editable .
 	@touch $@
