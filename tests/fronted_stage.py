@@ -19,7 +19,7 @@ from headrace_server.engine.clock import LoopClock
 from headrace_server.fronts import frames
 from headrace_server.fronts.fleet import FrontFleet
 from headrace_server.fronts.front_process import FrontProcess
-from headrace_server.transport.grpc_server import DEFAULT_LIMITS
+from headrace_server.rpc.server import DEFAULT_LIMITS
 from headrace_server.transport.tenants import TokensFile
 from stream_stage import Stage, until
 

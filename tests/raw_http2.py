@@ -13,7 +13,7 @@ from typing import Self
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, SETTINGS, CONTINUATION = 0x0, 0x1, 0x4, 0x9
-END_HEADERS, ACK = 0x4, 0x1
+END_HEADERS, ACK, END_STREAM = 0x4, 0x1, 0x1
 INITIAL_WINDOW = 0x4
 FRAME_BYTES = 16_384
 
@@ -65,12 +65,13 @@ class RawConnection:
             out.append(frame(kind, END_HEADERS if piece is pieces[-1] else 0, stream, piece))
         self.socket.sendall(b"".join(out))
         if message is not None:
-            self.send(stream, message)
+            self.send(stream, message, last=path == UNARY)
         return stream
 
-    def send(self, stream: int, message: bytes) -> None:
+    def send(self, stream: int, message: bytes, *, last: bool = False) -> None:
         """One more message on a call that is open; small ones only, nobody waits for a window."""
-        self.socket.sendall(frame(DATA, 0, stream, struct.pack(">BI", 0, len(message)) + message))
+        data = struct.pack(">BI", 0, len(message)) + message
+        self.socket.sendall(frame(DATA, END_STREAM if last else 0, stream, data))
 
     def reset(self) -> None:
         """End the connection by RST, as a crashed machine's kernel or a firewall does."""

@@ -23,11 +23,12 @@ from headrace_server.engine.statistics import Statistics
 from headrace_server.models.batching import BatchingSettings
 from headrace_server.models.completion import complete_config
 from headrace_server.models.spec import TensorSpec
+from headrace_server.rpc.server import DEFAULT_LIMITS as GRPC_LIMITS
+from headrace_server.rpc.server import RpcLimits
 from headrace_server.telemetry.metrics import PrometheusMetrics
 from headrace_server.transport.explanation_service import ExplanationService
-from headrace_server.transport.gate import Gate, GateInterceptor
-from headrace_server.transport.grpc_server import DEFAULT_LIMITS as GRPC_LIMITS
-from headrace_server.transport.grpc_server import GrpcLimits, GrpcServer
+from headrace_server.transport.gate import Gate
+from headrace_server.transport.grpc_server import GrpcServer
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
 from headrace_server.transport.infer_stream import DEFAULT_LIMITS, StreamLimits
@@ -44,7 +45,7 @@ class Stage:
     def __init__(
         self,
         limits: StreamLimits = DEFAULT_LIMITS,
-        grpc_limits: GrpcLimits = GRPC_LIMITS,
+        grpc_limits: RpcLimits = GRPC_LIMITS,
         gate: tuple[Callable[[], Tenants], Callable[[], float]] | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
@@ -85,7 +86,7 @@ class Stage:
             ExplanationService(self.engine, last_minute, LoopClock().now, guard),
             health,
             limits=grpc_limits,
-            interceptors=() if guard is None else (GateInterceptor(guard),),
+            gate=guard,
         )
 
     async def start(self) -> None:

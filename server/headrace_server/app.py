@@ -32,14 +32,15 @@ from headrace_server.models.config_text import CONFIG_FILE, locate_in
 from headrace_server.models.errors import ConfigError, RepositoryError
 from headrace_server.models.repository import ModelEntry, ModelSource, scan
 from headrace_server.models.spec import ModelSpec, Role
+from headrace_server.rpc.server import DEFAULT_LIMITS, RpcLimits
 from headrace_server.telemetry.exposition import MetricsEndpoint
 from headrace_server.telemetry.gpus import gpu_metrics
 from headrace_server.telemetry.metrics import PrometheusMetrics
 from headrace_server.telemetry.probes import Probes
 from headrace_server.transport.certificates import CertificateFiles, Certificates
 from headrace_server.transport.explanation_service import ExplanationService
-from headrace_server.transport.gate import Gate, GateInterceptor
-from headrace_server.transport.grpc_server import DEFAULT_LIMITS, GrpcLimits, GrpcServer
+from headrace_server.transport.gate import Gate
+from headrace_server.transport.grpc_server import GrpcServer
 from headrace_server.transport.grpc_service import InferenceService
 from headrace_server.transport.health import HealthReporter
 from headrace_server.transport.regions import RegionTable
@@ -164,7 +165,7 @@ class Server:
             ),
             ExplanationService(self.engine, self._last_minute, self._clock.now, self._gate),
             self._health,
-            limits=GrpcLimits(
+            limits=RpcLimits(
                 self._config.max_message_bytes,
                 self._config.max_connections,
                 compressed=self._config.compression == "accept",
@@ -172,7 +173,7 @@ class Server:
                 max_calls=DEFAULT_LIMITS.max_calls if self._fronts is None else None,
             ),
             tls=self._tls,
-            interceptors=() if self._gate is None else (GateInterceptor(self._gate),),
+            gate=self._gate,
         )
         host = self._config.host
         # An IPv6 address stands in brackets where a port follows.

@@ -12,11 +12,11 @@ import pytest
 
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.protocol import grpc_service_pb2_grpc as rpc
-from headrace_server.transport.grpc_server import GrpcLimits
+from headrace_server.rpc.server import RpcLimits
 from raw_http2 import STREAM, RawConnection
 from stream_stage import Stage, request, until
 
-LIMITS = GrpcLimits(max_message_bytes=10_000, max_connections=2)
+LIMITS = RpcLimits(max_message_bytes=10_000, max_connections=2)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -9,7 +10,9 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from headrace.protocol import explanation_pb2, grpc_service_pb2
-from headrace_server.transport.failing import Context, abort
+from headrace_server.rpc.call import EOF, Call
+from headrace_server.rpc.head import Metadata
+from headrace_server.rpc.method import Method, unary
 
 OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -17,13 +20,7 @@ OPTIONS = (
 )
 """The engine's process has limits of its own."""
 
-_OF_THE_HOP = ("user-agent", "te", "content-type", "accept-encoding")
-
-_KINDS: dict[tuple[bool, bool], Any] = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
+_OF_THE_HOP = ("user-agent", "accept-encoding")
 
 _STREAMS = {
     f"/{service.full_name}/{method.name}": (method.client_streaming, method.server_streaming)
@@ -34,8 +31,8 @@ _STREAMS = {
 """Of each method that there is, whether its requests and its answers are streams."""
 
 
-class Forwarding(grpc.GenericRpcHandler):
-    """Handles every method of the services that the engine's process serves. Deadlines, metadata,
+class Forwarding:
+    """Serves every method of the services that the engine's process serves. Deadlines, metadata,
     cancellation, status and trailers go through. Of a method that there is not, nothing is read.
 
     Not all as streams, which they are on the wire: a call that is refused before its message is
@@ -47,53 +44,64 @@ class Forwarding(grpc.GenericRpcHandler):
     """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._methods = {
+            name: self._stream(name, *streams) if streams[1] else self._unary(name)
+            for name, streams in _STREAMS.items()
+        }
         self._channel = channel
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """See `grpc.GenericRpcHandler`."""
-        method = handler_call_details.method
-        streams = _STREAMS.get(method)
-        if streams is None:
-            return None
-        metadata = tuple(
-            (key, value)
-            for key, value in handler_call_details.invocation_metadata or ()
-            if key not in _OF_THE_HOP and not key.startswith("grpc-")
-        )
+    def find(self, name: str) -> Method | None:
+        """The method of this name, if there is one."""
+        return self._methods.get(name)
 
-        async def forward_one(message: bytes, context: Context) -> bytes:
-            connect: Any = self._channel.unary_unary(method)
-            call = connect(message, timeout=context.time_remaining(), metadata=metadata)
+    def _unary(self, name: str) -> Method:
+        async def forward(message: bytes, call: Call) -> bytes:
+            connect: Any = self._channel.unary_unary(name)
+            passed = connect(
+                bytes(message), timeout=call.time_remaining(), metadata=_metadata(call)
+            )
             del message
             answer: bytes = b""
             try:
-                answer = await call
+                answer = await passed
             except grpc.aio.AioRpcError:
                 pass  # the status below says it
             finally:
-                call.cancel()
-            await _end_like(call, context)
+                passed.cancel()
+            await _end_like(passed, call)
             return answer
 
-        async def forward_stream(messages: Any, context: Context) -> None:
+        return unary(forward)
+
+    def _stream(self, name: str, many_requests: bool, many_answers: bool) -> Method:
+        async def messages(call: Call) -> AsyncIterator[bytes]:
+            while (message := await call.read()) is not EOF:
+                yield bytes(message)
+
+        async def forward(call: Call) -> None:
             channel = self._channel
-            connect: Any = channel.stream_stream if streams[0] else channel.unary_stream
-            call = connect(method)(messages, timeout=context.time_remaining(), metadata=metadata)
+            connect: Any = channel.stream_stream if many_requests else channel.unary_stream
+            sent = messages(call) if many_requests else bytes(await call.read())
+            passed = connect(name)(sent, timeout=call.time_remaining(), metadata=_metadata(call))
             try:
-                async for answer in call:
-                    await context.write(answer)
+                async for answer in passed:
+                    await call.write(answer)
             except grpc.aio.AioRpcError:
                 pass
             finally:
-                call.cancel()
-            await _end_like(call, context)
+                passed.cancel()
+            await _end_like(passed, call)
 
-        return _KINDS[streams](forward_stream if streams[1] else forward_one)
+        return Method(forward, one_request=not many_requests)
 
 
-async def _end_like(call: Any, context: Context) -> None:
+def _metadata(call: Call) -> Metadata:
+    return tuple(entry for entry in call.invocation_metadata() if entry[0] not in _OF_THE_HOP)
+
+
+async def _end_like(passed: Any, call: Call) -> None:
     """End a call as the one ended that it was passed on as."""
-    code, trailers = await call.code(), tuple(await call.trailing_metadata() or ())
+    code, trailers = await passed.code(), tuple(await passed.trailing_metadata() or ())
     if code is not grpc.StatusCode.OK:
-        await abort(context, code, await call.details() or "", trailers)
-    context.set_trailing_metadata(trailers)
+        await call.abort(code, await passed.details() or "", trailers)
+    call.set_trailing_metadata(trailers)

@@ -27,16 +27,11 @@ from headrace_server.fronts.remote import RemoteEngine
 from headrace_server.fronts.segment import NBYTES, Segment
 from headrace_server.fronts.shared_meter import SharedMeter
 from headrace_server.memory import give_back_freed, keep_one_heap, settle_objects
+from headrace_server.rpc.server import RpcLimits, RpcServer
 from headrace_server.telemetry import logs
 from headrace_server.transport.certificates import CertificateError, CertificateFiles, Certificates
-from headrace_server.transport.gate import Gate, GateInterceptor
-from headrace_server.transport.grpc_server import (
-    CODECS,
-    GrpcLimits,
-    PortUnavailableError,
-    listen,
-    options_of,
-)
+from headrace_server.transport.gate import Gate, GateKeeper
+from headrace_server.transport.grpc_server import CODECS, unavailable
 from headrace_server.transport.inferring import InferringService
 from headrace_server.transport.registration import Registration
 from headrace_server.transport.tenants import TokensError, TokensFile
@@ -82,9 +77,11 @@ class _Front:
         ) as channel:
             try:
                 server, service = self._serve(settings, channel)
-                await listen(server, settings.address, _certificates(settings))
-            except (PortUnavailableError, CertificateError, TokensError) as error:
-                link.send(frames.Listening(str(error)))
+                host, _, port = settings.address.rpartition(":")
+                await server.start(host, int(port), shared=True)
+            except (OSError, CertificateError, TokensError) as error:
+                refused = unavailable(settings.address) if isinstance(error, OSError) else error
+                link.send(frames.Listening(str(refused)))
                 link.close()
                 return
             link.send(frames.Listening())
@@ -98,25 +95,27 @@ class _Front:
 
     def _serve(
         self, settings: frames.Settings, channel: grpc.aio.Channel
-    ) -> tuple[grpc.aio.Server, InferringService]:
+    ) -> tuple[RpcServer, InferringService]:
         gate = None
         if settings.tokens:
             tenants = TokensFile(Path(settings.tokens), time.monotonic).tenants
             gate = Gate(tenants, self._engine, time.monotonic, SharedMeter(self._rates))
-        limits = GrpcLimits(
-            settings.max_message_bytes, settings.max_connections, compressed=settings.compressed
-        )
-        shared = {**dict(options_of(limits)), "grpc.so_reuseport": 1}
-        server = grpc.aio.server(
-            interceptors=() if gate is None else (GateInterceptor(gate),),
-            options=tuple(shared.items()),
-        )
         service = InferringService(
             self._engine, gate=gate, unread=UnreadAnswers(settings.unread_bytes)
         )
-        methods: Any = _InferenceOnly(server, service.count_unreadable, CODECS)
+        inference = _InferenceOnly(service.count_unreadable, CODECS)
+        methods: Any = inference
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, methods)
-        server.add_generic_rpc_handlers((forwarding.Forwarding(channel),))
+        tls = _certificates(settings)
+        server = RpcServer(
+            inference.methods,
+            RpcLimits(
+                settings.max_message_bytes, settings.max_connections, compressed=settings.compressed
+            ),
+            guard=None if gate is None else GateKeeper(gate),
+            fallback=forwarding.Forwarding(channel).find,
+            tls=None if tls is None else tls.http2_context,
+        )
         return server, service
 
     def _receive(self, message: frames.ToFront) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import socket
-from typing import Any
 
+from headrace_server.rpc.sockets import bind
 from headrace_server.transport.grpc_server import unavailable
-
-_NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 class HeldPort:
@@ -27,41 +24,14 @@ class HeldPort:
     """
 
     def __init__(self, host: str, port: int) -> None:
-        self.port = port
-        self._sockets: list[socket.socket] = []
-        shown = f"[{host}]" if ":" in host else host
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            missing: OSError | None = None
-            # /etc/hosts may name an address twice, or one of a protocol that is switched off.
-            for family, address in dict.fromkeys((family, to) for family, _, _, _, to in found):
-                try:
-                    self._hold(family, address)
-                except OSError as error:
-                    if error.errno not in _NOT_OURS:
-                        raise
-                    missing = error
-            if missing is not None and not self._sockets:
-                raise missing
+            self._sockets, self.port = bind(host, port)
         except OSError:
-            self.release()
+            shown = f"[{host}]" if ":" in host else host
             raise unavailable(f"{shown}:{port}") from None
-
-    def _hold(self, family: int, address: tuple[Any, ...]) -> None:
-        held = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            if family == socket.AF_INET6:
-                held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            # Connections of a server that has just ended are in nobody's way.
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            held.bind((address[0], self.port, *address[2:]))
-            self.port = held.getsockname()[1]
+        for held in self._sockets:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        except BaseException:
-            held.close()
-            raise
-        self._sockets.append(held)
 
     def release(self) -> None:
         """Let others have it."""

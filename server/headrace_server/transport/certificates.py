@@ -11,8 +11,6 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-
 log = logging.getLogger("headrace.transport")
 
 
@@ -55,45 +53,31 @@ class Certificates:
         self._files = files
         self._lock = threading.Lock()
         self._seen = self._contents = self._read()
-        self._context = self._checked()
-
-    def credentials(self) -> grpc.ServerCredentials:
-        """For `grpc.aio.Server.add_secure_port`."""
-        given = self._contents
-
-        def changed() -> grpc.ServerCertificateConfiguration | None:
-            nonlocal given
-            current = self._current()[0]
-            if current is given:
-                return None
-            given = current
-            return _configuration(current)
-
-        return grpc.dynamic_ssl_server_credentials(
-            _configuration(given),
-            changed,  # type: ignore[arg-type]  # None means as before, says grpc's documentation
-            require_client_authentication=self._files.client_ca is not None,
-        )
+        self._contexts = self._checked()
 
     def context(self) -> ssl.SSLContext:
-        """For a connection that Python's own ssl module secures."""
+        """For the next connection that speaks HTTP/1.1."""
+        return self._current()[0]
+
+    def http2_context(self) -> ssl.SSLContext:
+        """For the next connection that speaks HTTP/2."""
         return self._current()[1]
 
-    def _current(self) -> tuple[_Contents, ssl.SSLContext]:
+    def _current(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
         with self._lock:
             try:
                 found = self._read()
                 if found != self._seen:
                     self._seen = found
-                    context = self._checked()
+                    contexts = self._checked()
                     if self._read() == found:  # else the check saw other files than we did
-                        self._contents, self._context = found, context
+                        self._contents, self._contexts = found, contexts
                         log.info("new TLS certificate from %s", self._files.cert)
                     else:
                         self._seen = self._contents
             except CertificateError as error:
                 log.warning("the TLS certificate before stays in force: %s", error)
-            return self._contents, self._context
+            return self._contexts
 
     def _read(self) -> _Contents:
         files = self._files
@@ -103,7 +87,12 @@ class Certificates:
             None if files.client_ca is None else _bytes_of(files.client_ca),
         )
 
-    def _checked(self) -> ssl.SSLContext:
+    def _checked(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+        http1, http2 = self._context(), self._context()
+        http2.set_alpn_protocols(["h2"])
+        return http1, http2
+
+    def _context(self) -> ssl.SSLContext:
         files = self._files
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -125,12 +114,6 @@ class Certificates:
                 ) from None
             context.verify_mode = ssl.CERT_REQUIRED
         return context
-
-
-def _configuration(contents: _Contents) -> grpc.ServerCertificateConfiguration:
-    return grpc.ssl_server_certificate_configuration(
-        [(contents.key, contents.cert)], root_certificates=contents.client_ca
-    )
 
 
 def _bytes_of(file: Path) -> bytes:

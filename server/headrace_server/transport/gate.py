@@ -7,16 +7,15 @@ asked for each request, those of a stream too: what a token may do can change wh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextvars import ContextVar, copy_context
 from typing import Any
-
-import grpc
 
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace_server.core.errors import Reason, ServingError
 from headrace_server.engine.serving import Serving, count_invalid
-from headrace_server.transport.failing import Context, refuse
+from headrace_server.rpc.call import Call
+from headrace_server.transport.failing import end_with
 from headrace_server.transport.metering import Meter
 from headrace_server.transport.regions import SIZE_PARAMETER
 from headrace_server.transport.tenants import Tenant, Tenants
@@ -141,25 +140,21 @@ class Gate:
         return error
 
 
-class GateInterceptor(grpc.aio.ServerInterceptor):
-    """Asks the gate before a call's message is read."""
+class GateKeeper:
+    """Asks the gate about each call, before its message is read."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Refuse the call, or go on."""
-        method = handler_call_details.method
+    def __call__(self, call: Call) -> None:
+        """Refuse the call, or let it go on in the name of who calls."""
+        method = call.head.method
         if method not in OPEN_METHODS:
+            call.context = copy_context()
             try:
-                self._gate.enter(method, handler_call_details.invocation_metadata)
+                call.context.run(self._gate.enter, method, call.invocation_metadata())
             except ServingError as error:
-                return _refusing(error)
-        return await continuation(handler_call_details)
+                end_with(call, error)
 
 
 def bytes_of(message: pb.ModelInferRequest) -> int:
@@ -170,14 +165,6 @@ def bytes_of(message: pb.ModelInferRequest) -> int:
         if SIZE_PARAMETER in tensor.parameters
     )
     return message.ByteSize() + shared
-
-
-def _refusing(error: ServingError) -> Any:
-    async def refused(requests: object, context: Context) -> None:
-        await refuse(context, error)
-
-    # Of a stream no message is read before the method runs; callers cannot tell the difference.
-    return grpc.stream_stream_rpc_method_handler(refused)
 
 
 def _digest(metadata: Any) -> bytes | None:

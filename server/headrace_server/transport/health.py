@@ -56,7 +56,7 @@ class HealthReporter(Observer, health_pb2_grpc.HealthServicer):
             await context.abort(grpc.StatusCode.NOT_FOUND)
         return _Status(status=status)
 
-    # grpc.aio also takes a coroutine that writes by itself; the stub's types do not.
+    # A coroutine that writes by itself; the stub's types know only generators.
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
         """What is so now, and whenever that changes."""
         changed = asyncio.Event()

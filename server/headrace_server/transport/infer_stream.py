@@ -15,7 +15,6 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 from google.protobuf.message import DecodeError
 
 from headrace.multiplexing import (
@@ -32,6 +31,7 @@ from headrace.protocol import grpc_service_pb2 as pb
 from headrace_server.core.errors import Reason, ServingError
 from headrace_server.engine.calls import Answer
 from headrace_server.engine.serving import Served, Serving
+from headrace_server.rpc.call import EOF
 from headrace_server.transport.deadlines import remaining_s
 from headrace_server.transport.failing import Context, refuse, unexpected
 from headrace_server.transport.gate import Gate
@@ -143,7 +143,7 @@ class InferStream:
         try:
             await self._write()
         finally:
-            # Also where the caller is gone: gRPC cancels whoever runs this. The reader finds the
+            # Also where the caller is gone: whoever runs this is cancelled. The reader finds the
             # end of the call by itself, unless it waits for something else.
             if self._room is not None:
                 self._room.cancel()
@@ -163,7 +163,7 @@ class InferStream:
 
     async def _read(self) -> None:
         read = self._context.read
-        while (message := await read()) is not grpc.aio.EOF:
+        while (message := await read()) is not EOF:
             if isinstance(message, Unreadable):
                 raise message.error()
             if message.model_name or not (self._bundles and message.raw_input_contents):

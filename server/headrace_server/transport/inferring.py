@@ -2,22 +2,67 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from headrace.protocol import grpc_service_pb2 as pb
 from headrace.protocol import grpc_service_pb2_grpc as rpc
 from headrace_server.core.errors import ServingError
+from headrace_server.engine.calls import Answer
 from headrace_server.engine.serving import Served, Serving, count_invalid
+from headrace_server.rpc.call import Call
 from headrace_server.transport.deadlines import remaining_s
-from headrace_server.transport.failing import Context, fail, refuse
+from headrace_server.transport.failing import Context, end_with, unexpected
 from headrace_server.transport.gate import Gate
 from headrace_server.transport.infer_stream import DEFAULT_LIMITS, InferStream, StreamLimits
 from headrace_server.transport.reading import RequestReader, wants_timing
 from headrace_server.transport.regions import SpanFinder, refuse_spans
-from headrace_server.transport.registration import Unreadable, takes_unreadable
+from headrace_server.transport.registration import Unreadable, begins, takes_unreadable
 from headrace_server.transport.unread import COUNTED_FROM, UnreadAnswers
-from headrace_server.transport.writing import ResponseWriter, add_timing
+from headrace_server.transport.writing import ResponseWriter, Wanted, add_timing
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A unary call that waits for its answer: what there is of it in the place of a task."""
+
+    service: InferringService
+    call: Call
+    model: str
+    version: str
+    id: str
+    wanted: Wanted
+    timing: bool
+    writer: ResponseWriter
+    deployment: Served
+    ticket: Any
+    future: asyncio.Future[Answer]
+
+    def answered(self, future: asyncio.Future[Answer]) -> None:
+        """The engine has ended it."""
+        service = self.service
+        if self.call.over:  # asyncio logs exceptions that nobody looked at
+            _ = future.cancelled() or future.exception()
+            return
+        try:
+            service.answer(self, future.result())
+        except ServingError as error:
+            # Its traceback would hold the frames that it has passed, and they the answer: a cycle.
+            service.refuse(self.call, self.model, self.version, error.with_traceback(None))
+        except Exception as error:
+            end_with(self.call, unexpected(error))
+
+    def over(self) -> None:
+        """The call has ended; if not by its answer, then because its caller is gone."""
+        if self.future.done():
+            return
+        if self.ticket is None:
+            self.future.cancel()
+        else:
+            self.deployment.cancel(self.ticket)
+            self.future.remove_done_callback(self.answered)  # they would hold each other
 
 
 class InferringService(rpc.GRPCInferenceServiceServicer):
@@ -48,42 +93,56 @@ class InferringService(rpc.GRPCInferenceServiceServicer):
             WeakKeyDictionary()
         )
         self._streams: WeakSet[InferStream] = WeakSet()
+        # Callbacks share one copy of the context variables; each would make its own.
+        self._variables = copy_context()
 
-    @takes_unreadable
-    async def ModelInfer(self, request: pb.ModelInferRequest | Unreadable, context: Context) -> Any:
+    @begins
+    def ModelInfer(self, request: Any, context: Context) -> None:
         """Run one request, in a batch with others."""
-        # Written out rather than wrapped: one coroutine less on the path of every request.
+        call: Call = context
+        future: asyncio.Future[Answer]
         try:
             if isinstance(request, Unreadable):
                 raise request.error()
             tenant = None if self._gate is None else self._gate.admit(request)
             if self._unread.scarce:
-                self._unread.check(context.peer())
+                self._unread.check(call.peer())
             deployment = self._serving.find(request.model_name, request.model_version)
             codec = self._codecs.get(deployment)
             if codec is None:
                 codec = self._codec(deployment)
             reader, writer = codec
-            call = reader.read(request, remaining_s(context.time_remaining()))
+            asked = reader.read(request, remaining_s(call.time_remaining()))
             if tenant is not None:
-                call.tenant, call.weight = tenant.name, tenant.weight
-            answer = await deployment.infer(call)
-            nbytes = sum([len(output.data) for output in answer.outputs])
-            if nbytes >= COUNTED_FROM and not self._unread.hold_for_call(context.peer(), nbytes):
-                del answer  # the refusal may have to wait to be read, too
-                raise self._unread.refusal(context.peer())
-            response = writer.write(answer, request.id, call.wanted)
-            if request.parameters and wants_timing(request):
-                add_timing(response, answer)
-            return response
+                asked.tenant, asked.weight = tenant.name, tenant.weight
+            timing = bool(request.parameters) and wants_timing(request)
+            ticket = None
+            if deployment.prepares:
+                future = call.loop.create_task(deployment.infer(asked))
+            else:
+                ticket, future = deployment.submit(asked)
         except ServingError as error:
-            self._count_invalid(request.model_name, request.model_version, error)
-            await refuse(context, error)
+            self.refuse(call, request.model_name, request.model_version, error)
         except Exception as error:
-            await fail(context, error)
-        raise AssertionError("unreachable")
+            end_with(call, unexpected(error))
+        else:
+            waiting = _Waiting(
+                self,
+                call,
+                request.model_name,
+                request.model_version,
+                request.id,
+                asked.wanted,
+                timing,
+                writer,
+                deployment,
+                ticket,
+                future,
+            )
+            future.add_done_callback(waiting.answered, context=self._variables)
+            call.add_done_callback(waiting.over)
 
-    # grpc.aio also takes a coroutine that reads and writes by itself; the stub's types do not.
+    # A coroutine that reads and writes by itself; the stub's types know only generators.
     @takes_unreadable
     async def ModelStreamInfer(self, requests: object, context: Context) -> None:
         """Run many requests, each on its own, and answer them over the same stream."""
@@ -105,6 +164,22 @@ class InferringService(rpc.GRPCInferenceServiceServicer):
             stream.end()
 
     # -- inside -----------------------------------------------------------------------------
+
+    def answer(self, waiting: _Waiting, answer: Answer) -> None:
+        """Write the answer of a unary call. Raises `ServingError`: too much is unread already."""
+        call = waiting.call
+        nbytes = sum([len(output.data) for output in answer.outputs])
+        if nbytes >= COUNTED_FROM and not self._unread.hold_for_call(call, nbytes):
+            raise self._unread.refusal(call.peer())
+        response = waiting.writer.write(answer, waiting.id, waiting.wanted)
+        if waiting.timing:
+            add_timing(response, answer)
+        call.answer(response)
+
+    def refuse(self, call: Call, model: str, version: str, error: ServingError) -> None:
+        """End a unary call as the table says, and count it."""
+        self._count_invalid(model, version, error)
+        end_with(call, error)
 
     def _codec_of(self, deployment: Served) -> tuple[RequestReader, ResponseWriter]:
         return self._codecs.get(deployment) or self._codec(deployment)

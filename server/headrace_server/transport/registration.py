@@ -1,27 +1,24 @@
 """Registers the methods of services so that the table of errors holds before they run too.
 
-Left alone, gRPC ends a call whose message cannot be read as UNKNOWN, with the name of a Python
-exception, and one of a method that a service does not implement in a thread of its own; for both it
-logs a traceback, so that callers could fill the disk. Services are added to a `Registration` in the
-place of the server.
+Generated code adds a service to a `Registration` in the place of grpc's server. Messages that
+cannot be read, and methods that a service does not implement, are refused as everything else is.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import grpc
 from google.protobuf.message import DecodeError
 
 from headrace_server.core.errors import Reason, ServingError
+from headrace_server.rpc.call import EOF, Call
+from headrace_server.rpc.method import Deserializer, Method, Serializer
 from headrace_server.transport.failing import Context, refuse
 
-Deserializer = Callable[[bytes], Any]
-Serializer = Callable[[Any], bytes]
 Behaviour = Callable[[Any, Context], Any]
 
 
@@ -40,18 +37,19 @@ class Unreadable:
 
 
 class Registration:
-    """What generated code adds a service to. Hands the server its methods, each of which refuses
-    what is `Unreadable`, and counts that with `count`; one whose behaviour bears `takes_unreadable`
-    does so itself. Methods named in `codecs` read and write their messages with those.
+    """What generated code adds a service to. Makes of its methods such as the server serves, each
+    of which refuses what is `Unreadable`, and counts that with `count`; one whose behaviour bears
+    `takes_unreadable` does so itself. Methods named in `codecs` read and write their messages with
+    those.
     """
 
     def __init__(
         self,
-        server: grpc.aio.Server,
         count: Callable[[ServingError], None],
         codecs: Mapping[str, tuple[Deserializer, Serializer]] = MappingProxyType({}),
     ) -> None:
-        self._server = server
+        self.methods: dict[str, Method] = {}
+        """By their names as callers write them."""
         self._count = count
         self._codecs = codecs
 
@@ -60,68 +58,78 @@ class Registration:
 
     def add_registered_method_handlers(self, service: str, methods: Mapping[str, Any]) -> None:
         """Add the methods of a service."""
-        found = {name: self._method(name, handler) for name, handler in methods.items()}
-        self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(service, found),)
-        )
+        for name, handler in methods.items():
+            self.methods[f"/{service}/{name}"] = self._method(name, handler)
 
-    def _method(self, name: str, handler: Any) -> Any:
+    def _method(self, name: str, handler: Any) -> Method:
         behaviour: Behaviour = (
             handler.unary_unary
             or handler.unary_stream
             or handler.stream_unary
             or handler.stream_stream
         )
-        if inspect.iscoroutinefunction(behaviour):
-            answering = getattr(behaviour, "takes_unreadable", False)
-            adapted = behaviour if answering else self._refusing(behaviour)
-        elif inspect.isasyncgenfunction(behaviour):
-            adapted = self._refusing_stream(behaviour)
-        else:  # of the generated base class: it raises
-            adapted = _missing(name)
-        kind = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming, handler.response_streaming]
         generated = handler.request_deserializer, handler.response_serializer
         deserialize, serialize = self._codecs.get(name, generated)
         message = getattr(handler.request_deserializer, "__self__", None)
-        return kind(
-            adapted, _forgiving(deserialize, getattr(message, "__name__", "message")), serialize
+        begin = getattr(behaviour, "begins", False)
+        streams = handler.request_streaming, handler.response_streaming
+        return Method(
+            run=None if begin else self._run(name, behaviour, *streams),
+            begin=behaviour if begin else None,
+            one_request=not handler.request_streaming,
+            deserialize=_forgiving(deserialize, getattr(message, "__name__", "message")),
+            serialize=serialize,
         )
+
+    def _run(
+        self, name: str, behaviour: Behaviour, many_requests: bool, many_answers: bool
+    ) -> Callable[[Call], Awaitable[None]]:
+        answering = getattr(behaviour, "takes_unreadable", False)
+
+        async def one(call: Call) -> Any:
+            message = await call.read()
+            if isinstance(message, Unreadable) and not answering:
+                await self._refuse(message, call)
+            return message
+
+        async def generate(call: Call) -> None:
+            async for answer in behaviour(self._readable(call), call):
+                await call.write(answer)
+
+        async def answer(call: Call) -> None:
+            call.answer(await behaviour(await one(call), call))
+
+        async def write(call: Call) -> None:
+            await behaviour(call if many_requests else await one(call), call)
+
+        if inspect.isasyncgenfunction(behaviour):
+            return generate
+        if not inspect.iscoroutinefunction(behaviour):  # of the generated base class: it raises
+            return _missing(name)
+        return write if many_answers else answer
+
+    async def _readable(self, call: Call) -> AsyncIterator[Any]:
+        while (message := await call.read()) is not EOF:
+            if isinstance(message, Unreadable):
+                await self._refuse(message, call)
+            yield message
 
     async def _refuse(self, message: Unreadable, context: Context) -> None:
         error = message.error()
         self._count(error)
         await refuse(context, error)
 
-    def _refusing(self, behaviour: Behaviour) -> Behaviour:
-        async def answer(message: Any, context: Context) -> Any:
-            if isinstance(message, Unreadable):
-                await self._refuse(message, context)
-            return await behaviour(message, context)
-
-        return answer
-
-    def _refusing_stream(self, behaviour: Behaviour) -> Behaviour:
-        async def readable(messages: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-            async for message in messages:
-                if isinstance(message, Unreadable):
-                    await self._refuse(message, context)
-                yield message
-
-        async def answers(messages: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-            async for answer in behaviour(readable(messages, context), context):
-                yield answer
-
-        return answers
-
 
 def takes_unreadable(method: Any) -> Any:
     """Mark a method of a service that refuses what is `Unreadable` itself."""
     method.takes_unreadable = True
+    return method
+
+
+def begins(method: Any) -> Any:
+    """Mark a method of a service that only begins its calls, which are of one request each, and
+    refuses what is `Unreadable` itself."""
+    method.begins = True
     return method
 
 
@@ -135,8 +143,8 @@ def _forgiving(deserialize: Deserializer, name: str) -> Deserializer:
     return read
 
 
-def _missing(name: str) -> Behaviour:
-    async def refused(message: Any, context: Context) -> None:
-        await refuse(context, ServingError(Reason.UNSUPPORTED, feature=name))
+def _missing(name: str) -> Callable[[Call], Awaitable[None]]:
+    async def refused(call: Call) -> None:
+        await refuse(call, ServingError(Reason.UNSUPPORTED, feature=name))
 
     return refused

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
+from functools import partial
 
 from headrace_server.core.errors import Reason, ServingError
+from headrace_server.rpc.call import Call
 
 MAX_BYTES = 512 << 20
-"""Of all connections together. Until an answer is read it is there some four times (measured with
-grpcio 1.78): as a message, as its bytes, and as gRPC's copy of them on its way."""
+"""Of all connections together. Until an answer is read it is there as its bytes, once where it is
+large and twice where it is not."""
 
 COUNTED_FROM = 4_096
 """Bytes. Below that the call itself is most of what is held, and calls are limited one by one."""
@@ -62,15 +63,11 @@ class UnreadAnswers:
         if not self._of[peer]:
             del self._of[peer]
 
-    def hold_for_call(self, peer: str, nbytes: int) -> bool:
-        """Hold the one answer of a unary call, in whose task this is, until that has ended: gRPC
-        sends what the task returns in the same task, and waits until it is taken."""
-        # gRPC's own `add_done_callback` ties the call into a cycle, which frees it much later.
-        task = asyncio.current_task()
-        assert task is not None
-        held = self.hold(peer, nbytes)
+    def hold_for_call(self, call: Call, nbytes: int) -> bool:
+        """Hold the one answer of a unary call until all of it has gone, or its caller has."""
+        held = self.hold(call.peer(), nbytes)
         if held:
-            task.add_done_callback(lambda _: self.release(peer, nbytes))
+            call.add_done_callback(partial(self.release, call.peer(), nbytes))
         return held
 
     def _exceeded(self, peer: str) -> bool:

@@ -1,0 +1,163 @@
+"""A connection on asyncio's transport: reads, writes once per turn of the loop, keeps watch."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from headrace_server.http2.connection import Application, Connection
+
+HELD_BYTES = 256 << 10
+"""Handed to asyncio beyond what the kernel took, before streams are told to wait."""
+
+
+LINGER_S = 1.0
+"""For a peer to read why its connection has ended, and to end its side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """When a peer is taken to be gone.
+
+    Args:
+        greeting_s: how long it may take to say that it speaks HTTP/2.
+        ping_after_s: how long it may be silent before it is asked whether it is there.
+        ping_timeout_s: how long it may take to answer that, and to take what it is sent at all.
+    """
+
+    greeting_s: float = 10.0
+    ping_after_s: float = 60.0
+    ping_timeout_s: float = 20.0
+
+
+class Http2Protocol(asyncio.Protocol):
+    """One connection, from when it is accepted.
+
+    Args:
+        lost: called when it is over.
+    """
+
+    def __init__(
+        self, application: Application[Any], watch: Watch, lost: Callable[[Http2Protocol], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._watch = watch
+        self._lost = lost
+        self._sends_anyway = self._lingering = False
+        self._ended_s = 0.0
+        self._transport: asyncio.Transport | None = None
+        self._heard_s = self._asked_s = self._loop.time()
+        self.connection = Connection(application, self._woken)
+
+    # -- asyncio.Protocol -------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(HELD_BYTES)
+        connected = transport.get_extra_info("socket")
+        if connected is not None and connected.family in (socket.AF_INET, socket.AF_INET6):
+            # Also where the peer's kernel answers, but its program takes nothing any more.
+            timeout_ms = round(self._watch.ping_timeout_s * 1_000)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        self._heard_s = self._loop.time()
+        self._sends_anyway = True
+        self.connection.receive(data)
+        self._sends_anyway = False
+        self._send()
+
+    def eof_received(self) -> bool:
+        """See `asyncio.Protocol`. Who sends nothing more cannot read either, in HTTP/2."""
+        return False
+
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self.connection.pause()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._sends_anyway = True
+        self.connection.proceed()
+        self._sends_anyway = False
+        self._send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._transport = None
+        self.connection.lost()
+        self._lost(self)
+
+    # -- for the server ---------------------------------------------------------------------
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """Of asyncio; None before and after."""
+        return self._transport
+
+    def tick(self, now: float, passed_s: float) -> None:
+        """So much time has passed: ask a silent peer, give up one that does not answer."""
+        connection, watch = self.connection, self._watch
+        connection.tick(passed_s)
+        silent_s = now - self._heard_s
+        if connection.ended:
+            if now - self._ended_s > LINGER_S:
+                self.abort()
+        elif not connection.greeted:
+            if silent_s > watch.greeting_s:
+                self.abort()
+        elif connection.awaiting_pong:
+            if now - self._asked_s > watch.ping_timeout_s:
+                self.abort()
+        elif silent_s > watch.ping_after_s:
+            self._asked_s = now
+            connection.ping()
+
+    def shut_down(self) -> None:
+        """End with the last call that is under way."""
+        self.connection.shut_down()
+        self._send()
+
+    def close(self) -> None:
+        """End once what is put together has gone."""
+        self._send()
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _woken(self) -> None:
+        if not self._sends_anyway:
+            self._loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        transport, connection = self._transport, self.connection
+        if transport is None:
+            return
+        while connection.has_outgoing and not connection.paused:
+            self._sends_anyway = True
+            transport.write(connection.take())
+            self._sends_anyway = False
+        if connection.ended and not connection.has_outgoing and not self._lingering:
+            self._lingering = True
+            self._ended_s = self._loop.time()
+            # Closed with bytes unread, a socket takes back what its peer has not read yet.
+            try:
+                if transport.can_write_eof():
+                    transport.write_eof()
+                else:
+                    transport.close()
+            except OSError:  # the peer is gone already
+                transport.abort()
