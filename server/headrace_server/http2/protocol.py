@@ -14,8 +14,12 @@ HELD_BYTES = 256 << 10
 """Handed to asyncio beyond what the kernel took, before streams are told to wait."""
 
 
+INCOMING_BYTES = 64 << 10
+"""Read at a time: several hundred small requests, after which it is another connection's turn."""
+
 LINGER_S = 1.0
-"""For a peer to read why its connection has ended, and to end its side."""
+"""For a peer, once it has been sent everything, to read why its connection ends and to end its
+side. Whoever does not read at all is up to `Watch.ping_timeout_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,11 @@ class Watch:
     ping_timeout_s: float = 20.0
 
 
-class Http2Protocol(asyncio.Protocol):
+_INCOMING = memoryview(bytearray(INCOMING_BYTES))
+"""Of all connections: what comes is taken out of it before anything else is read."""
+
+
+class Http2Protocol(asyncio.BufferedProtocol):
     """One connection, from when it is accepted.
 
     Args:
@@ -52,10 +60,10 @@ class Http2Protocol(asyncio.Protocol):
         self._heard_s = self._asked_s = self._loop.time()
         self.connection = Connection(application, self._woken)
 
-    # -- asyncio.Protocol -------------------------------------------------------------------
+    # -- asyncio.BufferedProtocol -----------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.Protocol`."""
+        """See `asyncio.BufferedProtocol`."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(HELD_BYTES)
@@ -66,31 +74,35 @@ class Http2Protocol(asyncio.Protocol):
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         self._send()
 
-    def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """See `asyncio.BufferedProtocol`."""
+        return _INCOMING
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See `asyncio.BufferedProtocol`."""
         self._heard_s = self._loop.time()
         self._sends_anyway = True
-        self.connection.receive(data)
+        self.connection.receive(bytes(_INCOMING[:nbytes]))
         self._sends_anyway = False
         self._send()
 
     def eof_received(self) -> bool:
-        """See `asyncio.Protocol`. Who sends nothing more cannot read either, in HTTP/2."""
+        """See `asyncio.BufferedProtocol`. Who sends nothing more cannot read either, in HTTP/2."""
         return False
 
     def pause_writing(self) -> None:
-        """See `asyncio.Protocol`."""
+        """See `asyncio.BufferedProtocol`."""
         self.connection.pause()
 
     def resume_writing(self) -> None:
-        """See `asyncio.Protocol`."""
+        """See `asyncio.BufferedProtocol`."""
         self._sends_anyway = True
         self.connection.proceed()
         self._sends_anyway = False
         self._send()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """See `asyncio.Protocol`."""
+        """See `asyncio.BufferedProtocol`."""
         self._transport = None
         self.connection.lost()
         self._lost(self)
@@ -108,7 +120,9 @@ class Http2Protocol(asyncio.Protocol):
         connection.tick(passed_s)
         silent_s = now - self._heard_s
         if connection.ended:
-            if now - self._ended_s > LINGER_S:
+            if connection.has_outgoing or self._unsent_bytes():
+                self._ended_s = now
+            elif now - self._ended_s > LINGER_S:
                 self.abort()
         elif not connection.greeted:
             if silent_s > watch.greeting_s:
@@ -137,6 +151,9 @@ class Http2Protocol(asyncio.Protocol):
             self._transport.abort()
 
     # -- inside -----------------------------------------------------------------------------
+
+    def _unsent_bytes(self) -> int:
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def _woken(self) -> None:
         if not self._sends_anyway:

@@ -10,6 +10,10 @@ import grpc
 PREFIX_BYTES = 5
 """Before each message: whether it is compressed, and its length in four bytes."""
 
+PRESIZED_BYTES = 1 << 20
+"""Of a message's memory that is taken as soon as its length is known; what is beyond it grows as it
+comes, so that nobody takes much memory by saying how much he is going to send."""
+
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 
 ENCODINGS = ("identity", *_WINDOW_BITS)
@@ -34,14 +38,14 @@ class Assembler:
         encoding: of messages that say that they are compressed.
     """
 
-    __slots__ = ("_encoding", "_limit", "_message", "_missing", "_packed", "_prefix")
+    __slots__ = ("_encoding", "_length", "_limit", "_message", "_missing", "_packed", "_prefix")
 
     def __init__(self, limit: int, encoding: str) -> None:
         self._limit = limit
         self._encoding = encoding
         self._prefix = b""
         self._message: bytearray | None = None
-        self._missing = 0
+        self._length = self._missing = 0
         self._packed = False
 
     @property
@@ -71,7 +75,8 @@ class Assembler:
                 self._prefix = b""
             assert self._message is not None
             taken = min(end - begin, self._missing)
-            self._message += memoryview(data)[begin : begin + taken]
+            filled = self._length - self._missing
+            self._message[filled : filled + taken] = memoryview(data)[begin : begin + taken]
             begin += taken
             self._missing -= taken
             if not self._missing:
@@ -87,8 +92,8 @@ class Assembler:
             raise MessageError(
                 grpc.StatusCode.INTERNAL, "a compressed message in a call without 'grpc-encoding'"
             )
-        self._message = bytearray()
-        self._missing = length
+        self._message = bytearray(min(length, PRESIZED_BYTES))
+        self._length = self._missing = length
 
     def _unpacked(self, message: bytearray) -> bytes:
         inflater = zlib.decompressobj(_WINDOW_BITS[self._encoding])
