@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 WORKER = "headrace_server.workers.worker_main"
+NURSERY = "headrace_server.workers.nursery_main"
 SLAB = "memfd:headrace-slab"
 VANISHED = (FileNotFoundError, ProcessLookupError)
 """What reading about a process raises that has just ended."""
@@ -19,10 +20,10 @@ class Holdings:
     """What the processes of one server hold at one moment.
 
     Attributes:
-        front_bytes: resident memory of everything that is no worker.
+        front_bytes: resident memory of everything that is no worker, nor forks them.
         worker_bytes: of each worker, by the name it was given (`model/version#seat`).
-        open_files: of everything that is no worker.
-        slabs: mappings of shared memory in everything that is no worker.
+        open_files: likewise.
+        slabs: mappings of shared memory, likewise.
     """
 
     front_bytes: int
@@ -34,7 +35,7 @@ class Holdings:
 def holdings(front: int) -> Holdings:
     """Of the server whose front this is, and of its workers."""
     named = workers(front)
-    fronts = [pid for pid in tree(front) if pid not in named]
+    fronts = [pid for pid in tree(front) if pid not in named and NURSERY not in _command(pid)]
     return Holdings(
         sum(map(resident_bytes, fronts)),
         {name: resident_bytes(pid) for pid, name in named.items()},

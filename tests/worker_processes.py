@@ -10,7 +10,13 @@ from pathlib import Path
 
 def workers_of(pid: int) -> list[int]:
     """The process ids of all workers of a server."""
-    return [child for child in children_of(pid) if "front_main" not in command_of(child)]
+    return [child for child in children_of(pid) if "worker_main" in command_of(child)]
+
+
+def nursery_of(pid: int) -> int:
+    """The process id of what forks a server's workers."""
+    (nursery,) = (child for child in children_of(pid) if "nursery_main" in command_of(child))
+    return nursery
 
 
 def children_of(pid: int) -> list[int]:

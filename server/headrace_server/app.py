@@ -47,6 +47,7 @@ from headrace_server.transport.regions import RegionTable
 from headrace_server.transport.tenants import TokensFile
 from headrace_server.transport.unread import MAX_BYTES as MAX_UNREAD_BYTES
 from headrace_server.workers.executor import ModelLoadError
+from headrace_server.workers.nursery import prepare
 from headrace_server.workers.placement import (
     InstanceGroup,
     available_cores,
@@ -151,6 +152,7 @@ class Server:
         Raises:
             PortUnavailableError, MetricsPortError: an address cannot be listened on.
         """
+        prepare()
         keep_one_heap()
         self._grpc = GrpcServer(
             InferenceService(

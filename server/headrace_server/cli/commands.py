@@ -225,6 +225,9 @@ def serve(
     The command line goes before the environment, which goes before the file.
     """
     require_server_extra("serve")
+    from headrace_server.workers.nursery import prepare
+
+    prepare()  # at once: it imports for longer than this process does
     from headrace_server.cli.serve import serve
 
     arguments = {

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import msgspec
 
 from headrace_server.models.repository import ModelSource
+from headrace_server.workers.nursery import ONE_THREAD_EACH
 from headrace_server.workers.placement import Placement
-from headrace_server.workers.process import ONE_THREAD_EACH
 
 MODULE = "headrace_server.workers.comparison_main"
 

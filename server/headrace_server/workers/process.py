@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -15,6 +13,7 @@ from typing import TypeVar
 from headrace_server.models.repository import ModelSource
 from headrace_server.models.spec import ModelSpec, Role
 from headrace_server.workers import frames
+from headrace_server.workers.child import Child, how_it_ended
 from headrace_server.workers.connection import WorkerConnection
 from headrace_server.workers.executor import (
     BatchOutput,
@@ -24,6 +23,7 @@ from headrace_server.workers.executor import (
     WorkerState,
 )
 from headrace_server.workers.gathering import gather
+from headrace_server.workers.nursery import NotBornError, start_worker
 from headrace_server.workers.placement import Placement
 from headrace_server.workers.slab import ReadableSlab, WritableSlab
 
@@ -33,12 +33,6 @@ T = TypeVar("T")
 
 SLABS = 2
 """One for the batch that runs, one for the batch that is staged."""
-
-ONE_THREAD_EACH = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1"
-)
-"""For libraries that would take every core for themselves: numpy's, tokenizers. The operator's own
-environment goes before. Torch is told its number of threads once the worker's place is known."""
 
 STOP_TIMEOUT_S = 5.0
 """How long a worker may take to end after `Stop` before it is killed."""
@@ -79,7 +73,7 @@ class WorkerProcess:
         self._spec: ModelSpec | None = None
         self.lost: asyncio.Future[None] = loop.create_future()
         self.died: asyncio.Future[str] = loop.create_future()
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Child | None = None
         self._connection: WorkerConnection | None = None
         self._inputs = [WritableSlab() for _ in range(SLABS)]
         self._free = deque(range(SLABS))
@@ -97,19 +91,10 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self._process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-P",  # what lies in the current directory is none of the worker's modules
-                    "-m",
-                    "headrace_server.workers.worker_main",
-                    str(theirs.fileno()),
-                    self._name,
-                    pass_fds=[theirs.fileno()],
-                    stdin=asyncio.subprocess.DEVNULL,
-                    env={**ONE_THREAD_EACH, **os.environ},
-                    # Signals to the server's process group are the front's business alone.
-                    start_new_session=True,
-                )
+                self._process = await start_worker(theirs, self._name)
+        except NotBornError as error:
+            ours.close()
+            raise WorkerDiedError(str(error)) from None
         except BaseException:
             ours.close()
             raise
@@ -268,7 +253,7 @@ class WorkerProcess:
         self.lost.set_result(None)
         asyncio.get_running_loop().call_later(CLOSED_GRACE_S, self.kill)
 
-    async def _reap(self, process: asyncio.subprocess.Process) -> None:
+    async def _reap(self, process: Child) -> None:
         status = await process.wait()
         # Answers that it still sent are read before its loss is told. A child of the worker may
         # hold the socket open: then nothing is waited for.
@@ -281,13 +266,4 @@ class WorkerProcess:
             written.close()
         for read in self._outputs.values():
             read.close()
-        self.died.set_result(_how_it_ended(status))
-
-
-def _how_it_ended(status: int) -> str:
-    if status >= 0:
-        return f"exited with status {status}"
-    try:
-        return f"killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"killed by signal {-status}"
+        self.died.set_result(how_it_ended(status))

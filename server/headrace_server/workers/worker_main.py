@@ -1,6 +1,7 @@
 """The worker process: one instance of one model on one device, answering frames on a socket.
 
-Started as `python -m headrace_server.workers.worker_main DESCRIPTOR NAME` (the name is for `ps`).
+Started as `python -m headrace_server.workers.worker_main DESCRIPTOR NAME` (the name is for `ps`),
+or run by a process that the nursery forked, which has imported what this needs (`nursery.py`).
 One thread reads a frame, does what it says and answers; on a GPU it goes on to the next frame
 while another thread waits for the answer. It ends on `Stop`, when the front's end of the socket
 closes, when the model cannot be loaded, or when its GPU fails. So that it never outlives the
@@ -10,7 +11,6 @@ server, not even in the middle of a batch that hangs, the kernel ends it with it
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -30,6 +30,7 @@ from headrace_server.models.repository import ModelKind, ModelSource
 from headrace_server.models.spec import Role
 from headrace_server.workers import frames
 from headrace_server.workers.executor import WorkerState
+from headrace_server.workers.parents import end_with_the_parent
 from headrace_server.workers.slab import ReadableSlab, WritableSlab
 
 if TYPE_CHECKING:  # import torch, which the worker does once it has said that it starts
@@ -48,7 +49,7 @@ def main() -> int:
     # Service managers signal every process of a service; only the front decides when workers end.
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
-    _end_with_the_parent()
+    end_with_the_parent()
     # Models may print; standard output belongs to the server.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     with socket.socket(fileno=int(sys.argv[1])) as connection:
@@ -62,15 +63,6 @@ def main() -> int:
             return 0  # the server is gone
 
 
-def _end_with_the_parent() -> None:
-    if sys.platform == "linux":
-        # prctl(2). Of a parent that ended before this the socket tells, which no batch came over.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-_PR_SET_PDEATHSIG = 1
-
-
 class _Session:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -81,8 +73,9 @@ class _Session:
         self._outputs: dict[int, WritableSlab] = {}
 
     def serve(self) -> int:
-        # The slow part of starting; the front sees this worker as STARTING meanwhile. Of what it
-        # makes nothing goes again: not to look for cycles in it, now or ever, saves an eighth.
+        # The slow part of starting from scratch; the front sees this worker as STARTING meanwhile.
+        # Of what it makes nothing goes again: not to look for cycles in it, now or ever, saves an
+        # eighth.
         gc.disable()
         import torch
 
