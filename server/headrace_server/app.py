@@ -152,8 +152,8 @@ class Server:
         Raises:
             PortUnavailableError, MetricsPortError: an address cannot be listened on.
         """
-        prepare()
         keep_one_heap()
+        prepare()
         self._grpc = GrpcServer(
             InferenceService(
                 self.engine,

@@ -225,8 +225,10 @@ def serve(
     The command line goes before the environment, which goes before the file.
     """
     require_server_extra("serve")
+    from headrace_server.memory import keep_one_heap
     from headrace_server.workers.nursery import prepare
 
+    keep_one_heap()  # before there is a second thread
     prepare()  # at once: it imports for longer than this process does
     from headrace_server.cli.serve import serve
 
