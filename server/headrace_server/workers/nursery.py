@@ -85,7 +85,9 @@ class Nursery:
             NotBornError: there is none.
             OSError: of what this process needs itself.
         """
-        birth = asyncio.create_task(self._birth(connection.dup(), name))
+        ours = connection.dup()
+        birth = asyncio.create_task(self._birth(ours, name))
+        birth.add_done_callback(lambda _: ours.close())  # also of one that never ran
         try:
             return await asyncio.shield(birth)
         except asyncio.CancelledError:
@@ -114,7 +116,6 @@ class Nursery:
                         await asyncio.sleep(FULL_S)
                 finally:
                     os.close(announced)
-                    connection.close()
                 await readable(heard)
                 pid = os.read(heard, 16)
             if not pid:
@@ -152,12 +153,12 @@ class Nursery:
                 # Signals to the server's process group are the front's business alone.
                 start_new_session=True,
             )
-        Thread(target=self._watch, args=(self._process, self._control), daemon=True).start()
+        Thread(target=self._watch, args=(self._process,), daemon=True).start()
         return self._control
 
-    def _watch(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
         status = process.wait()
-        if control is self._control:
+        if self._control is not None:  # it was not stopped
             log.warning("the nursery %s; the next worker starts another", how_it_ended(status))
         # Of a birth that its end broke off there may be processes left, in its group.
         with suppress(ChildProcessError):
