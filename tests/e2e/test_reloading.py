@@ -239,7 +239,10 @@ async def test_an_unloaded_model_answers_what_it_admitted_and_gives_all_back(
             assert all("'tagged' has no available versions" in str(error) for error in told)
             assert all(isinstance(error, Unavailable) for error in told), "an admitted one was lost"
             await until(lambda: not workers_of(server.pid))
-            (row,) = await client.index()
+            # The server hears of their end a moment after it.
+            async with asyncio.timeout(10):
+                while (row := (await client.index())[0]).state == "UNLOADING":
+                    await asyncio.sleep(0.01)
             assert (row.version, row.state, row.reason) == ("1", "UNAVAILABLE", "unloaded")
             assert not await client.model_ready("tagged")
             assert await client.server_ready(), "nobody wants that model any more"

@@ -149,6 +149,12 @@ def test_methods_but_post_are_refused(peer: Peer, method: str) -> None:
     peer.echo()
 
 
+def test_blanks_around_a_value_are_stripped(peer: Peer) -> None:
+    """HTTP/2 forbids them (8.2.1), grpc's clients send them, and gRPC lets a server strip them."""
+    answer = taken(peer, request(METADATA, ("x-value", " both ")))
+    assert ["x-value", "both"] in json.loads(answer.body)
+
+
 def test_te_may_be_asked_for(peer: Peer) -> None:
     """It detects proxies that lose trailers: whoever lacks it may be served or refused."""
     answer = taken(peer, request(without=["te"]))
@@ -178,8 +184,6 @@ def test_authority_may_be_left_out_and_scheme_be_another(peer: Peer) -> None:
         request(UNARY, ("", "x")),
         request(UNARY, ("x-value", "a\0b")),
         request(UNARY, ("x-value", "a\r\nx-b: c")),
-        request(UNARY, ("x-value", " led")),
-        request(UNARY, ("x-value", "trailed ")),
         request(UNARY, ("connection", "keep-alive")),
         request(UNARY, ("transfer-encoding", "chunked")),
         request(UNARY, ("keep-alive", "1")),
@@ -190,7 +194,7 @@ def test_authority_may_be_left_out_and_scheme_be_another(peer: Peer) -> None:
     ids=[
         *("no-method", "no-path", "no-scheme", "second-path-behind", "second-path", "late-path"),
         *("status", "unknown-pseudo", "upper-case", "space-in-name", "no-name", "nul", "newline"),
-        *("led-by-space", "trailed-by-space", "connection", "transfer-encoding", "keep-alive"),
+        *("connection", "transfer-encoding", "keep-alive"),
         *("proxy-connection", "upgrade", "te-other"),
     ],
 )
