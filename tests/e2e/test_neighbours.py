@@ -108,7 +108,9 @@ async def test_a_flood_on_one_model_fills_its_own_queue_and_delays_no_other(
     write_model(tmp_path, "quick", QUICK)
     with ServerProcess(tmp_path, "--max-queue-requests", "40") as server:
         async with AsyncClient(server.grpc_address, retry=ONCE, timeout=100.0) as client:
-            async with flood(server.grpc_address, "slow", callers=48) as refused:
+            # The queue takes 40 and the worker two batches of 4: with no more callers than that
+            # nobody is refused once the worker has its share.
+            async with flood(server.grpc_address, "slow", callers=60) as refused:
                 await until(lambda: len(refused) > 100)
                 seconds = await ask_quick(client, 50)
                 queued = metric(server, 'headrace_queue_requests{model="slow",version="1"}')
