@@ -10,17 +10,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from headrace.aio import AsyncClient
+from headrace.large_messages import INFER_METHOD
+from headrace.multiplexing import METHOD as STREAM_METHOD
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace_server.testing import ServerProcess
 from headrace_server.transport import unread
-from raw_http2 import STREAM, UNARY, RawConnection
 from reading_metrics import metric
+from wire.peer import Closed, deaf, message, request
 from written_models import write_model
 
 pytestmark = pytest.mark.e2e
@@ -57,6 +60,8 @@ HANGING = """
 import asyncio, sys
 import numpy as np
 from headrace.aio import AsyncClient
+from headrace.large_messages import INFER_METHOD
+from headrace.multiplexing import METHOD as STREAM_METHOD
 
 async def main():
     async with AsyncClient(sys.argv[1], multiplex=sys.argv[2] == "stream") as client:
@@ -127,14 +132,14 @@ async def test_who_does_not_read_holds_a_bounded_share_and_leaves_room_for_other
     await still_serves(server)
     before, asked, refused = resident(server.pid), 600, refused_unread(server)
     done = answered(server, "large")
-    with RawConnection(server.grpc_address) as deaf:
+    with deaf(server.grpc_address) as caller:
         if streams:
-            opened = [deaf.open(STREAM) for _ in range(streams)]
+            opened = [caller.open(STREAM_METHOD) for _ in range(streams)]
             for number in range(asked):
-                deaf.send(opened[number % streams], asking("large", MIB))
+                caller.data(opened[number % streams], message(asking("large", MIB)))
         else:
             for _ in range(asked):
-                deaf.open(UNARY, asking("large", MIB))
+                caller.open(INFER_METHOD, asking("large", MIB), end=True)
 
         def settled() -> bool:
             return answered(server, "large") - done + refused_unread(server) - refused >= asked
@@ -149,7 +154,7 @@ async def test_who_does_not_read_holds_a_bounded_share_and_leaves_room_for_other
 def test_idle_connections_cost_little_and_silent_ones_are_closed(server: ServerProcess) -> None:
     before = resident(server.pid)
     host, _, port = server.grpc_address.rpartition(":")
-    idle = [RawConnection(server.grpc_address) for _ in range(200)]
+    idle = [deaf(server.grpc_address) for _ in range(200)]
     silent = [socket.create_connection((host, int(port))) for _ in range(200)]
     try:
         for one in silent:
@@ -169,9 +174,9 @@ async def test_idle_streams_cost_little_and_end_with_their_connection(
     server: ServerProcess,
 ) -> None:
     before = resident(server.pid)
-    with RawConnection(server.grpc_address) as connection:
+    with deaf(server.grpc_address) as connection:
         for _ in range(1_000):
-            connection.open(STREAM)
+            connection.open(STREAM_METHOD)
         await still_serves(server)
         await asyncio.sleep(1.0)
         assert resident(server.pid) - before < 1_000 * 64 * 1024
@@ -198,11 +203,11 @@ async def test_a_caller_that_is_killed_takes_its_waiting_requests_back(
 
 def test_a_reset_takes_waiting_requests_back_too(server: ServerProcess) -> None:
     queued = 'headrace_queue_requests{model="slow",version="1"}'
-    connection = RawConnection(server.grpc_address)
-    stream = connection.open(STREAM)
+    connection = deaf(server.grpc_address)
+    stream = connection.open(STREAM_METHOD)
     for _ in range(50):
-        connection.send(stream, asking("slow", 1))
-        connection.open(UNARY, asking("slow", 1))
+        connection.data(stream, message(asking("slow", 1)))
+        connection.open(INFER_METHOD, asking("slow", 1), end=True)
     until(lambda: metric(server, queued) >= 90)
     connection.reset()
     until(lambda: metric(server, queued) == 0, 15.0)  # one by one they would take half a minute
@@ -210,8 +215,10 @@ def test_a_reset_takes_waiting_requests_back_too(server: ServerProcess) -> None:
 
 async def test_huge_metadata_is_refused_without_being_kept(server: ServerProcess) -> None:
     before = resident(server.pid)
-    with RawConnection(server.grpc_address) as connection:
-        for _ in range(4):
-            connection.open(UNARY, asking("large", 1), **{"x-huge": "a" * (8 * MIB)})
+    huge = request(INFER_METHOD, ("x-huge", "a" * (8 * MIB)))
+    with deaf(server.grpc_address) as connection:
+        with suppress(Closed):  # it may end while the rest is still being said
+            for _ in range(4):
+                connection.data(connection.begin(huge), message(asking("large", 1)), end=True)
         await still_serves(server)
         assert resident(server.pid) - before < 64 * MIB

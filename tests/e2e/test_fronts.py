@@ -18,8 +18,8 @@ import pytest
 from command_line import refusal
 from headrace import Client
 from headrace_server.testing import ServerProcess
-from raw_http2 import PREFACE, SETTINGS, frame
 from reading_metrics import metric
+from wire.peer import PREFACE, SETTINGS, frame
 from worker_processes import alive, children_of, command_of
 from written_models import write_model
 

@@ -10,11 +10,12 @@ from typing import Any
 import grpc
 import pytest
 
+from headrace.multiplexing import METHOD as STREAM_METHOD
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.protocol import grpc_service_pb2_grpc as rpc
 from headrace_server.rpc.server import RpcLimits
-from raw_http2 import STREAM, RawConnection
 from stream_stage import Stage, request, until
+from wire.peer import deaf
 
 LIMITS = RpcLimits(max_message_bytes=10_000, max_connections=2)
 
@@ -86,8 +87,8 @@ async def test_a_peer_that_is_gone_without_a_word_is_noticed_and_its_requests_le
     stage = Stage(grpc_limits=replace(LIMITS, ping_after_s=1.0, ping_timeout_s=1.0))
     await stage.start()
     # It takes what it is sent and answers no ping, as when the machine behind a proxy is gone.
-    with RawConnection(stage.address) as gone:
-        gone.send(gone.open(STREAM), request(1).SerializeToString())
+    with deaf(stage.address) as gone:
+        gone.open(STREAM_METHOD, request(1).SerializeToString())
         await stage.taken(1)
         assert await asyncio.to_thread(gone.closed_by_peer, 30.0)
     await until(lambda: stage.cancelled() == 1)

@@ -9,9 +9,10 @@ import grpc
 import pytest
 
 from headrace.errors import server_error
+from headrace.large_messages import INFER_METHOD
 from headrace.protocol import grpc_service_pb2 as pb
-from raw_http2 import UNARY, RawConnection
 from stream_stage import Stage, request, until
+from wire.peer import deaf
 
 if TYPE_CHECKING:
     from conftest import Served
@@ -91,10 +92,10 @@ async def test_a_caller_that_vanishes_before_it_is_answered_is_not_logged(
     stage = Stage()
     await stage.start()
     try:
-        raw = RawConnection(stage.address)
-        raw.open(UNARY, request(1).SerializeToString())
+        caller = deaf(stage.address)
+        caller.open(INFER_METHOD, request(1).SerializeToString(), end=True)
         await stage.taken(1)
-        raw.reset()
+        caller.reset()
         await until(lambda: stage.cancelled() == 1)
         stage.complete(1)
         answer = asyncio.ensure_future(stage.stub.ModelInfer(request(2)))
