@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from bench.processes import resident_bytes
 
 from wire import echo_server
 from wire.echo_server import Limits
@@ -80,11 +80,4 @@ class EchoProcess:
     @property
     def resident_bytes(self) -> int:
         """Its resident memory now."""
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-
-    @property
-    def cpu_s(self) -> float:
-        """What it has burnt so far."""
-        after_name = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+        return resident_bytes(self.pid)

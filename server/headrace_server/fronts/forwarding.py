@@ -45,8 +45,8 @@ class Forwarding:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._methods = {
-            name: self._stream(name, *streams) if streams[1] else self._unary(name)
-            for name, streams in _STREAMS.items()
+            name: self._stream(name, many_requests) if many_answers else self._unary(name)
+            for name, (many_requests, many_answers) in _STREAMS.items()
         }
         self._channel = channel
 
@@ -73,7 +73,7 @@ class Forwarding:
 
         return unary(forward)
 
-    def _stream(self, name: str, many_requests: bool, many_answers: bool) -> Method:
+    def _stream(self, name: str, many_requests: bool) -> Method:
         async def messages(call: Call) -> AsyncIterator[bytes]:
             while (message := await call.read()) is not EOF:
                 yield bytes(message)

@@ -58,7 +58,7 @@ class Application(Generic[Head]):
     """
 
     interpret: Callable[[list[Field]], Head]
-    open: Callable[[Connection, int, Head, bool], Stream]
+    open: Callable[[Connection, int, Head, bool], None]
     max_streams: int | None
 
 
@@ -76,7 +76,6 @@ class Connection:
         self.patience = Patience()
         self.reservations = Reservations()
         self.streams: dict[int, Stream] = {}
-        self.stream_window = DEFAULT_WINDOW
         self.peer_window = DEFAULT_WINDOW
         self.peer_frame = frames.DEFAULT_FRAME
         self.send_window = DEFAULT_WINDOW

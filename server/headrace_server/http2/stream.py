@@ -24,7 +24,6 @@ class Stream:
     __slots__ = (
         "connection",
         "id",
-        "local_ended",
         "queued",
         "receive_window",
         "remote_ended",
@@ -38,8 +37,7 @@ class Stream:
         self.connection = connection
         self.id = id
         self.remote_ended = ended
-        self.local_ended = False
-        self.receive_window = connection.stream_window
+        self.receive_window = frames.DEFAULT_WINDOW
         self.send_window = connection.peer_window
         self.unsent: deque[memoryview] | None = None
         self.unsent_bytes = 0
@@ -113,7 +111,6 @@ class Stream:
 
     def give_up(self) -> None:
         """Nothing of it is sent any more."""
-        self.local_ended = True
         self.unsent = self.trailers = None
         self.unsent_bytes = 0
 
@@ -123,8 +120,8 @@ class Stream:
             self.receive_window += nbytes
             self.connection.put(frames.window_update(self.id, nbytes))
 
-    def send_some(self, at_most: int) -> int:
-        """Send what the windows allow of what is held back; returns how many bytes that was."""
+    def send_some(self, at_most: int) -> None:
+        """Send what the windows allow of what is held back, and so many bytes at most."""
         connection, unsent = self.connection, self.unsent
         assert unsent is not None
         sent = 0
@@ -153,12 +150,10 @@ class Stream:
                 self._end(self.trailers)
             else:
                 self.drained()
-        return sent
 
     def _end(self, block: bytes) -> None:
         connection = self.connection
         connection.put_headers(self.id, frames.END_STREAM, block)
-        self.local_ended = True
         self.trailers = None
         if not self.remote_ended:  # nobody reads what is still to come (RFC 9113, section 8.1)
             connection.put_reset(self.id, ErrorCode.NO_ERROR)

@@ -130,11 +130,7 @@ class Call(Stream):
             self._callbacks = [self._callbacks, callback]
 
     async def read(self) -> Any:
-        """The next message, `EOF` after the last one.
-
-        Raises:
-            AbortedError: what came was no message, and the call has ended with that.
-        """
+        """The next message; `EOF` after the last one, or once the call is over."""
         while not self._ready:
             if self.over or self.remote_ended:
                 return EOF

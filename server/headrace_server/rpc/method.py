@@ -38,14 +38,10 @@ class Method:
     serialize: Serializer = _as_it_is
 
 
-def unary(
-    behaviour: Callable[[Any, Call], Awaitable[Any]],
-    deserialize: Deserializer = _as_it_is,
-    serialize: Serializer = _as_it_is,
-) -> Method:
-    """One request, one answer."""
+def unary(behaviour: Callable[[Any, Call], Awaitable[Any]]) -> Method:
+    """One request, one answer, both as bytes."""
 
     async def run(call: Call) -> None:
         call.answer(await behaviour(await call.read(), call))
 
-    return Method(run, one_request=True, deserialize=deserialize, serialize=serialize)
+    return Method(run, one_request=True)

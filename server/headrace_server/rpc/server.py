@@ -19,7 +19,6 @@ from headrace_server.http2.connection import Application, Connection
 from headrace_server.http2.frames import ErrorCode
 from headrace_server.http2.headers import block
 from headrace_server.http2.protocol import Http2Protocol, Watch
-from headrace_server.http2.stream import Stream
 from headrace_server.rpc.assembly import ENCODINGS
 from headrace_server.rpc.call import Call
 from headrace_server.rpc.head import Head, interpret
@@ -82,7 +81,7 @@ class RpcApplication:
         self._guard = guard
         self._encodings = ENCODINGS if limits.compressed else ENCODINGS[:1]
 
-    def open(self, connection: Connection, id: int, head: Head, ended: bool, peer: str) -> Stream:
+    def open(self, connection: Connection, id: int, head: Head, ended: bool, peer: str) -> None:
         """Begin the call that these headers ask for, or end it."""
         call = Call(self, connection, id, head, ended, peer)
         connection.streams[id] = call
@@ -95,13 +94,13 @@ class RpcApplication:
             else:
                 call.over = True
                 call.send_end(block((":status", str(problem.http_status))))
-            return call
+            return
         self.calls.add(call)
         call.watch_deadline()
         if self._guard is not None:
             self._guard(call)
             if call.over:
-                return call
+                return
         method = call.method = self._find(head.method)
         if method is None:
             call.end(grpc.StatusCode.UNIMPLEMENTED, f"there is no method {head.method}")
@@ -116,7 +115,6 @@ class RpcApplication:
             call.start()
         if ended and not call.over:
             call.end_received()
-        return call
 
 
 class RpcServer:
@@ -238,8 +236,8 @@ class RpcServer:
         loop = asyncio.get_running_loop()
         application, peer = self._application, _peer(accepted)
 
-        def opened(connection: Connection, id: int, head: Head, ended: bool) -> Stream:
-            return application.open(connection, id, head, ended, peer)
+        def opened(connection: Connection, id: int, head: Head, ended: bool) -> None:
+            application.open(connection, id, head, ended, peer)
 
         limits = self._limits
         streams = Application(interpret, opened, limits.max_calls)
