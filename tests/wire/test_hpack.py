@@ -306,6 +306,14 @@ def test_5_1_an_integer_may_be_written_at_greater_length(peer: Peer) -> None:
     assert metadata(peer, METADATA_CALL + index + string("2")) == {"x-a": "2"}
 
 
+def test_5_1_an_integer_of_thousands_of_digits_is_a_connection_error(
+    peer: Peer, bystander: Peer
+) -> None:
+    """An index that no table has; that the server logs nothing is asserted when it ends."""
+    peer.send(header_frames(1, b"\xff" + b"\xff" * 16_000 + b"\x01"))
+    peer.connection_error(COMPRESSION_ERROR)
+
+
 def test_an_empty_block_lacks_what_a_request_must_have(peer: Peer) -> None:
     for block in (b"", literal("x-only", "this")):
         stream = peer.new_stream()
