@@ -1,41 +1,26 @@
 """The server's side of one connection: bytes in, streams' bytes out, without input or output.
 
 Whoever owns a `Connection` hands it what the network brought (`receive`), sends what it has put
-together (`take`) when it was woken, and tells it of time (`tick`) and of the end (`lost`).
+together (`out.take`) when it was woken, and tells it of time (`tick`) and of the end (`lost`).
 """
 
 from __future__ import annotations
 
 import struct
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from headrace_server.http2 import frames
 from headrace_server.http2.frames import DEFAULT_WINDOW, ErrorCode, Http2Error
-from headrace_server.http2.headers import (
-    DEFAULT_TABLE,
-    MAX_BLOCK_BYTES,
-    NO_TABLE,
-    Field,
-    HeadReader,
-)
+from headrace_server.http2.headers import MAX_BLOCK_BYTES, Field, HeadReader
+from headrace_server.http2.outgoing import Outgoing, checked_window
 from headrace_server.http2.patience import Patience
 from headrace_server.http2.reservations import Reservations
 from headrace_server.http2.stream import Stream
 
 RECEIVE_WINDOW = 16 << 20
 """Of a connection, refilled as bytes come: what is bounded is what its streams hold."""
-
-OUTGOING_BYTES = 256 << 10
-"""Put together at a time; what large messages have beyond it stays where it is, uncopied."""
-
-TURN_BYTES = 64 << 10
-"""That one stream sends before others that wait have their turn."""
-
-UNTAKEN_BYTES = 1 << 20
-"""Of answers to pings and settings that a peer causes and does not read."""
 
 REMEMBERED_RESETS = 1_024
 """Streams whose peer may still send what it had sent before it heard of the end."""
@@ -71,14 +56,11 @@ class Connection:
 
     def __init__(self, application: Application[Head], wake: Callable[[], None]) -> None:
         self._application = application
-        self._wake = wake
         self._heads = HeadReader(application.interpret)
+        self.out = Outgoing(wake)
         self.patience = Patience()
         self.reservations = Reservations()
         self.streams: dict[int, Stream] = {}
-        self.peer_window = DEFAULT_WINDOW
-        self.peer_frame = frames.DEFAULT_FRAME
-        self.send_window = DEFAULT_WINDOW
         self._receive_window = RECEIVE_WINDOW
         self._last_stream = 0
         self._refuse_above: int | None = None
@@ -87,11 +69,6 @@ class Connection:
         self._settled = False
         self.ended = False
         """Nothing more is taken; what is put together is still to be sent."""
-        self._outgoing: list[bytes | memoryview] = []
-        self._outgoing_bytes = 0
-        self.paused = False
-        """Whether what was taken last has not gone yet."""
-        self._waiting: deque[Stream] = deque()
         self._rest = bytearray()
         self._needed = 0
         self._data_left = 0
@@ -101,11 +78,11 @@ class Connection:
         self._block_stream = self._block_flags = 0
         self._awaiting_pong = False
         self._resets: dict[int, None] = {}
-        self._block_prefix = b""
         limits = {frames.MAX_HEADER_LIST_SIZE: MAX_BLOCK_BYTES}
         if application.max_streams is not None:
             limits[frames.MAX_CONCURRENT_STREAMS] = application.max_streams
-        self.put(frames.settings(limits) + frames.window_update(0, RECEIVE_WINDOW - DEFAULT_WINDOW))
+        more = RECEIVE_WINDOW - DEFAULT_WINDOW
+        self.out.put(frames.settings(limits) + frames.window_update(0, more))
 
     # -- in ---------------------------------------------------------------------------------
 
@@ -186,7 +163,7 @@ class Connection:
         if self._receive_window < 0:
             raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "more than the connection's window")
         if self._receive_window < RECEIVE_WINDOW // 2:
-            self.put(frames.window_update(0, RECEIVE_WINDOW - self._receive_window))
+            self.out.put(frames.window_update(0, RECEIVE_WINDOW - self._receive_window))
             self._receive_window = RECEIVE_WINDOW
         self._data_left = length
         self._data_ends = bool(flags & frames.END_STREAM)
@@ -356,10 +333,7 @@ class Connection:
         if not stream_id:
             if not increment:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of nothing")
-            self.send_window += increment
-            if self.send_window > frames.LARGEST_WINDOW:
-                raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a window past 2^31-1")
-            self._serve_waiting()
+            self.out.widen(increment)
             return
         stream = self.streams.get(stream_id)
         if stream is None:
@@ -371,7 +345,7 @@ class Connection:
             if stream.send_window > frames.LARGEST_WINDOW:
                 self._stream_error(stream, ErrorCode.FLOW_CONTROL_ERROR)
             elif stream.unsent is not None and not stream.queued:
-                self.resume(stream)
+                self.out.resume(stream)
 
     def _rst_stream(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -401,28 +375,25 @@ class Connection:
             elif setting == frames.MAX_FRAME_SIZE:
                 if not frames.DEFAULT_FRAME <= value <= frames.LARGEST_FRAME:
                     raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"frames of {value} bytes")
-                self.peer_frame = value
-            elif setting == frames.HEADER_TABLE_SIZE and value < DEFAULT_TABLE:
-                self._block_prefix = NO_TABLE
+                self.out.frame_bytes = value
+            elif setting == frames.HEADER_TABLE_SIZE:
+                self.out.limit_table(value)
             elif setting == frames.ENABLE_PUSH and value > 1:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"{value} for ENABLE_PUSH")
-        self.put(frames.frame(frames.SETTINGS, frames.ACK, 0))
-        self._check_read()
+        self.out.put(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        self.out.check_read()
 
     def _peer_window(self, value: int) -> None:
-        if value > frames.LARGEST_WINDOW:
-            raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a window past 2^31-1")
-        change = value - self.peer_window
-        self.peer_window = value
+        checked_window(value)
+        change = value - self.out.stream_window
+        self.out.stream_window = value
         if not change:
             return
         self._spend(len(self.streams) // 8)
         for stream in [*self.streams.values()]:
-            stream.send_window += change
-            if stream.send_window > frames.LARGEST_WINDOW:
-                raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a window past 2^31-1")
+            stream.send_window = checked_window(stream.send_window + change)
             if change > 0 and stream.unsent is not None and not stream.queued:
-                self.resume(stream)
+                self.out.resume(stream)
 
     def _ping(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
@@ -431,13 +402,13 @@ class Connection:
             raise _wrong_size("PING", 8, payload)
         self._spend()
         if not flags & frames.ACK:
-            self.put(frames.frame(frames.PING, frames.ACK, 0, payload))
-            self._check_read()
+            self.out.put(frames.frame(frames.PING, frames.ACK, 0, payload))
+            self.out.check_read()
         elif payload == PING_OF_LIFE:
             self._awaiting_pong = False
         elif payload == PING_OF_SHUTDOWN and self._refuse_above == frames.LARGEST_STREAM:
             self._refuse_above = self._last_stream
-            self.put(frames.goaway(self._last_stream, ErrorCode.NO_ERROR))
+            self.out.put(frames.goaway(self._last_stream, ErrorCode.NO_ERROR))
             self._end_if_done()
 
     def _check_known(self, stream_id: int, what: str) -> None:
@@ -458,90 +429,19 @@ class Connection:
         if not self.patience.spend(amount):
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that carry nothing")
 
-    def _check_read(self) -> None:
-        if self.paused and self._outgoing_bytes > UNTAKEN_BYTES:
-            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "answers to pings that nobody reads")
-
     def _stream_error(self, stream: Stream, code: ErrorCode) -> None:
         self._spend()
         stream.reset(code)
         stream.closed(ErrorCode.INTERNAL_ERROR)
 
-    # -- out --------------------------------------------------------------------------------
-
-    @property
-    def writable(self) -> bool:
-        """Whether more data may be put together now."""
-        return not self.paused and self._outgoing_bytes < OUTGOING_BYTES
-
-    def put(self, data: bytes | memoryview) -> None:
-        """Send this, after what was put before."""
-        if not self._outgoing:
-            self._wake()
-        self._outgoing.append(data)
-        self._outgoing_bytes += len(data)
-
-    @property
-    def has_outgoing(self) -> bool:
-        """Whether something is put together."""
-        return bool(self._outgoing)
-
-    def put_headers(self, stream_id: int, flags: int, block: bytes) -> None:
-        """Send a header block."""
-        if self._block_prefix:
-            block = self._block_prefix + block
-            self._block_prefix = b""
-        flags |= frames.END_HEADERS
-        self.put(frames.head(len(block), frames.HEADERS, flags, stream_id) + block)
+    # -- for streams ------------------------------------------------------------------------
 
     def put_reset(self, stream_id: int, code: ErrorCode) -> None:
         """Send a reset, and remember that it was."""
         self._resets[stream_id] = None
         if len(self._resets) > REMEMBERED_RESETS:
             del self._resets[next(iter(self._resets))]
-        self.put(frames.rst_stream(stream_id, code))
-
-    def take(self) -> bytes:
-        """Everything that was put together, and let streams put together more. The owner sends
-        it, and says `pause` when it has not gone and `proceed` when it has."""
-        data = b"".join(self._outgoing)
-        self._outgoing.clear()
-        self._outgoing_bytes = 0
-        if self._waiting:
-            self._serve_waiting()
-        return data
-
-    def pause(self) -> None:
-        """What was taken waits for the network."""
-        self.paused = True
-
-    def proceed(self) -> None:
-        """It has gone: streams may put more together."""
-        self.paused = False
-        self._serve_waiting()
-
-    def resume(self, stream: Stream) -> None:
-        """Let a stream send of what it holds back, now or as soon as the connection may."""
-        if stream.send_window > 0 or not stream.unsent_bytes:
-            stream.queued = True
-            self._waiting.append(stream)
-            self._serve_waiting()
-
-    def _serve_waiting(self) -> None:
-        waiting = self._waiting
-        while waiting and self.writable:
-            stream = waiting[0]
-            if stream.unsent is None:
-                waiting.popleft().queued = False
-                continue
-            if self.send_window <= 0 and stream.unsent_bytes:
-                return
-            waiting.popleft()
-            stream.queued = False
-            stream.send_some(TURN_BYTES)
-            if stream.unsent is not None and stream.send_window > 0:
-                stream.queued = True
-                waiting.append(stream)
+        self.out.put(frames.rst_stream(stream_id, code))
 
     def forget(self, stream: Stream) -> None:
         """The stream is over on both sides."""
@@ -563,7 +463,7 @@ class Connection:
     def ping(self) -> None:
         """Ask the peer whether it is there."""
         self._awaiting_pong = True
-        self.put(frames.frame(frames.PING, 0, 0, PING_OF_LIFE))
+        self.out.put(frames.frame(frames.PING, 0, 0, PING_OF_LIFE))
 
     @property
     def awaiting_pong(self) -> bool:
@@ -580,11 +480,11 @@ class Connection:
             return
         if not self.streams:
             self._refuse_above = self._last_stream
-            self.put(frames.goaway(self._last_stream, ErrorCode.NO_ERROR))
+            self.out.put(frames.goaway(self._last_stream, ErrorCode.NO_ERROR))
             self.ended = True
             return
         self._refuse_above = frames.LARGEST_STREAM
-        self.put(
+        self.out.put(
             frames.goaway(frames.LARGEST_STREAM, ErrorCode.NO_ERROR)
             + frames.frame(frames.PING, 0, 0, PING_OF_SHUTDOWN)
         )
@@ -594,14 +494,14 @@ class Connection:
         if self.ended:
             return
         self.ended = True
-        self.put(frames.goaway(self._last_stream, code, text))
+        self.out.put(frames.goaway(self._last_stream, code, text))
         self.lost()
 
     def lost(self) -> None:
         """The connection is gone, and with it everything on it."""
         self.ended = True
         streams, self.streams = self.streams, {}
-        self._waiting.clear()
+        self.out.abandon()
         for stream in streams.values():
             stream.give_up()
             stream.closed(ErrorCode.INTERNAL_ERROR)

@@ -95,12 +95,12 @@ class Http2Protocol(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """See `asyncio.BufferedProtocol`."""
-        self.connection.pause()
+        self.connection.out.pause()
 
     def resume_writing(self) -> None:
         """See `asyncio.BufferedProtocol`."""
         self._sends_anyway = True
-        self.connection.proceed()
+        self.connection.out.proceed()
         self._sends_anyway = False
         self._send()
 
@@ -123,7 +123,7 @@ class Http2Protocol(asyncio.BufferedProtocol):
         connection.tick(passed_s)
         silent_s = now - self._heard_s
         if connection.ended:
-            if connection.has_outgoing or self._unsent_bytes():
+            if connection.out.pending or self._unsent_bytes():
                 self._ended_s = now
             elif now - self._ended_s > LINGER_S:
                 self.abort()
@@ -166,11 +166,11 @@ class Http2Protocol(asyncio.BufferedProtocol):
         transport, connection = self._transport, self.connection
         if transport is None:
             return
-        while connection.has_outgoing and not connection.paused:
+        while connection.out.pending and not connection.out.paused:
             self._sends_anyway = True
-            transport.write(connection.take())
+            transport.write(connection.out.take())
             self._sends_anyway = False
-        if connection.ended and not connection.has_outgoing and not self._lingering:
+        if connection.ended and not connection.out.pending and not self._lingering:
             self._lingering = True
             self._ended_s = self._loop.time()
             # Closed with bytes unread, a socket takes back what its peer has not read yet.

@@ -38,7 +38,7 @@ class Stream:
         self.id = id
         self.remote_ended = ended
         self.receive_window = frames.DEFAULT_WINDOW
-        self.send_window = connection.peer_window
+        self.send_window = connection.out.stream_window
         self.unsent: deque[memoryview] | None = None
         self.unsent_bytes = 0
         self.trailers: bytes | None = None
@@ -67,31 +67,27 @@ class Stream:
 
     def send_headers(self, block: bytes) -> None:
         """The first header block."""
-        self.connection.put_headers(self.id, 0, block)
+        self.connection.out.put_headers(self.id, 0, block)
 
     def send_data(self, data: bytes | memoryview) -> None:
         """The next bytes, whether or not they may go already."""
         size = len(data)
-        connection = self.connection
+        out = self.connection.out
         if (
             self.unsent is None
             and size <= self.send_window
-            and size <= connection.send_window
-            and size <= connection.peer_frame
-            and connection.writable
+            and size <= out.window
+            and size <= out.frame_bytes
+            and out.writable
         ):
-            self.send_window -= size
-            connection.send_window -= size
-            connection.patience.left += PER_DATA
-            connection.put(frames.head(size, frames.DATA, 0, self.id))
-            connection.put(data)
+            self._put(data, size)
             return
         if self.unsent is None:
             self.unsent = deque()
         self.unsent.append(memoryview(data))
         self.unsent_bytes += size
         if not self.queued:
-            connection.resume(self)
+            out.resume(self)
 
     def send_end(self, block: bytes) -> None:
         """The last header block, once everything before it has gone."""
@@ -118,26 +114,19 @@ class Stream:
         """Let the peer send so many bytes more."""
         if nbytes > 0 and not self.remote_ended:
             self.receive_window += nbytes
-            self.connection.put(frames.window_update(self.id, nbytes))
+            self.connection.out.put(frames.window_update(self.id, nbytes))
 
     def send_some(self, at_most: int) -> None:
         """Send what the windows allow of what is held back, and so many bytes at most."""
-        connection, unsent = self.connection, self.unsent
+        out, unsent = self.connection.out, self.unsent
         assert unsent is not None
         sent = 0
         while unsent:
             piece = unsent[0]
-            size = min(
-                *(len(piece), self.send_window, connection.send_window),
-                *(connection.peer_frame, at_most - sent),
-            )
+            size = min(len(piece), self.send_window, out.window, out.frame_bytes, at_most - sent)
             if size <= 0 < len(piece):
                 break
-            connection.put(frames.head(size, frames.DATA, 0, self.id))
-            connection.put(piece[:size])
-            self.send_window -= size
-            connection.send_window -= size
-            connection.patience.left += PER_DATA
+            self._put(piece[:size], size)
             sent += size
             if size == len(piece):
                 unsent.popleft()
@@ -151,9 +140,19 @@ class Stream:
             else:
                 self.drained()
 
+    def _put(self, data: bytes | memoryview, size: int) -> None:
+        """Send one frame that the windows allow."""
+        connection = self.connection
+        out = connection.out
+        self.send_window -= size
+        out.window -= size
+        connection.patience.left += PER_DATA
+        out.put(frames.head(size, frames.DATA, 0, self.id))
+        out.put(data)
+
     def _end(self, block: bytes) -> None:
         connection = self.connection
-        connection.put_headers(self.id, frames.END_STREAM, block)
+        connection.out.put_headers(self.id, frames.END_STREAM, block)
         self.trailers = None
         if not self.remote_ended:  # nobody reads what is still to come (RFC 9113, section 8.1)
             connection.put_reset(self.id, ErrorCode.NO_ERROR)
