@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import Any
 
+from asking import submit
 from doubles import FakeClock, PuppetExecutor, RecordingObserver
 from headrace_server.engine.calls import Answer, Call
 from headrace_server.engine.deployment import Deployment
@@ -54,7 +55,7 @@ class Stage:
 
     def submit(self, *rows: bytes, **options: Any) -> asyncio.Future[Answer]:
         """Submit one call and let the scheduler decide, if it can by now."""
-        _, future = self.deployment.submit(call_of(*rows, **options))
+        _, future = submit(self.deployment, call_of(*rows, **options))
         self.clock.advance()
         return future
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from asking import submit
 from headrace.tensors import decode_tensor, encode_tensor
 from headrace_server.engine.calls import Call
 from headrace_server.engine.clock import LoopClock
@@ -52,7 +53,7 @@ async def ride_together(model: LoadedModel, requests: Sequence[Arrays]) -> list[
         ObserverGroup(),
     )
     await deployment.load()
-    futures = [deployment.submit(call)[1] for call in calls]
+    futures = [submit(deployment, call)[1] for call in calls]
     answers = [await future for future in futures]
     deployment.kill()
     assert [answer.batch_rows for answer in answers] == [rows] * len(answers)

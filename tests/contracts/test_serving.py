@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from asking import infer, submit
 from doubles import PuppetExecutor, RecordingObserver
 from engine_stage import call_of, spec_of
 from headrace_server.core.errors import Reason, ServingError
@@ -106,7 +107,7 @@ class House:
         return deployment, executor
 
     def submit(self, *rows: bytes, **options: Any) -> tuple[Any, asyncio.Future[Answer]]:
-        return self.serving.find("model").submit(call_of(*rows, **options))
+        return submit(self.serving.find("model"), call_of(*rows, **options))
 
 
 class FrontedHouse(House):
@@ -221,7 +222,7 @@ async def test_each_call_gets_its_own_rows_and_how_its_batch_went(house: House) 
 async def test_large_tensors_and_small_ones_come_through(house: House) -> None:
     _, workers = await house.served(workers=1)
     for number, nbytes in enumerate((1, 511, 512, 5_000, 3 << 20)):
-        call = asyncio.create_task(house.serving.find("model").infer(call_of(row(7, nbytes))))
+        call = asyncio.create_task(infer(house.serving.find("model"), call_of(row(7, nbytes))))
         await until(lambda number=number: len(workers.batches) == number + 1)
         workers.complete(number)
         (output,) = (await call).outputs
@@ -249,13 +250,13 @@ async def test_an_answer_too_large_to_be_sent_fails_alone(
 async def test_prepared_requests_are_prepared_first(house: House) -> None:
     preparing = PuppetExecutor(PREPARED)
     _, workers = await house.served(spec=PREPARED, preparing=preparing)
-    call = asyncio.create_task(house.serving.find("model").infer(call_of(row(3))))
+    call = asyncio.create_task(infer(house.serving.find("model"), call_of(row(3))))
     await until(lambda: len(preparing.batches) == 1)
     preparing.complete(0)
     await until(lambda: len(workers.batches) == 1)
     workers.complete(0)
     assert (await call).outputs[0].data == row(3)
-    taken_back = asyncio.create_task(house.serving.find("model").infer(call_of(row(4))))
+    taken_back = asyncio.create_task(infer(house.serving.find("model"), call_of(row(4))))
     await until(lambda: len(preparing.batches) == 2)
     taken_back.cancel()
     await until(lambda: any(word.startswith("cancelled") for word in house.told.told))
@@ -268,7 +269,7 @@ async def test_a_call_taken_back_leaves_the_queue_and_is_counted_once(house: Hou
     kept = [house.submit(row(value))[1] for value in range(2)]
     await until(lambda: len(workers.batches) == 2)
     request, _ = house.submit(row(2))
-    waiting = asyncio.create_task(house.serving.find("model").infer(call_of(row(3))))
+    waiting = asyncio.create_task(infer(house.serving.find("model"), call_of(row(3))))
     await until(lambda: deployment.queued_requests == 2)
     house.serving.find("model").cancel(request)
     house.serving.find("model").cancel(request)
@@ -367,7 +368,7 @@ async def test_who_was_told_too_late_gets_the_reason_of_now(house: House) -> Non
     draining = asyncio.create_task(deployment.drain(None))
     await draining
     with pytest.raises(ServingError) as refused:
-        await served.infer(call_of(row(1)))
+        await infer(served, call_of(row(1)))
     assert refused.value.reason in (Reason.MODEL_UNAVAILABLE, Reason.STOPPING)
 
 
@@ -385,7 +386,7 @@ async def test_a_front_that_vanishes_takes_its_requests_back_and_no_others() -> 
     deployment, workers = await house.served()
     running = house.submit(row(0))[1]
     await until(lambda: len(workers.batches) == 1)
-    own = deployment.submit(call_of(row(1)))[1]
+    own = submit(deployment, call_of(row(1)))[1]
     await until(lambda: len(workers.batches) == 2)
     for value in range(2):
         house.submit(row(value))

@@ -17,6 +17,7 @@ from examples.sentences import build as sentences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asking import submit
 from engine_stage import serve
 from headrace_server.engine.riding import RidingRules
 from headrace_server.models.loading import LoadedModel, load_model
@@ -240,7 +241,7 @@ def test_only_the_incompatible_ride_apart_and_they_block_nobody(
             running = [waiting[0] for waiting in held.values() if waiting]
             if step < 60 and chance.random() < 0.7:
                 call = call_of(MIXED, mixed_request(chance))
-                submitted.append((call, stage.deployment.submit(call)[1]))
+                submitted.append((call, submit(stage.deployment, call)[1]))
             elif running:
                 first = chance.choice(running)
                 stage.workers.complete(first, blank_answer(batches[first]))

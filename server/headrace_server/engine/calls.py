@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from headrace_server.core.errors import ServingError
 from headrace_server.workers.executor import BatchTiming, RequestTensors
 from headrace_server.workers.regions import Span
 
@@ -56,3 +58,19 @@ class Answer:
     batch_rows: int
     queue_s: float
     timing: BatchTiming
+
+
+class Waiter(Protocol):
+    """Who waits for a call to end.
+
+    Told exactly one of the two, unless the call is cancelled first; never while it is being
+    submitted, and never while the engine decides.
+    """
+
+    def answered(self, answer: Answer) -> None:
+        """The model has answered."""
+        ...
+
+    def refused(self, error: ServingError) -> None:
+        """It ends without an answer."""
+        ...

@@ -5,20 +5,18 @@ What becomes of its requests is up to its `Dispatcher`.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from enum import Enum
 
 from headrace_server.core.cost import Sample
-from headrace_server.core.errors import Reason, ServingError
 from headrace_server.core.explanation import Explanation
 from headrace_server.core.request import Request
-from headrace_server.engine.calls import Answer, Call
+from headrace_server.engine.calls import Call, Waiter
 from headrace_server.engine.clock import Clock
 from headrace_server.engine.dispatcher import Dispatcher
 from headrace_server.engine.observer import Observer, RefusalsOf
+from headrace_server.engine.preparing import Preparing
 from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.models.spec import ModelSpec
 from headrace_server.workers.executor import (
@@ -26,13 +24,15 @@ from headrace_server.workers.executor import (
     BatchTiming,
     Executor,
     ModelLoadError,
-    RequestTensors,
     WorkerState,
 )
 from headrace_server.workers.placement import InstanceGroup
-from headrace_server.workers.regions import RequestSpans
 
 log = logging.getLogger("headrace.engine")
+
+
+Ticket = Request | Preparing
+"""What a call is known by until it has ended."""
 
 
 class DeploymentState(Enum):
@@ -120,11 +120,6 @@ class Deployment:
         return DeploymentState.UNAVAILABLE, f"{why}; another one is being started"
 
     @property
-    def prepares(self) -> bool:
-        """Whether requests are prepared before they queue: `infer` does it, `submit` does not."""
-        return self._preparation is not None
-
-    @property
     def queued_requests(self) -> int:
         """Requests that wait."""
         return 0 if self._dispatcher is None else self._dispatcher.queued_requests
@@ -202,8 +197,7 @@ class Deployment:
         self._change(DeploymentState.UNLOADING)
         deadline_s = None if timeout_s is None else self._clock.now() + timeout_s
         if self._preparation is not None:
-            # What is being prepared was admitted too. It queues here by the time this returns: its
-            # task was woken by its answer, before the last answer ended the drain.
+            # What is being prepared was admitted too, and queues here by the time this returns.
             await self._preparation.drain(timeout_s)
             if deadline_s is not None:
                 timeout_s = max(0.0, deadline_s - self._clock.now())
@@ -231,79 +225,22 @@ class Deployment:
 
     # -- requests ---------------------------------------------------------------------------
 
-    async def infer(self, call: Call) -> Answer:
-        """Answer one call. Cancelling the awaiting task takes the request back.
+    def submit(self, call: Call, waiter: Waiter) -> Ticket:
+        """Admit or refuse one call at once; the waiter is told how it ends.
 
         Raises:
-            ServingError: refused or failed, with the reason.
+            ServingError: refused, with the reason.
         """
         if self._preparation is not None:
-            call = await self._prepare(self._preparation, call)
-        request, future = self.submit(call)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self.cancel(request)
-            raise
-        finally:
-            # It holds the error that it brought, whose traceback holds this frame: a cycle.
-            del future
+            return Preparing(self, self._preparation, self._requests, call, waiter, self._clock)
+        return self._requests.submit(call, waiter)
 
-    async def _prepare(self, preparation: Deployment, call: Call) -> Call:
-        """Run the model's own `prepare` on the request; what comes out is what queues here."""
-        arrived_s = self._clock.now()
-        # That stage has no queue policies of its own to judge the timeout by.
-        timeout_s = call.timeout_s if self.rules.refuses_late(call) else None
-        tensors, spans = call.tensors, call.tensors.spans
-        if spans is not None:
-            tensors = replace(tensors, spans=RequestSpans(spans.inputs))
-        answer = await preparation.infer(
-            replace(call, tensors=tensors, timeout_s=timeout_s, wanted=None)
-        )
-        rows = tensors.rows
-        if any(output.shape[0] != rows for output in answer.outputs):
-            log.warning("model '%s': prepare changed the number of rows", self.name)
-            raise ServingError(Reason.MODEL_FAILED, model=self.name)
-        for tensor, output in zip(self.spec.prepared, answer.outputs, strict=True):
-            # The worker of that stage has checked everything but the length: it is the request's.
-            if not tensor.admits(output.shape[1:]):
-                raise ServingError(
-                    Reason.WRONG_SHAPE,
-                    model=self.name,
-                    input=tensor.name,
-                    expected=tensor.described(batched=True),
-                    got=list(output.shape),
-                )
-        spent_s = self._clock.now() - arrived_s
-        return Call(
-            RequestTensors(
-                rows,
-                [output.data for output in answer.outputs],
-                [output.shape for output in answer.outputs],
-                tensors.parameters,
-                None if spans is None else RequestSpans(outputs=spans.outputs),
-            ),
-            sum(len(output.data) for output in answer.outputs),
-            call.priority,
-            None if call.timeout_s is None else max(0.0, call.timeout_s - spent_s),
-            None if call.remaining_s is None else max(0.0, call.remaining_s - spent_s),
-            arrived_s,
-            call.wanted,
-            call.tenant,
-            call.weight,
-        )
-
-    def submit(self, call: Call) -> tuple[Request, asyncio.Future[Answer]]:
-        """Admit or refuse one call at once; the future brings the answer or a `ServingError`.
-
-        Raises:
-            ServingError: UNEQUAL_LENGTHS, REQUEST_TOO_LARGE.
-        """
-        return self._requests.submit(call)
-
-    def cancel(self, request: Request) -> None:
-        """The caller went away. Nothing happens to requests that ended already."""
-        self._requests.cancel(request)
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody waits any more. Nothing happens to calls that have ended."""
+        if isinstance(ticket, Preparing):
+            ticket.cancel()
+        else:
+            self._requests.cancel(ticket)
 
     @property
     def _requests(self) -> Dispatcher:

@@ -1,6 +1,6 @@
 """The requests of one version of a model: its scheduler, what runs, and everyone who waits.
 
-Performs the scheduler's actions and is the only place where futures are resolved.
+Performs the scheduler's actions and is the only place where waiters are told anything.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from headrace_server.core.events import (
 )
 from headrace_server.core.explanation import Explanation
 from headrace_server.core.request import Batch, Request
-from headrace_server.engine.calls import Answer, AnswerTensor, Call
+from headrace_server.engine.calls import Answer, AnswerTensor, Call, Waiter
 from headrace_server.engine.clock import Clock, TimerHandle
 from headrace_server.engine.cutting import keep, ragged_output_axes, rows_of
 from headrace_server.engine.observer import Observer
@@ -62,7 +62,11 @@ class _Ticket:
     request: Request
     tensors: RequestTensors
     wanted: tuple[int, ...]
-    future: asyncio.Future[Answer]
+    waiter: Waiter
+
+
+End = tuple[Waiter, Answer | ServingError]
+"""How a call ended, and who is to be told."""
 
 
 class Dispatcher:
@@ -99,6 +103,9 @@ class Dispatcher:
         self._observer = observer
         self._tickets: dict[int, _Ticket] = {}
         self._in_flight: dict[int, Batch] = {}
+        self._ends: list[End] = []
+        self._entering: int | None = None
+        self._refused_at_once: list[ServingError] = []
         self._next_id = 0
         self._timer: TimerHandle | None = None
         self._timer_at_s = math.inf
@@ -121,7 +128,7 @@ class Dispatcher:
 
     # -- requests ---------------------------------------------------------------------------
 
-    def submit(self, call: Call) -> tuple[Request, asyncio.Future[Answer]]:
+    def submit(self, call: Call, waiter: Waiter) -> Request:
         """See `Deployment.submit`."""
         now = self._clock.now()
         most_bytes = self._rules.settings.max_batch_bytes
@@ -136,13 +143,17 @@ class Dispatcher:
         key, length = self._riding.of(call.tensors)
         request = self._rules.request(self._next_id, key, length, call, now)
         self._next_id += 1
-        # The future is there before the scheduler hears of the request: whatever it decides,
-        # there is somebody to tell.
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        # The ticket is there before the scheduler hears of the request: whatever it decides, there
+        # is somebody to tell.
         wanted = self._all_outputs if call.wanted is None else call.wanted
-        self._tickets[request.id] = _Ticket(request, call.tensors, wanted, future)
+        self._tickets[request.id] = _Ticket(request, call.tensors, wanted, waiter)
+        self._entering = request.id
         self._handle(RequestSubmitted(request), now)
-        return request, future
+        if self._entering is None:
+            # No name for it: its traceback holds this frame, and a name would hold it.
+            raise self._refused_at_once.pop()
+        self._entering = None
+        return request
 
     def cancel(self, request: Request) -> None:
         """The caller went away. Nothing happens to requests that ended already."""
@@ -198,25 +209,20 @@ class Dispatcher:
         if batch is None:
             return
         try:
-            answers = self._answers(batch, outputs, timing)
+            ends = self._answers(batch, outputs, timing)
         except Exception as error:
             # Nobody has been told anything yet: a batch that cannot be cut is one that failed.
             self.batch_failed(batch_id, f"its outputs cannot be cut: {error!r}")
             return
         del self._in_flight[batch_id]
+        for request in batch.requests:
+            self._tickets.pop(request.id, None)
         now = self._clock.now()
-        for request, answer in zip(batch.requests, answers, strict=True):
-            ticket = self._tickets.pop(request.id, None)
-            if ticket is None or ticket.future.done():
-                continue
-            if isinstance(answer, ServingError):
-                ticket.future.set_exception(answer)
-            elif answer is not None:
-                ticket.future.set_result(answer)
-        # The scheduler first: it says how long the batch ran.
+        # The scheduler first: it says how long the batch ran, and the worker gets its next one.
         completed = BatchCompleted(batch_id, timing.infer_ns / 1e9, timing.compute_ns / 1e9)
         self._handle(completed, now)
         self._observer.batch_completed(self._deployment, batch, timing, now)
+        _tell(ends)
 
     def batch_failed(self, batch_id: int, detail: str, out_of_memory: bool = False) -> None:
         """See `ExecutorListener.batch_failed`."""
@@ -228,17 +234,16 @@ class Dispatcher:
 
     def _answers(
         self, batch: Batch, outputs: Sequence[BatchOutput], timing: BatchTiming
-    ) -> list[Answer | ServingError | None]:
-        """Each request's own part of the batch, in order; None where nobody waits any more."""
+    ) -> list[End]:
+        """Each request's own part of the batch, for those that are still waited for."""
         alone = len(batch.requests) == 1
         cuts = list(zip(outputs, self._cut_axes, strict=True))
-        answers: list[Answer | ServingError | None] = []
+        ends: list[End] = []
         row = 0
         for request in batch.requests:
             first, row = row, row + request.rows
             ticket = self._tickets.get(request.id)
             if ticket is None:
-                answers.append(None)
                 continue
             parts = [
                 output if alone else rows_of(output, first, row, axes, request.length, batch.length)
@@ -248,10 +253,10 @@ class Dispatcher:
             try:
                 kept = self._kept(parts, ticket)
             except ServingError as error:  # of this request alone: its own memory is amiss
-                answers.append(error)
+                ends.append((ticket.waiter, error))
             else:
-                answers.append(Answer(kept, batch.rows, queue_s, timing))
-        return answers
+                ends.append((ticket.waiter, Answer(kept, batch.rows, queue_s, timing)))
+        return ends
 
     def _kept(self, parts: Sequence[BatchOutput], ticket: _Ticket) -> list[AnswerTensor]:
         """Copy a request's outputs out of the batch's memory. Raises `ServingError`."""
@@ -280,6 +285,9 @@ class Dispatcher:
         wakeup_s = scheduler.next_wakeup()
         if wakeup_s is not None and wakeup_s < self._timer_at_s:
             self._arm(wakeup_s, now)
+        if self._ends:
+            ends, self._ends = self._ends, []
+            _tell(ends)
 
     def _arm(self, wakeup_s: float, now: float) -> None:
         """Wake at that moment. A timer that turns out too early just asks again; one per moment
@@ -343,8 +351,23 @@ class Dispatcher:
         ticket = self._tickets.pop(request.id, None)
         if ticket is None:
             return  # cancelled while it was in flight
-        if not ticket.future.done():
-            error = ServingError(reason, model=self._deployment.name, why=NO_WORKER)
-            error.counted = True
-            ticket.future.set_exception(error)
+        error = ServingError(reason, model=self._deployment.name, why=NO_WORKER)
+        error.counted = True
+        if self._entering == request.id:
+            self._entering = None
+            self._refused_at_once.append(error)
+        else:
+            self._ends.append((ticket.waiter, error))
         self._observer.request_refused(self._deployment, request, reason, now)
+
+
+def _tell(ends: Sequence[End]) -> None:
+    """Tell everybody how their calls ended; nobody's trouble is another's."""
+    for waiter, end in ends:
+        try:
+            if isinstance(end, ServingError):
+                waiter.refused(end)
+            else:
+                waiter.answered(end)
+        except Exception:
+            log.exception("the end of a call could not be told")

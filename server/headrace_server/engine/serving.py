@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Protocol
 
 from headrace_server.core.errors import Reason
-from headrace_server.engine.calls import Answer, Call
+from headrace_server.engine.calls import Call, Waiter
 from headrace_server.engine.observer import Observer
 from headrace_server.models.spec import ModelSpec
 
@@ -19,23 +18,13 @@ class Served(Protocol):
         """The model's signature."""
         ...
 
-    @property
-    def prepares(self) -> bool:
-        """Whether calls must go to `infer`, as `submit` does not do all of it."""
+    def submit(self, call: Call, waiter: Waiter) -> Any:
+        """Hand over one call; returns what `cancel` takes. Raises `ServingError` where it is
+        refused at once; otherwise the waiter is told how it ends."""
         ...
 
-    async def infer(self, call: Call) -> Answer:
-        """Answer one call. Cancelling the awaiting task takes the request back. Raises
-        `ServingError`."""
-        ...
-
-    def submit(self, call: Call) -> tuple[Any, asyncio.Future[Answer]]:
-        """Hand over one call; what comes back is its request, for `cancel`, and the future that
-        brings the answer or a `ServingError`. Raises `ServingError`."""
-        ...
-
-    def cancel(self, request: Any) -> None:
-        """The caller went away. Nothing happens to requests that ended already."""
+    def cancel(self, ticket: Any) -> None:
+        """Nobody waits any more. Nothing happens to calls that have ended."""
         ...
 
 

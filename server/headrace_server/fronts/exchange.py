@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,11 +23,20 @@ from headrace_server.workers.executor import RequestTensors
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """A call that the engine has; `request` is None for one that is in a task of its own."""
+    """A call that the engine has."""
 
+    exchange: Exchange
     id: int
     deployment: Deployment
-    request: Any
+    ticket: Any = None
+
+    def answered(self, answer: Answer) -> None:
+        """See `Waiter`."""
+        self.exchange.answered(self.id, answer)
+
+    def refused(self, error: ServingError) -> None:
+        """See `Waiter`."""
+        self.exchange.refused(self.id, error)
 
 
 class Exchange:
@@ -54,10 +62,8 @@ class Exchange:
         self._requests = requests
         self._answers = answers
         self._clock = clock
-        self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
-        self._running: dict[asyncio.Future[Answer], _Running] = {}
-        self._futures: dict[int, asyncio.Future[Answer]] = {}
+        self._running: dict[int, _Running] = {}
         self._placed: deque[tuple[int, int]] = deque()
 
     def attach(self, link: Link) -> None:
@@ -73,44 +79,32 @@ class Exchange:
     @property
     def running(self) -> int:
         """Calls that have not ended yet."""
-        return len(self._futures)
+        return len(self._running)
 
     def submit(self, message: frames.Submit) -> None:
         """A call of the front's."""
         deployment = self._deployment_of(message.deployment)
-        future: asyncio.Future[Answer]
-        request = None
         try:
             if self._engine.stopping:
                 raise ServingError(Reason.STOPPING)
             if deployment is None or deployment.state is not DeploymentState.READY:
                 # The front has not heard of it yet: what it was told is a moment old.
                 raise _gone(deployment)
-            call = self._call(message)
-            if deployment.prepares:
-                future = self._loop.create_task(deployment.infer(call))
-            else:
-                request, future = deployment.submit(call)
+            running = _Running(self, message.id, deployment)
+            running.ticket = deployment.submit(self._call(message), running)
         except ServingError as error:
             self._refuse(message.id, error)
         except Exception as error:
             self._refuse(message.id, unexpected(error))
         else:
-            self._running[future] = _Running(message.id, deployment, request)
-            self._futures[message.id] = future
-            future.add_done_callback(self._ended)
+            self._running[message.id] = running
 
     def cancel(self, message: frames.Cancel) -> None:
         """The front's caller went away; unless the end is on its way already."""
-        future = self._futures.get(message.id)
-        if future is None:
-            return
-        if self._running[future].request is None:
-            future.cancel()  # and its end is told once it has ended
-            return
-        running = self._take(future)
-        running.deployment.cancel(running.request)
-        self._refuse(message.id, ServingError(Reason.CANCELLED))
+        running = self._running.pop(message.id, None)
+        if running is not None:
+            running.deployment.cancel(running.ticket)
+            self._refuse(message.id, ServingError(Reason.CANCELLED))
 
     def count(self, message: frames.Invalid) -> None:
         """A call of the front's that never became a request."""
@@ -124,12 +118,24 @@ class Exchange:
 
     def close(self) -> None:
         """The front is gone, and so is everybody who waited there."""
-        for future in [*self._running]:
-            running = self._take(future)
-            if running.request is None:
-                future.cancel()
-            else:
-                running.deployment.cancel(running.request)
+        running, self._running = self._running, {}
+        for call in running.values():
+            call.deployment.cancel(call.ticket)
+
+    # -- told by the engine -----------------------------------------------------------------
+
+    def answered(self, request_id: int, answer: Answer) -> None:
+        """A call was answered."""
+        del self._running[request_id]
+        try:
+            self._answer(request_id, answer)
+        except Exception as error:
+            self._refuse(request_id, unexpected(error))
+
+    def refused(self, request_id: int, error: ServingError) -> None:
+        """A call has ended without an answer."""
+        del self._running[request_id]
+        self._refuse(request_id, error)
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -152,27 +158,6 @@ class Exchange:
             message.tenant,
             message.weight,
         )
-
-    def _ended(self, future: asyncio.Future[Answer]) -> None:
-        if future not in self._running:  # taken back; asyncio logs what nobody looked at
-            _ = future.cancelled() or future.exception()
-            return
-        request_id = self._take(future).id
-        try:
-            answer = future.result()
-        except asyncio.CancelledError:
-            self._refuse(request_id, ServingError(Reason.CANCELLED))
-        except ServingError as error:
-            self._refuse(request_id, error)
-        except Exception as error:
-            self._refuse(request_id, unexpected(error))
-        else:
-            self._answer(request_id, answer)
-
-    def _take(self, future: asyncio.Future[Answer]) -> _Running:
-        running = self._running.pop(future)
-        del self._futures[running.id]
-        return running
 
     def _answer(self, request_id: int, answer: Answer) -> None:
         outputs = []

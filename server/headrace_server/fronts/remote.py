@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from headrace_server.core.errors import Reason
-from headrace_server.engine.calls import Answer, AnswerTensor, Call
+from headrace_server.engine.calls import Answer, AnswerTensor, Call, Waiter
 from headrace_server.engine.catalogue import Catalogue
 from headrace_server.engine.deployment import DeploymentState
 from headrace_server.engine.observer import Observer
@@ -21,9 +21,6 @@ from headrace_server.workers.regions import Span
 
 class RemoteDeployment:
     """One version of a model, as the engine last described it. Satisfies `serving.Served`."""
-
-    prepares = False
-    """What has to be prepared, the engine's process prepares."""
 
     def __init__(self, number: int, engine: RemoteEngine) -> None:
         self.number = number
@@ -42,31 +39,22 @@ class RemoteDeployment:
         self.state = DeploymentState(row.state)
         self._spec = row.spec
 
-    async def infer(self, call: Call) -> Answer:
-        """See `Served.infer`."""
-        request, future = self.submit(call)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self.cancel(request)
-            raise
+    def submit(self, call: Call, waiter: Waiter) -> int:
+        """See `Served.submit`. What the engine refuses, the waiter is told."""
+        return self._engine.submit(self.number, call, waiter)
 
-    def submit(self, call: Call) -> tuple[int, asyncio.Future[Answer]]:
-        """See `Served.submit`. What the engine raises comes through the future."""
-        return self._engine.submit(self.number, call)
-
-    def cancel(self, request: int) -> None:
+    def cancel(self, ticket: int) -> None:
         """See `Served.cancel`."""
-        self._engine.cancel(request)
+        self._engine.cancel(ticket)
 
 
 @dataclass(slots=True, eq=False)
 class _Pending:
-    """A call that the engine has. `places`: what of it lies in shared memory."""
+    """A call that the engine has; nobody waits for it once it is cancelled. `places`: what of it
+    lies in shared memory."""
 
-    future: asyncio.Future[Answer]
+    waiter: Waiter | None
     places: list[int]
-    cancelled: bool = False
 
 
 class RemoteEngine(Catalogue[RemoteDeployment]):
@@ -128,7 +116,7 @@ class RemoteEngine(Catalogue[RemoteDeployment]):
 
     # -- calls ------------------------------------------------------------------------------
 
-    def submit(self, deployment: int, call: Call) -> tuple[int, asyncio.Future[Answer]]:
+    def submit(self, deployment: int, call: Call, waiter: Waiter) -> int:
         """Send a call to the deployment of this number."""
         request, self._next_id = self._next_id, self._next_id + 1
         places: list[int] = []
@@ -142,8 +130,7 @@ class RemoteEngine(Catalogue[RemoteDeployment]):
             elif placed is not None:
                 sent += len(placed)
             data.append(placed)
-        future: asyncio.Future[Answer] = self._loop.create_future()
-        self._pending[request] = _Pending(future, places)
+        self._pending[request] = _Pending(waiter, places)
         message = frames.Submit(
             request,
             deployment,
@@ -161,37 +148,38 @@ class RemoteEngine(Catalogue[RemoteDeployment]):
             call.weight,
         )
         self.link.send(message, sent)
-        return request, future
+        return request
 
     def cancel(self, request: int) -> None:
         """Take a call back. Its memory is free once the engine says so."""
         pending = self._pending.get(request)
-        if pending is not None and not pending.cancelled:
-            pending.cancelled = True
+        if pending is not None and pending.waiter is not None:
+            pending.waiter = None
             self.link.send(frames.Cancel(request))
 
     def answered(self, message: frames.Answered) -> None:
         """The engine answered a call."""
-        pending = self._ended(message.id)
+        waiter = self._ended(message.id)
+        if waiter is None:
+            return
         outputs = [
             AnswerTensor(output.shape, bytes(look_at(self._answers, output.data) or b""))
             for output in message.outputs
         ]
         timing = BatchTiming(message.input_ns, message.infer_ns, message.output_ns)
-        if not (pending.cancelled or pending.future.done()):
-            pending.future.set_result(Answer(outputs, message.batch_rows, message.queue_s, timing))
+        waiter.answered(Answer(outputs, message.batch_rows, message.queue_s, timing))
 
     def refused(self, message: frames.Refused) -> None:
         """The engine ended a call without an answer."""
-        pending = self._ended(message.id)
-        if not (pending.cancelled or pending.future.done()):
-            pending.future.set_exception(frames.error_of(message))
+        waiter = self._ended(message.id)
+        if waiter is not None:
+            waiter.refused(frames.error_of(message))
 
-    def _ended(self, request: int) -> _Pending:
+    def _ended(self, request: int) -> Waiter | None:
         pending = self._pending.pop(request)
         for offset in pending.places:
             self._requests.free(offset)
-        return pending
+        return pending.waiter
 
 
 class _Reporting(Observer):

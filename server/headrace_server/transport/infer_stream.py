@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +73,7 @@ CountInvalid = Callable[[str, str, ServingError], None]
 class _Entry:
     """One request of the stream; has its answer or its error once it is settled."""
 
+    stream: InferStream
     id: str
     model: str = ""
     nbytes: int = 0
@@ -82,9 +82,22 @@ class _Entry:
     wanted: Wanted = None
     writer: ResponseWriter | None = None
     deployment: Served | None = None
-    request: Any = None
+    ticket: Any = None
     answer: pb.ModelStreamInferResponse | None = None
     error: ServingError | None = None
+
+    def answered(self, answer: Answer) -> None:
+        """See `Waiter`."""
+        self.stream.answered(self, answer)
+
+    def refused(self, error: ServingError) -> None:
+        """See `Waiter`."""
+        self.stream.refused(self, error)
+
+    def take_back(self) -> None:
+        """Nobody waits for it any more."""
+        assert self.deployment is not None
+        self.deployment.cancel(self.ticket)
 
     @property
     def settled(self) -> bool:
@@ -117,8 +130,6 @@ class InferStream:
         self._limits = limits
         self._context = context
         self._loop = asyncio.get_running_loop()
-        # Callbacks share one copy of the context variables; each would make its own.
-        self._variables = copy_context()
         metadata = dict(context.invocation_metadata() or ())
         self._order: deque[_Entry] | None = None
         if metadata.get(UNORDERED_METADATA) != "true":
@@ -127,7 +138,7 @@ class InferStream:
         self._error_ends = metadata.get(GRPC_ERROR_METADATA) == "true"
         left_s = remaining_s(context.time_remaining())
         self._deadline_s = None if left_s is None else self._loop.time() + left_s
-        self._pending: dict[asyncio.Future[Answer], _Entry] = {}
+        self._pending: dict[_Entry, None] = {}
         self._ready: deque[_Entry] = deque()
         self._held = self._held_bytes = 0
         self._unread_bytes = self._sending_bytes = 0
@@ -147,9 +158,13 @@ class InferStream:
             # end of the call by itself, unless it waits for something else.
             if self._room is not None:
                 self._room.cancel()
-            for future, entry in self._pending.items():
-                _take_back(future, entry)
+            for entry in self._pending:
+                entry.take_back()
+            # They lead back here.
             self._pending.clear()
+            self._ready.clear()
+            if self._order is not None:
+                self._order.clear()
             self._give_back(self._unread_bytes)
             # What broke it has a traceback that leads back here.
             self._reading = None
@@ -210,7 +225,6 @@ class InferStream:
         entry.model = message.model_name
         deadline_s = self._deadline_s
         left_s = None if deadline_s is None else max(0.0, deadline_s - self._loop.time())
-        future: asyncio.Future[Answer]
         try:
             tenant = None if self._gate is None else self._gate.admit(message)
             if self._unread.scarce:
@@ -224,18 +238,14 @@ class InferStream:
             if message.parameters:
                 entry.timing = wants_timing(message)
             entry.deployment = deployment
-            if deployment.prepares:
-                future = self._loop.create_task(deployment.infer(call))
-            else:
-                entry.request, future = deployment.submit(call)
+            entry.ticket = deployment.submit(call, entry)
         except ServingError as error:
-            self._refused(entry, error)
+            self._refuse(entry, error)
         except Exception as error:
             self._fail(entry, unexpected(error))
         else:
             self._hold(entry, call.nbytes)
-            self._pending[future] = entry
-            future.add_done_callback(self._answered, context=self._variables)
+            self._pending[entry] = None
 
     def _obey(self, message: pb.ModelInferRequest) -> None:
         """A message for no model: a cancellation, or a client that asks who is there."""
@@ -245,14 +255,14 @@ class InferStream:
             return
         # Rare, and as cheap to look for as any message is to read.
         cancelled = message.parameters[CANCEL_PARAMETER].string_param
-        for future, entry in [*self._pending.items()]:
+        for entry in [*self._pending]:
             if entry.id == cancelled:
-                del self._pending[future]
-                _take_back(future, entry)
+                del self._pending[entry]
+                entry.take_back()
                 self._fail(entry, ServingError(Reason.CANCELLED))
 
     def _enter(self, request_id: str) -> _Entry:
-        entry = _Entry(request_id)
+        entry = _Entry(self, request_id)
         self._held += 1
         if self._order is not None:
             self._order.append(entry)
@@ -269,19 +279,18 @@ class InferStream:
 
     # -- settled ----------------------------------------------------------------------------
 
-    def _answered(self, future: asyncio.Future[Answer]) -> None:
-        entry = self._pending.pop(future, None)
-        if entry is None:  # taken back; asyncio logs exceptions that nobody looked at
-            _ = future.cancelled() or future.exception()
-            return
+    def answered(self, entry: _Entry, answer: Answer) -> None:
+        """The model has answered this request."""
+        del self._pending[entry]
         try:
-            self._answer(entry, future.result())
-        except asyncio.CancelledError:
-            self._fail(entry, ServingError(Reason.CANCELLED))
-        except ServingError as error:
-            self._refused(entry, error)
+            self._answer(entry, answer)
         except Exception as error:
             self._fail(entry, unexpected(error))
+
+    def refused(self, entry: _Entry, error: ServingError) -> None:
+        """This request ends without an answer."""
+        del self._pending[entry]
+        self._refuse(entry, error)
 
     def _answer(self, entry: _Entry, answer: Answer) -> None:
         assert entry.writer is not None
@@ -289,7 +298,7 @@ class InferStream:
         if nbytes >= COUNTED_FROM:
             if not self._unread.hold(self._peer, nbytes):
                 # Not raised: what is raised would keep the answer for as long as it waits itself.
-                self._refused(entry, self._unread.refusal(self._peer))
+                self._refuse(entry, self._unread.refusal(self._peer))
                 return
             entry.unread_bytes = nbytes
             self._unread_bytes += nbytes
@@ -303,7 +312,7 @@ class InferStream:
         entry.answer = message
         self._settle(entry)
 
-    def _refused(self, entry: _Entry, error: ServingError) -> None:
+    def _refuse(self, entry: _Entry, error: ServingError) -> None:
         self._count_invalid(entry.model, "", error)
         self._fail(entry, error)
 
@@ -378,13 +387,6 @@ class InferStream:
         self._hold(entry, 0)
         self._sending_bytes += entry.unread_bytes
         return entry.answer or _error_message(entry)
-
-
-def _take_back(future: asyncio.Future[Answer], entry: _Entry) -> None:
-    if entry.request is None:
-        future.cancel()
-    elif entry.deployment is not None:
-        entry.deployment.cancel(entry.request)
 
 
 def _error_message(entry: _Entry) -> pb.ModelStreamInferResponse:

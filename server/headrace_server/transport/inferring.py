@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -37,32 +35,25 @@ class _Waiting:
     timing: bool
     writer: ResponseWriter
     deployment: Served
-    ticket: Any
-    future: asyncio.Future[Answer]
+    ticket: Any = None
 
-    def answered(self, future: asyncio.Future[Answer]) -> None:
-        """The engine has ended it."""
+    def answered(self, answer: Answer) -> None:
+        """See `Waiter`."""
         service = self.service
-        if self.call.over:  # asyncio logs exceptions that nobody looked at
-            _ = future.cancelled() or future.exception()
-            return
         try:
-            service.answer(self, future.result())
+            service.answer(self, answer)
         except ServingError as error:
-            # Its traceback would hold the frames that it has passed, and they the answer: a cycle.
-            service.refuse(self.call, self.model, self.version, error.with_traceback(None))
+            self.refused(error)
         except Exception as error:
             end_with(self.call, unexpected(error))
 
+    def refused(self, error: ServingError) -> None:
+        """See `Waiter`."""
+        self.service.refuse(self.call, self.model, self.version, error)
+
     def over(self) -> None:
         """The call has ended; if not by its answer, then because its caller is gone."""
-        if self.future.done():
-            return
-        if self.ticket is None:
-            self.future.cancel()
-        else:
-            self.deployment.cancel(self.ticket)
-            self.future.remove_done_callback(self.answered)  # they would hold each other
+        self.deployment.cancel(self.ticket)
 
 
 class InferringService(rpc.GRPCInferenceServiceServicer):
@@ -93,14 +84,11 @@ class InferringService(rpc.GRPCInferenceServiceServicer):
             WeakKeyDictionary()
         )
         self._streams: WeakSet[InferStream] = WeakSet()
-        # Callbacks share one copy of the context variables; each would make its own.
-        self._variables = copy_context()
 
     @begins
     def ModelInfer(self, request: Any, context: Context) -> None:
         """Run one request, in a batch with others."""
         call: Call = context
-        future: asyncio.Future[Answer]
         try:
             if isinstance(request, Unreadable):
                 raise request.error()
@@ -115,17 +103,6 @@ class InferringService(rpc.GRPCInferenceServiceServicer):
             asked = reader.read(request, remaining_s(call.time_remaining()))
             if tenant is not None:
                 asked.tenant, asked.weight = tenant.name, tenant.weight
-            timing = bool(request.parameters) and wants_timing(request)
-            ticket = None
-            if deployment.prepares:
-                future = call.loop.create_task(deployment.infer(asked))
-            else:
-                ticket, future = deployment.submit(asked)
-        except ServingError as error:
-            self.refuse(call, request.model_name, request.model_version, error)
-        except Exception as error:
-            end_with(call, unexpected(error))
-        else:
             waiting = _Waiting(
                 self,
                 call,
@@ -133,13 +110,16 @@ class InferringService(rpc.GRPCInferenceServiceServicer):
                 request.model_version,
                 request.id,
                 asked.wanted,
-                timing,
+                bool(request.parameters) and wants_timing(request),
                 writer,
                 deployment,
-                ticket,
-                future,
             )
-            future.add_done_callback(waiting.answered, context=self._variables)
+            waiting.ticket = deployment.submit(asked, waiting)
+        except ServingError as error:
+            self.refuse(call, request.model_name, request.model_version, error)
+        except Exception as error:
+            end_with(call, unexpected(error))
+        else:
             call.add_done_callback(waiting.over)
 
     # A coroutine that reads and writes by itself; the stub's types know only generators.

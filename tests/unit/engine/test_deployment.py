@@ -10,6 +10,7 @@ from typing import Literal
 
 import pytest
 
+from asking import infer, submit
 from doubles import TIMING, PuppetExecutor
 from engine_stage import call_of, serve, spec_of
 from headrace_server.core.adaptive import AGEING_S
@@ -47,7 +48,7 @@ class TestAnswers:
     async def test_rows_come_back_to_their_owner(self) -> None:
         stage = await serve()
         calls = [call_of(b"aa"), call_of(b"bb", b"cc", b"dd"), call_of(b"ee", b"ff")]
-        futures = [stage.deployment.submit(call)[1] for call in calls]
+        futures = [submit(stage.deployment, call)[1] for call in calls]
         stage.clock.advance()
         stage.workers.complete(0)
         answers = [await future for future in futures]
@@ -66,7 +67,7 @@ class TestAnswers:
 
     async def test_byte_strings_are_cut_at_the_row_offsets(self) -> None:
         stage = await serve(spec=spec_of(y=TensorSpec("y", "BYTES", [1])))
-        futures = [stage.deployment.submit(call_of(*rows))[1] for rows in ([b"aa"], [b"bb"] * 2)]
+        futures = [submit(stage.deployment, call_of(*rows))[1] for rows in ([b"aa"], [b"bb"] * 2)]
         stage.clock.advance()
         data = memoryview(bytearray(b"\x01\0\0\0x\x03\0\0\0yes\0\0\0\0"))
         stage.workers.complete(0, BatchOutput((3, 1), data, (0, 5, 12, 16)))
@@ -81,7 +82,7 @@ class TestAnswers:
             x=TensorSpec("x", "UINT8", [-1], pad=0), y=TensorSpec("y", "UINT8", [-1, 2])
         )
         stage = await serve(spec=ragged)
-        short, long = (stage.deployment.submit(call_of(row))[1] for row in (b"a", b"bcd"))
+        short, long = (submit(stage.deployment, call_of(row))[1] for row in (b"a", b"bcd"))
         stage.clock.advance()
         data = memoryview(bytearray(b"AA????" + b"BBCCDD"))
         stage.workers.complete(0, BatchOutput((2, 3, 2), data))
@@ -90,8 +91,8 @@ class TestAnswers:
 
     async def test_other_shapes_ride_in_other_batches(self) -> None:
         stage = await serve(spec=spec_of(x=TensorSpec("x", "UINT8", [-1])), workers=2)
-        stage.deployment.submit(call_of(b"a"))
-        stage.deployment.submit(call_of(b"bcd"))
+        submit(stage.deployment, call_of(b"a"))
+        submit(stage.deployment, call_of(b"bcd"))
         stage.clock.advance()
         assert {worker: list(batches) for worker, batches in stage.workers.held.items()} == {
             0: [0],
@@ -102,7 +103,7 @@ class TestAnswers:
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         stage = await serve()
-        futures = [stage.deployment.submit(call_of(row))[1] for row in (b"aa", b"bb")]
+        futures = [submit(stage.deployment, call_of(row))[1] for row in (b"aa", b"bb")]
         stage.clock.advance()
         with caplog.at_level(logging.WARNING, "headrace.engine"):
             stage.workers.fail(0, "secret path")
@@ -143,7 +144,7 @@ class TestRefusal:
     ) -> None:
         stage = await serve(default_queue_policy=QueuePolicy(allow_timeout_override=True))
         stage.workers.lose(0)
-        late = stage.deployment.submit(call_of(b"aa", **options))[1]
+        late = submit(stage.deployment, call_of(b"aa", **options))[1]
         patient = stage.submit(b"bb")
         stage.clock.advance(0.499)
         assert not late.done()
@@ -182,7 +183,7 @@ class TestRefusal:
     async def test_no_batch_is_larger_than_the_declared_bound(self, static: bool) -> None:
         stage = await serve(static=static, max_batch_bytes=4)
         calls = [call_of(b"aa") for _ in range(3)]
-        futures = [stage.deployment.submit(call)[1] for call in calls]
+        futures = [submit(stage.deployment, call)[1] for call in calls]
         stage.clock.advance()
         assert len(stage.workers.batches[0]) == 2
         stage.workers.complete(0)
@@ -211,7 +212,7 @@ class TestPreparation:
         )
         answers = []
         for call in (call_of(b"aa"), call_of(b"bb"), call_of(b"cc", timeout_s=0.5)):
-            answers.append(asyncio.create_task(stage.deployment.infer(call)))
+            answers.append(asyncio.create_task(infer(stage.deployment, call)))
             await one_turn()
             stage.clock.advance()
         assert list(preparation.batches) == [0, 1], "the third one waits"
@@ -229,7 +230,7 @@ class TestPreparation:
         spec = spec_of()
         preparation = PuppetExecutor(spec)
         stage = await serve(spec=replace(spec, prepared=spec.inputs), preparing=preparation)
-        answer = asyncio.create_task(stage.deployment.infer(call_of(b"aa")))
+        answer = asyncio.create_task(infer(stage.deployment, call_of(b"aa")))
         await one_turn()
         stage.clock.advance()
         preparation.complete(0)  # it is prepared, and does not queue yet
@@ -246,7 +247,7 @@ class TestPreparation:
         spec = spec_of()
         preparation = PuppetExecutor(spec)
         stage = await serve(spec=replace(spec, prepared=spec.inputs), preparing=preparation)
-        answer = asyncio.create_task(stage.deployment.infer(call_of(b"aa", remaining_s=0.0)))
+        answer = asyncio.create_task(infer(stage.deployment, call_of(b"aa", remaining_s=0.0)))
         await one_turn()
         await reason_of(answer)
         assert stage.statistics.of(stage.deployment).fail.count == 1
@@ -286,7 +287,7 @@ class TestCancellation:
     async def test_a_waiting_call_leaves(self) -> None:
         stage = await serve()
         stage.workers.lose(0)
-        task = asyncio.create_task(stage.deployment.infer(call_of(b"aa")))
+        task = asyncio.create_task(infer(stage.deployment, call_of(b"aa")))
         await one_turn()
         assert stage.deployment.queued_requests == 1
         task.cancel()
@@ -298,7 +299,7 @@ class TestCancellation:
     async def test_neighbours_in_the_batch_are_not_touched(self) -> None:
         stage = await serve()
         tasks = [
-            asyncio.create_task(stage.deployment.infer(call_of(row)))
+            asyncio.create_task(infer(stage.deployment, call_of(row)))
             for row in (b"aa", b"bb", b"cc")
         ]
         await one_turn()
@@ -312,7 +313,7 @@ class TestCancellation:
 
     async def test_a_call_that_was_cancelled_in_flight_hears_of_no_error(self) -> None:
         stage = await serve()
-        request, future = stage.deployment.submit(call_of(b"aa"))
+        request, future = submit(stage.deployment, call_of(b"aa"))
         stage.clock.advance()
         stage.deployment.cancel(request)
         stage.workers.fail(0)
@@ -321,7 +322,7 @@ class TestCancellation:
 
     async def test_cancelling_what_has_ended_does_nothing(self) -> None:
         stage = await serve()
-        request, future = stage.deployment.submit(call_of(b"aa"))
+        request, future = submit(stage.deployment, call_of(b"aa"))
         stage.clock.advance()
         stage.workers.complete(0)
         stage.deployment.cancel(request)
@@ -446,7 +447,7 @@ class TestLife:
 
     async def test_a_drain_that_takes_too_long_gives_everyone_an_error(self) -> None:
         stage = await serve(workers=1, max_queue_delay_s=9.0)
-        running = stage.deployment.submit(call_of(*[b"aa"] * 8))[1]
+        running = submit(stage.deployment, call_of(*[b"aa"] * 8))[1]
         waiting = stage.submit(b"bb")
         assert not await stage.deployment.drain(0.0)
         assert await reason_of(running) is Reason.STOPPING
@@ -468,7 +469,7 @@ class TestLife:
 
     async def test_killing_ends_the_workers_without_a_word(self) -> None:
         stage = await serve()
-        future = stage.deployment.submit(call_of(b"aa"))[1]
+        future = submit(stage.deployment, call_of(b"aa"))[1]
         stage.deployment.kill()
         assert stage.workers.killed == 1
         assert not future.done()
@@ -478,7 +479,7 @@ class TestTimers:
     async def test_a_wakeup_that_moves_later_arms_no_new_timer(self) -> None:
         stage = await serve()
         stage.workers.lose(0)
-        first, _ = stage.deployment.submit(call_of(b"aa", remaining_s=1.0))
+        first, _ = submit(stage.deployment, call_of(b"aa", remaining_s=1.0))
         stage.deployment.cancel(first)
         armed = stage.clock.armed
         late = [stage.submit(b"bb", remaining_s=5.0 + n) for n in range(10)]
@@ -501,7 +502,7 @@ class TestTimers:
     async def test_arrivals_of_one_moment_are_decided_together(self) -> None:
         stage = await serve()
         for _ in range(5):
-            stage.deployment.submit(call_of(b"aa"))
+            submit(stage.deployment, call_of(b"aa"))
         assert stage.workers.batches == {}
         stage.clock.advance()
         assert [len(batch) for batch in stage.workers.batches.values()] == [5]
@@ -511,7 +512,7 @@ class TestTimers:
     ) -> None:
         stage = await serve(static=False)
         for _ in range(4):
-            stage.deployment.submit(call_of(b"aa"))
+            submit(stage.deployment, call_of(b"aa"))
         stage.clock.advance()
         stage.workers.complete(0)
         stage.submit(b"bb")

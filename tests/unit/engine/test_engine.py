@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from asking import submit
 from doubles import FakeClock, PuppetExecutor, RecordingObserver
 from engine_stage import call_of, spec_of
 from headrace_server.core.errors import Reason, ServingError
@@ -118,11 +119,11 @@ async def test_a_full_queue_does_not_block_other_models() -> None:
     house = House()
     crowded, other = await house.load("crowded", 1), await house.load("other", 1)
     house.executors["crowded", 1].lose(0)
-    crowded.submit(call_of(b"aa"))
-    refused = crowded.submit(call_of(b"bb"))[1]
+    submit(crowded, call_of(b"aa"))
+    refused = submit(crowded, call_of(b"bb"))[1]
     with pytest.raises(ServingError):
         await refused
-    answer = other.submit(call_of(b"cc"))[1]
+    answer = submit(other, call_of(b"cc"))[1]
     house.clock.advance()
     house.executors["other", 1].complete(0)
     assert (await answer).outputs[0].data == b"cc"
@@ -132,7 +133,7 @@ async def test_a_drain_finishes_all_models_and_refuses_new_calls() -> None:
     house = House()
     deployment = await house.load("a", 1)
     await house.load("b", 1)
-    answer = deployment.submit(call_of(b"aa"))[1]
+    answer = submit(deployment, call_of(b"aa"))[1]
     house.clock.advance()
     drain = asyncio.create_task(house.engine.drain(60.0))
     await asyncio.sleep(0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from asking import submit
 from engine_stage import Stage, call_of, serve
 from headrace_server.core.errors import Reason, ServingError
 from headrace_server.core.request import Batch, DispatchReason
@@ -168,7 +169,7 @@ async def test_refusals_failures_and_cancellations_are_counted_by_reason() -> No
     stage = await serve()
     failed = stage.submit(b"aa")
     refused = stage.submit(b"bb", remaining_s=0.0)
-    request, _ = stage.deployment.submit(call_of(b"cc"))
+    request, _ = submit(stage.deployment, call_of(b"cc"))
     stage.deployment.cancel(request)
     stage.workers.fail(0)
     for future in (failed, refused):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from asking import submit
 from doubles import FakeClock, PuppetExecutor, RecordingObserver
 from engine_stage import call_of, spec_of
 from headrace.protocol.model_config_pb2 import ModelConfig
@@ -101,7 +102,7 @@ async def until(condition: Callable[[], object]) -> None:
 async def test_a_load_comes_up_beside_what_serves_and_then_takes_its_place(estate: Estate) -> None:
     (old,) = estate.made
     estate.gates[1] = asyncio.Event()
-    _, admitted = old.submit(call_of(b"aa"))
+    _, admitted = submit(old, call_of(b"aa"))
     estate.clock.advance()
     load = asyncio.create_task(estate.control.load("m"))
     await until(lambda: len(estate.made) == 2)
@@ -221,7 +222,7 @@ async def test_a_worker_too_many_answers_what_it_holds(estate: Estate) -> None:
     await estate.control.load("m")
     answers = []
     for n in (1, 2):
-        answers.append(deployment.submit(call_of(bytes([n, n])))[1])
+        answers.append(submit(deployment, call_of(bytes([n, n])))[1])
         estate.clock.advance()
     assert [len(held) for held in workers.held.values()] == [1, 1]
     estate.configure("instance_group { kind: KIND_CPU count: 1 }")
@@ -252,7 +253,7 @@ async def test_workers_that_cannot_be_started_change_nothing(estate: Estate) -> 
 
 async def test_an_unloaded_model_finishes_and_refuses(estate: Estate) -> None:
     (old,) = estate.made
-    _, admitted = old.submit(call_of(b"aa"))
+    _, admitted = submit(old, call_of(b"aa"))
     estate.clock.advance()
     await estate.control.unload("m")
     await asyncio.sleep(0)
@@ -276,7 +277,7 @@ async def test_an_unloaded_model_finishes_and_refuses(estate: Estate) -> None:
 
 async def test_a_model_that_still_ends_can_be_loaded_again(estate: Estate) -> None:
     (old,) = estate.made
-    old.submit(call_of(b"aa"))
+    submit(old, call_of(b"aa"))
     estate.clock.advance()
     await estate.control.unload("m")
     await estate.control.load("m")
@@ -328,7 +329,7 @@ async def test_a_server_that_stops_ends_its_loads(estate: Estate) -> None:
 
 async def test_what_still_ends_is_part_of_the_end(estate: Estate) -> None:
     (old,) = estate.made
-    _, admitted = old.submit(call_of(b"aa"))
+    _, admitted = submit(old, call_of(b"aa"))
     estate.clock.advance()
     await estate.control.load("m")
     await asyncio.sleep(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from asking import submit
 from engine_stage import call_of, serve
 from headrace_server.core.errors import ServingError
 
@@ -18,7 +19,7 @@ async def test_nothing_is_counted_before_the_first_call() -> None:
 async def test_rows_requests_and_batches_are_counted_apart() -> None:
     stage = await serve()
     for rows in ([b"aa"] * 3, [b"bb"] * 2):
-        stage.deployment.submit(call_of(*rows))
+        submit(stage.deployment, call_of(*rows))
     stage.clock.advance()
     stage.clock.advance(0.25)
     stage.workers.complete(0)
@@ -33,7 +34,7 @@ async def test_rows_requests_and_batches_are_counted_apart() -> None:
 async def test_each_request_is_charged_with_its_whole_batch() -> None:
     stage = await serve()
     for _ in range(2):
-        stage.deployment.submit(call_of(b"aa"))
+        submit(stage.deployment, call_of(b"aa"))
     stage.clock.advance()
     stage.workers.complete(0)
     counts = stage.statistics.of(stage.deployment)

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from asking import submit
 from doubles import FakeClock, PuppetExecutor, RecordingObserver
 from engine_stage import call_of, spec_of
 from headrace_server.core.errors import Reason, ServingError
@@ -74,7 +75,7 @@ async def test_what_leaves_takes_the_calls_that_are_on_their_way() -> None:
     engine.switch("m", [])
     assert Registry(engine).table().rows[0].state == "UNLOADING"
     assert leaving.state is DeploymentState.READY
-    request, _ = leaving.submit(call_of(b"\0" * 4))
+    request, _ = submit(leaving, call_of(b"\0" * 4))
     leaving.cancel(request)
     settled.set()
     await engine.stop()
