@@ -86,8 +86,8 @@ class Connection:
 
     # -- in ---------------------------------------------------------------------------------
 
-    def receive(self, data: bytes) -> None:
-        """These bytes came next."""
+    def receive(self, data: bytes | memoryview) -> None:
+        """These bytes came next. Nothing of a view is kept."""
         if self.ended:
             return
         try:
@@ -95,7 +95,7 @@ class Connection:
         except Http2Error as error:
             self.fail(error.code, error.text)
 
-    def _receive(self, data: bytes) -> None:
+    def _receive(self, data: bytes | memoryview) -> None:
         if self._rest:
             self._rest += data
             if len(self._rest) < self._needed:
@@ -144,14 +144,15 @@ class Connection:
             if kind == frames.HEADERS and flags & 0x2C == frames.END_HEADERS:
                 if self._block is not None:
                     raise _not_continued()
-                self._head(stream_id & frames.LARGEST_STREAM, flags, data[begin:end])
+                self._head(stream_id & frames.LARGEST_STREAM, flags, bytes(data[begin:end]))
             else:
-                self._frame(kind, flags, stream_id & frames.LARGEST_STREAM, data[begin:end])
+                payload = bytes(data[begin:end])
+                self._frame(kind, flags, stream_id & frames.LARGEST_STREAM, payload)
             if self.ended:
                 return
             position = end
 
-    def _keep(self, data: bytes, needed: int) -> None:
+    def _keep(self, data: bytes | memoryview, needed: int) -> None:
         self._rest += data
         self._needed = needed
 
@@ -182,7 +183,7 @@ class Connection:
                 self._spend()
         self._data_stream = stream
 
-    def _more_data(self, data: bytes, position: int, size: int) -> int:
+    def _more_data(self, data: bytes | memoryview, position: int, size: int) -> int:
         """Hand on what there is of the frame; returns where it ends."""
         end = min(size, position + self._data_left)
         if end > position:

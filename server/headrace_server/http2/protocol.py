@@ -37,6 +37,10 @@ class Watch:
     ping_timeout_s: float = 20.0
 
 
+COPIED_BYTES = 16 << 10
+"""Read at a time up to which they are copied first: small pieces of bytes are cheaper to cut than
+those of a view. What is longer is mostly one large message, which is put together elsewhere."""
+
 _INCOMING = memoryview(bytearray(INCOMING_BYTES))
 """Of all connections: what comes is taken out of it before anything else is read."""
 
@@ -85,7 +89,8 @@ class Http2Protocol(asyncio.BufferedProtocol):
         """See `asyncio.BufferedProtocol`."""
         self._heard_s = self._loop.time()
         self._sends_anyway = True
-        self.connection.receive(bytes(_INCOMING[:nbytes]))
+        data = _INCOMING[:nbytes]
+        self.connection.receive(bytes(data) if nbytes <= COPIED_BYTES else data)
         self._sends_anyway = False
         self._send()
 

@@ -47,8 +47,8 @@ class Stream:
 
     # -- told by the connection -------------------------------------------------------------
 
-    def data_received(self, data: bytes, begin: int, end: int) -> None:
-        """These bytes of `data` are the stream's next ones."""
+    def data_received(self, data: bytes | memoryview, begin: int, end: int) -> None:
+        """These bytes of `data` are the stream's next ones. They are gone when this returns."""
 
     def end_received(self) -> None:
         """The peer sends no more."""

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator
 
 import grpc
+import numpy as np
 
 PREFIX_BYTES = 5
 """Before each message: whether it is compressed, and its length in four bytes."""
@@ -18,7 +19,8 @@ _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 
 ENCODINGS = ("identity", *_WINDOW_BITS)
 
-Message = bytes | bytearray
+Message = bytes | bytearray | memoryview
+Data = bytes | memoryview
 
 
 class MessageError(Exception):
@@ -44,7 +46,7 @@ class Assembler:
         self._limit = limit
         self._encoding = encoding
         self._prefix = b""
-        self._message: bytearray | None = None
+        self._message: bytearray | memoryview | None = None
         self._length = self._missing = 0
         self._packed = False
 
@@ -58,7 +60,18 @@ class Assembler:
         """Whether nothing has come of the next message."""
         return self._message is None and not self._prefix
 
-    def feed(self, data: bytes, begin: int, end: int) -> Iterator[tuple[Message, int]]:
+    def extend(self, data: Data, begin: int, end: int) -> bool:
+        """Take these bytes where they belong to a message that has begun and do not complete it: as
+        nearly all frames of a large one do. Returns whether they were taken."""
+        message, size = self._message, end - begin
+        if message is None or size >= self._missing:
+            return False
+        filled = self._length - self._missing
+        message[filled : filled + size] = memoryview(data)[begin:end]
+        self._missing -= size
+        return True
+
+    def feed(self, data: Data, begin: int, end: int) -> Iterator[tuple[Message, int]]:
         """The messages that these bytes complete, each with the bytes that it took to come.
 
         Raises:
@@ -92,10 +105,14 @@ class Assembler:
             raise MessageError(
                 grpc.StatusCode.INTERNAL, "a compressed message in a call without 'grpc-encoding'"
             )
-        self._message = bytearray(min(length, PRESIZED_BYTES))
+        if length > PRESIZED_BYTES:
+            self._message = bytearray(PRESIZED_BYTES)
+        else:
+            # Not filled with zeros first, as a bytearray is: a twelfth of what 600 kB cost.
+            self._message = np.empty(length, np.uint8).data
         self._length = self._missing = length
 
-    def _unpacked(self, message: bytearray) -> bytes:
+    def _unpacked(self, message: bytearray | memoryview) -> bytes:
         inflater = zlib.decompressobj(_WINDOW_BITS[self._encoding])
         try:
             data = inflater.decompress(message, self._limit + 1)

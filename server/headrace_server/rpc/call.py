@@ -15,7 +15,7 @@ from headrace_server.http2.connection import Connection
 from headrace_server.http2.frames import DEFAULT_WINDOW, ErrorCode
 from headrace_server.http2.headers import block
 from headrace_server.http2.stream import Stream
-from headrace_server.rpc.assembly import PREFIX_BYTES, Assembler, Message, MessageError
+from headrace_server.rpc.assembly import PREFIX_BYTES, Assembler, Data, Message, MessageError
 from headrace_server.rpc.head import Head, Metadata, percent_encoded, trailer
 from headrace_server.rpc.method import Deserializer, Method
 
@@ -205,12 +205,14 @@ class Call(Stream):
 
     # -- told by the connection -------------------------------------------------------------
 
-    def data_received(self, data: bytes, begin: int, end: int) -> None:
+    def data_received(self, data: Data, begin: int, end: int) -> None:
         """See `Stream`."""
         if self.over:
             return
         size = end - begin
         self._came += size
+        if self._assembler is not None and self._assembler.extend(data, begin, end):
+            return
         if (
             self._assembler is None
             and size >= PREFIX_BYTES
@@ -218,7 +220,7 @@ class Call(Stream):
             and int.from_bytes(data[begin + 1 : begin + PREFIX_BYTES], "big") == size - PREFIX_BYTES
             and size <= self._application.max_message_bytes
         ):
-            self._receive(data[begin + PREFIX_BYTES : end], size, 0)
+            self._receive(bytes(data[begin + PREFIX_BYTES : end]), size, 0)
             return
         if self._assembler is None:
             self._assembler = Assembler(self._application.max_message_bytes, self.head.encoding)
