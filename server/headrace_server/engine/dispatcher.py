@@ -65,8 +65,8 @@ class _Ticket:
     waiter: Waiter
 
 
-End = tuple[Waiter, Answer | ServingError]
-"""How a call ended, and who is to be told."""
+End = tuple[int, Answer | ServingError]
+"""Which request ended, and how. Whoever waits for it has a ticket until he is told."""
 
 
 class Dispatcher:
@@ -215,14 +215,12 @@ class Dispatcher:
             self.batch_failed(batch_id, f"its outputs cannot be cut: {error!r}")
             return
         del self._in_flight[batch_id]
-        for request in batch.requests:
-            self._tickets.pop(request.id, None)
         now = self._clock.now()
         # The scheduler first: it says how long the batch ran, and the worker gets its next one.
         completed = BatchCompleted(batch_id, timing.infer_ns / 1e9, timing.compute_ns / 1e9)
         self._handle(completed, now)
         self._observer.batch_completed(self._deployment, batch, timing, now)
-        _tell(ends)
+        self._tell(ends)
 
     def batch_failed(self, batch_id: int, detail: str, out_of_memory: bool = False) -> None:
         """See `ExecutorListener.batch_failed`."""
@@ -253,9 +251,9 @@ class Dispatcher:
             try:
                 kept = self._kept(parts, ticket)
             except ServingError as error:  # of this request alone: its own memory is amiss
-                ends.append((ticket.waiter, error))
+                ends.append((request.id, error))
             else:
-                ends.append((ticket.waiter, Answer(kept, batch.rows, queue_s, timing)))
+                ends.append((request.id, Answer(kept, batch.rows, queue_s, timing)))
         return ends
 
     def _kept(self, parts: Sequence[BatchOutput], ticket: _Ticket) -> list[AnswerTensor]:
@@ -287,7 +285,21 @@ class Dispatcher:
             self._arm(wakeup_s, now)
         if self._ends:
             ends, self._ends = self._ends, []
-            _tell(ends)
+            self._tell(ends)
+
+    def _tell(self, ends: Sequence[End]) -> None:
+        """Tell everybody how their calls ended; nobody's trouble is another's."""
+        for request_id, end in ends:
+            ticket = self._tickets.pop(request_id, None)
+            if ticket is None:
+                continue  # cancelled by somebody who was told before
+            try:
+                if isinstance(end, ServingError):
+                    ticket.waiter.refused(end)
+                else:
+                    ticket.waiter.answered(end)
+            except Exception:
+                log.exception("the end of a call could not be told")
 
     def _arm(self, wakeup_s: float, now: float) -> None:
         """Wake at that moment. A timer that turns out too early just asks again; one per moment
@@ -348,26 +360,14 @@ class Dispatcher:
         return taken
 
     def _reject(self, request: Request, reason: Reason, now: float) -> None:
-        ticket = self._tickets.pop(request.id, None)
-        if ticket is None:
+        if request.id not in self._tickets:
             return  # cancelled while it was in flight
         error = ServingError(reason, model=self._deployment.name, why=NO_WORKER)
         error.counted = True
         if self._entering == request.id:
             self._entering = None
+            del self._tickets[request.id]
             self._refused_at_once.append(error)
         else:
-            self._ends.append((ticket.waiter, error))
+            self._ends.append((request.id, error))
         self._observer.request_refused(self._deployment, request, reason, now)
-
-
-def _tell(ends: Sequence[End]) -> None:
-    """Tell everybody how their calls ended; nobody's trouble is another's."""
-    for waiter, end in ends:
-        try:
-            if isinstance(end, ServingError):
-                waiter.refused(end)
-            else:
-                waiter.answered(end)
-        except Exception:
-            log.exception("the end of a call could not be told")

@@ -57,7 +57,7 @@ class Preparing:
         self._stage = stage
         self._requests = requests
         self._call = call
-        self._waiter = waiter
+        self._waiter: Waiter | None = waiter
         self._clock = clock
         self._arrived_s = clock.now()
         self._request: Request | None = None
@@ -72,15 +72,19 @@ class Preparing:
 
     def answered(self, answer: Answer) -> None:
         """It is prepared. See `Waiter`."""
+        waiter = self._leave()
         try:
-            self._request = self._requests.submit(self._prepared(answer), self._waiter)
+            self._request = self._requests.submit(self._prepared(answer), waiter)
         except ServingError as error:
-            # Its traceback would hold the frames that it has passed, and they the call: a cycle.
-            self._waiter.refused(error.with_traceback(None))
+            waiter.refused(error)
+        except Exception:
+            name = self._deployment.name
+            log.exception("model '%s': what prepare returned cannot be queued", name)
+            waiter.refused(ServingError(Reason.MODEL_FAILED, model=name))
 
     def refused(self, error: ServingError) -> None:
         """It cannot be prepared. See `Waiter`."""
-        self._waiter.refused(error)
+        self._leave().refused(error)
 
     def cancel(self) -> None:
         """Nobody waits any more."""
@@ -88,6 +92,12 @@ class Preparing:
             self._stage.cancel(self._ticket)
         else:
             self._requests.cancel(self._request)
+
+    def _leave(self) -> Waiter:
+        """The stage is done with it. Who waits has this for a ticket, so this lets go of him."""
+        waiter, self._waiter = self._waiter, None
+        assert waiter is not None
+        return waiter
 
     def _prepared(self, answer: Answer) -> Call:
         """What queues in the place of the call. Raises `ServingError`."""
