@@ -243,7 +243,10 @@ def server_error(failure: grpc.RpcError, request_id: str = "") -> ServerError:
                 details = unpack_status(value)
             except ValueError:
                 continue  # a broken trailer must not hide the error it belongs to
-            reason, retry_after_s = details.reason, details.retry_after_s
+            # Where a deadline passes while the end of the call is on its way, grpc gives the
+            # deadline's code with the trailer of an end that it has passed over.
+            if details.code == code.value[0]:
+                reason, retry_after_s = details.reason, details.retry_after_s
     return error_of_code(code, failure.details() or "", reason, request_id, retry_after_s)
 
 

@@ -81,6 +81,12 @@ def test_reason_of_another_domain_is_not_ours() -> None:
     assert unpack_status(status.SerializeToString()) == StatusDetails(14, "no")
 
 
+def test_trailer_of_another_code_is_of_another_end() -> None:
+    trailer = errors.pack_status(grpc.StatusCode.INVALID_ARGUMENT.value[0], "no", "wrong_shape")
+    late = failure(grpc.StatusCode.DEADLINE_EXCEEDED, "", (errors.STATUS_TRAILER, trailer))
+    assert server_error(late).reason is None
+
+
 def test_broken_trailer_does_not_hide_the_error() -> None:
     with pytest.raises(ValueError, match=r"google\.rpc\.Status"):
         unpack_status(b"\xff")
