@@ -219,8 +219,9 @@ class Match:
     def _measure(
         self, scenario: Scenario, contender: Contender, server: RunningPeer, number: int
     ) -> bool:
-        server.resume()
         try:
+            server.revive()
+            server.resume()
             shot = contender.load(server, scenario.seconds * self._scale)
         except (FailedRunError, UnavailableError, WrongAnswerError) as error:
             self._cannot(scenario, contender.name, str(error))

@@ -32,7 +32,7 @@ class RunningPeer(AbstractContextManager["RunningPeer"]):
 
     def __init__(self, peer: Peer, workload: Workload, setting: Setting) -> None:
         self.peer, self.workload, self.setting = peer, workload, setting
-        self._directory = tempfile.TemporaryDirectory(prefix="peers-")
+        self._directory = _directory()
         self._group: ProcessGroup | None = None
         self._regions = ""
         self.address = ""
@@ -72,6 +72,14 @@ class RunningPeer(AbstractContextManager["RunningPeer"]):
         for region in SHARED_MEMORY.glob(f"{self._regions}*") if self._regions else ():
             region.unlink(missing_ok=True)
         self._directory.cleanup()
+
+    def revive(self) -> None:
+        """Start it again where it has ended by itself: its next turn is another one. Raises
+        `UnavailableError`."""
+        if self._group is not None and self._group.status is not None:
+            self.stop()
+            self._directory = _directory()
+            self.__enter__()
 
     def pause(self) -> None:
         """Stop all its processes if it is one that polls, so that it takes no CPU time from the one
@@ -119,6 +127,10 @@ class RunningPeer(AbstractContextManager["RunningPeer"]):
                 time.sleep(0.1)
             else:
                 return
+
+
+def _directory() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="peers-")
 
 
 def telling(said: str) -> str:

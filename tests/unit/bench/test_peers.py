@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -215,6 +218,22 @@ def test_a_server_that_fails_or_lies_is_not_timed(peer: EchoPeer, words: Sequenc
     ):
         pass
     assert all(word in str(failure.value) for word in words)
+
+
+@pytest.mark.e2e
+def test_a_server_that_ended_is_started_again_for_its_next_turn() -> None:
+    with RunningPeer(EchoPeer(), workload([VECTOR[0]]), Setting()) as server:
+        (pid,) = server.usage().by_pid
+        server.revive()
+        assert [*server.usage().by_pid] == [pid]
+        os.kill(pid, signal.SIGKILL)
+        while Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+            time.sleep(0.01)
+        with pytest.raises(FailedRunError, match="ended with status -9"):
+            server.usage()
+        server.revive()
+        (later,) = server.usage().by_pid
+        assert later != pid
 
 
 def findings() -> Findings:
