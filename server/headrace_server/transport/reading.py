@@ -33,6 +33,10 @@ CLASSIFICATION_PARAMETER = "classification"
 MAX_LISTED = 10
 """Names that an error lists."""
 
+MAX_EMPTY = 1 << 40
+"""Elements that a tensor without any would have, were none of its dimensions 0: more than a message
+could bring. Neither numpy nor torch can hold one whose strides do not fit 64 bits."""
+
 _NO_PARAMETERS: dict[str, Parameter] = {}
 
 
@@ -217,6 +221,8 @@ class RequestReader:
         # A fixed shape is compared as a whole: that is most requests of most models.
         if trailing != known.fixed_shape and not known.spec.admits(trailing):
             raise self._wrong_shape(known, shape)
+        if 0 in trailing and math.prod(filter(None, trailing)) > MAX_EMPTY:
+            raise self._wrong_shape(known, shape, f", at most {MAX_EMPTY} without its zeros")
         if not self._batched:
             return 0
         if not shape or shape[0] < 1:
@@ -326,11 +332,13 @@ class RequestReader:
     def _bad_parameter(self, name: str, problem: str) -> ServingError:
         return self._error(Reason.INVALID_PARAMETER, parameter=name, problem=problem)
 
-    def _wrong_shape(self, known: _Input, shape: tuple[int, ...]) -> ServingError:
+    def _wrong_shape(
+        self, known: _Input, shape: tuple[int, ...], besides: str = ""
+    ) -> ServingError:
         return self._error(
             Reason.WRONG_SHAPE,
             input=known.spec.name,
-            expected=known.described,
+            expected=known.described + besides,
             got=list(shape),
         )
 

@@ -55,6 +55,13 @@ def test_models_without_a_batch_dimension_take_full_shapes() -> None:
     assert refused(reading, request(7))["expected"] == "[2, -1]"
 
 
+def test_a_tensor_without_elements_whose_strides_nobody_can_hold_is_refused() -> None:
+    reading = reader(-1, -1, max_batch_size=0)
+    assert reading.read(request(0, 7), None).tensors.shapes == [(0, 7)]
+    why = refused(reading, request(0, 2**63 - 1, nbytes=0))
+    assert why["expected"] == "[-1, -1], at most 1099511627776 without its zeros"
+
+
 def test_a_scalar_per_row_is_a_shape_of_one_dimension() -> None:
     assert reader().read(request(3), None).tensors.rows == 3
 
