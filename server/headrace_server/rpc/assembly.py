@@ -63,12 +63,9 @@ class Assembler:
     def extend(self, data: Data, begin: int, end: int) -> bool:
         """Take these bytes where they belong to a message that has begun and do not complete it: as
         nearly all frames of a large one do. Returns whether they were taken."""
-        message, size = self._message, end - begin
-        if message is None or size >= self._missing:
+        if self._message is None or end - begin >= self._missing:
             return False
-        filled = self._length - self._missing
-        message[filled : filled + size] = memoryview(data)[begin:end]
-        self._missing -= size
+        self._fill(self._message, data, begin, end)
         return True
 
     def feed(self, data: Data, begin: int, end: int) -> Iterator[tuple[Message, int]]:
@@ -88,14 +85,17 @@ class Assembler:
                 self._prefix = b""
             assert self._message is not None
             taken = min(end - begin, self._missing)
-            filled = self._length - self._missing
-            self._message[filled : filled + taken] = memoryview(data)[begin : begin + taken]
+            self._fill(self._message, data, begin, begin + taken)
             begin += taken
-            self._missing -= taken
             if not self._missing:
                 message, self._message = self._message, None
                 size = len(message) + PREFIX_BYTES
                 yield (self._unpacked(message) if self._packed else message), size
+
+    def _fill(self, message: bytearray | memoryview, data: Data, begin: int, end: int) -> None:
+        filled, size = self._length - self._missing, end - begin
+        message[filled : filled + size] = memoryview(data)[begin:end]
+        self._missing -= size
 
     def _begin(self, prefix: bytes) -> None:
         length = int.from_bytes(prefix[1:], "big")
