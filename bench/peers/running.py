@@ -32,12 +32,13 @@ class RunningPeer(AbstractContextManager["RunningPeer"]):
 
     def __init__(self, peer: Peer, workload: Workload, setting: Setting) -> None:
         self.peer, self.workload, self.setting = peer, workload, setting
-        self._directory = _directory()
+        self._directory: tempfile.TemporaryDirectory[str]
         self._group: ProcessGroup | None = None
         self._regions = ""
         self.address = ""
 
     def __enter__(self) -> Self:
+        self._directory = tempfile.TemporaryDirectory(prefix="peers-")
         port = free_port()
         self.address = f"127.0.0.1:{port}"
         try:
@@ -78,7 +79,6 @@ class RunningPeer(AbstractContextManager["RunningPeer"]):
         `UnavailableError`."""
         if self._group is not None and self._group.status is not None:
             self.stop()
-            self._directory = _directory()
             self.__enter__()
 
     def pause(self) -> None:
@@ -127,10 +127,6 @@ class RunningPeer(AbstractContextManager["RunningPeer"]):
                 time.sleep(0.1)
             else:
                 return
-
-
-def _directory() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="peers-")
 
 
 def telling(said: str) -> str:
