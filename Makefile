@@ -52,11 +52,11 @@ protos: install  ## Generate the stubs from protos/
 protos-check: install  ## Fail when the stubs are not what protos/ generates
 	$(BIN)/python protos/generate.py --check
 
-bench-text: install  ## Real sentences under three batching policies, side by side
-	$(BIN)/python -m bench.text
+bench-text: install  ## Real sentences under three batching policies, side by side: docs/bench-text.json
+	$(BIN)/python -m bench.text --json docs/bench-text.json
 
-bench-resnet: install  ## A network where batching gains nothing: nobody may wait for it
-	$(BIN)/python -m bench.resnet
+bench-resnet: install  ## A network where batching gains nothing: docs/bench-resnet.json
+	$(BIN)/python -m bench.resnet --json docs/bench-resnet.json
 
 bench-cost: install  ## CPU per request beside a bare gRPC echo (needs h2load)
 	$(BIN)/python -m bench.cost --json docs/bench-cost.json

@@ -63,6 +63,19 @@ class Timetable:
                 self._enough.append(enough)
         return max(1, self._enough[rows])
 
+    def quicker_alone(self, count: int, load: float) -> bool:
+        """Whether so many requests of one row are answered earlier, on the mean, one after another
+        than together, at this load (work per second that arrives for one worker).
+
+        One after another they end after `(count + 1) / 2` rows on the mean. But the worker is busy
+        for the work longer that a batch would have saved, and whoever comes until the queue has
+        run empty, `count * load / (1 - load)` requests (M/G/1), is answered as much later. So
+        where nothing else comes a batch of two must save a quarter of its work, and at a load of
+        1 all that it saves is worth it.
+        """
+        mean_rows = (1 - load) * (count + 1) / 2 + load * count
+        return load < 1 and self.duration_s(count) > mean_rows * self._row_s
+
     def rows_for(self, rate: float) -> int:
         """The smallest batch of requests of one row that does so much work per second; one row
         more than the largest batch where none does."""

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from headrace_server.core.adaptive import PROBE_S, AdaptivePolicy
+from headrace_server.core.adaptive import FEW, PROBE_S, AdaptivePolicy
+from headrace_server.core.arrivals import STRIDE
 from headrace_server.core.cost import Curve
 from headrace_server.core.policy import Formation, Opening
 from headrace_server.core.queue import Queue, QueueLimits
@@ -14,6 +15,7 @@ from headrace_server.core.request import Batch, DispatchReason, Request
 from scheduler_driver import SchedulerDriver, dispatches, make_request
 
 MAX_ROWS = 8
+SAVES_A_FIFTH = Curve(base=2e-2, row=8e-2, element=0.0, pair=0.0)
 BASE_DOMINATES = Curve(base=1e-1, row=1e-6, element=0.0, pair=0.0)
 ROWS_DOMINATE = Curve(base=1e-4, row=1e-1, element=0.0, pair=0.0)
 PADDING_RUINS = Curve(base=1e-2, row=1e-4, element=1e-3, pair=0.0)
@@ -60,6 +62,24 @@ class TestEqualLengths:
         assert ids(formation) == [1]
         assert formation.reason is DispatchReason.BEST_SIZE
         assert not formation.complete
+
+    def test_a_few_go_one_by_one_where_that_is_quicker_on_the_mean(self) -> None:
+        formation = formed(policy(SAVES_A_FIFTH), of_lengths(0, 0, 0))
+        assert ids(formation) == [1]
+        assert formation.reason is DispatchReason.BEST_SIZE
+
+    def test_many_ride_together_for_the_same_gain(self) -> None:
+        assert ids(formed(policy(SAVES_A_FIFTH), of_lengths(*[0] * (FEW + 1)))) == [1, 2, 3, 4]
+
+    def test_a_few_ride_together_where_the_work_saved_is_needed(self) -> None:
+        busy = policy(SAVES_A_FIFTH)
+        for number in range(3 * STRIDE):  # 0.9 seconds of work per second
+            busy.arrived(make_request(100 + number), (number - 3 * STRIDE) / 9)
+        assert ids(formed(busy, of_lengths(0, 0, 0))) == [1, 2, 3]
+
+    def test_a_few_ride_together_where_the_last_would_be_late_alone(self) -> None:
+        requests = [make_request(i, deadline_s=0.27) for i in (1, 2, 3)]
+        assert ids(formed(policy(SAVES_A_FIFTH), requests)) == [1, 2, 3]
 
     @pytest.mark.parametrize("curve", [None, BASE_DOMINATES])
     def test_a_batch_is_full_at_max_batch_size(self, curve: Curve | None) -> None:

@@ -20,7 +20,7 @@ def arrive(work: ArrivingWork, count: int, gap_s: float, work_s: float, at: floa
 def test_nothing_is_claimed_of_a_few_arrivals() -> None:
     work = ArrivingWork()
     last_s = arrive(work, 2 * STRIDE, 0.01, 0.005)
-    assert work.per_second(last_s) == 0.0
+    assert work.per_second(last_s) == work.lately_per_second(last_s) == 0.0
 
 
 def test_work_per_second_is_rate_times_work() -> None:
@@ -40,6 +40,15 @@ def test_it_looks_back_over_a_window_of_arrivals() -> None:
     last_s = arrive(work, 1_000, 1.0, 0.5)
     last_s = arrive(work, WINDOW + 2 * STRIDE, 0.01, 0.005, last_s)
     assert work.per_second(last_s) == pytest.approx(0.5, rel=0.02)
+
+
+def test_what_came_lately_is_soon_another_rate() -> None:
+    work = ArrivingWork()
+    last_s = arrive(work, 1_000, 0.01, 0.01)
+    assert work.lately_per_second(last_s) == pytest.approx(1.0, rel=0.05)
+    last_s = arrive(work, 3 * STRIDE, 0.05, 0.01, last_s)
+    assert work.lately_per_second(last_s) == pytest.approx(0.2, rel=0.05)
+    assert work.per_second(last_s) > 0.7
 
 
 def test_arrivals_of_one_moment_claim_no_rate() -> None:

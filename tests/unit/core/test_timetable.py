@@ -46,3 +46,24 @@ def test_enough_ends_at_a_step() -> None:
     stepped = Timetable(Curve(base=0.01, row=0.0, element=0.0, pair=0.0, steps=by_fours), 0, 8)
     assert stepped.enough(7) == 4, "five to seven rows take twice as long as four"
     assert stepped.enough(8) == 4
+
+
+@pytest.mark.parametrize(
+    ("two_s", "load", "quicker"),
+    [
+        (1.6, 0.0, True),  # 1.5 rows on the mean, one after another
+        (1.4, 0.0, False),
+        (1.6, 0.3, False),  # 1.65: what comes meanwhile waits too
+        (1.9, 0.7, True),  # 1.85
+        (1.9, 0.9, False),
+        (2.0, 1.0, False),  # nothing may be wasted
+        (2.0, 1.5, False),
+    ],
+)
+def test_two_are_quicker_alone_unless_they_save_enough(
+    two_s: float, load: float, quicker: bool
+) -> None:
+    times = Timetable(Curve(base=2.0 - two_s, row=two_s - 1.0, element=0.0, pair=0.0), 0, 2)
+    assert times.duration_s(1) == pytest.approx(1.0)
+    assert times.duration_s(2) == pytest.approx(two_s)
+    assert times.quicker_alone(2, load) is quicker
