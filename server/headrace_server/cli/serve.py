@@ -18,8 +18,8 @@ from headrace_server.cli.errors import USAGE, CommandError
 from headrace_server.cli.loading_view import LoadingView
 from headrace_server.cli.summary import print_summary
 from headrace_server.config import ConfigurationError, ServerConfig, is_loopback, load_config
-from headrace_server.engine.serving_loop import ServingLoop
 from headrace_server.models.errors import RepositoryError
+from headrace_server.serving_loop import ServingLoop
 from headrace_server.telemetry import logs
 from headrace_server.telemetry.exposition import MetricsPortError
 from headrace_server.transport.certificates import CertificateError

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from headrace_server.engine.serving_loop import ServingLoop
+from headrace_server.serving_loop import ServingLoop, call_last_of
 
 
 class TimerHandle(Protocol):
@@ -44,6 +44,7 @@ class LoopClock:
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.now = loop.time
+        self.call_soon = call_last_of(loop)
         self._loop = loop
         self._call_when_idle: Callable[[Callable[[], None]], object] = (
             loop.call_when_idle if isinstance(loop, ServingLoop) else loop.call_soon
@@ -52,10 +53,6 @@ class LoopClock:
     def call_at(self, when_s: float, callback: Callable[[], None]) -> TimerHandle:
         """See `Clock.call_at`."""
         return self._loop.call_at(when_s, callback)
-
-    def call_soon(self, callback: Callable[[], None]) -> TimerHandle:
-        """See `Clock.call_soon`."""
-        return self._loop.call_soon(callback)
 
     def call_when_idle(self, callback: Callable[[], None]) -> None:
         """See `Clock.call_when_idle`."""

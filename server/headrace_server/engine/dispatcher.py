@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from headrace_server.core.cost import Sample
@@ -219,8 +220,10 @@ class Dispatcher:
         # The scheduler first: it says how long the batch ran, and the worker gets its next one.
         completed = BatchCompleted(batch_id, timing.infer_ns / 1e9, timing.compute_ns / 1e9)
         self._handle(completed, now)
-        self._observer.batch_completed(self._deployment, batch, timing, now)
         self._tell(ends)
+        # Once the answers have gone, at the end of this turn too, and before any other request.
+        account = partial(self._observer.batch_completed, self._deployment, batch, timing, now)
+        self._clock.call_soon(account)
 
     def batch_failed(self, batch_id: int, detail: str, out_of_memory: bool = False) -> None:
         """See `ExecutorListener.batch_failed`."""

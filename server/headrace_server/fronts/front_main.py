@@ -28,6 +28,7 @@ from headrace_server.fronts.segment import NBYTES, Segment
 from headrace_server.fronts.shared_meter import SharedMeter
 from headrace_server.memory import give_back_freed, keep_one_heap, settle_objects
 from headrace_server.rpc.server import RpcLimits, RpcServer
+from headrace_server.serving_loop import ServingLoop
 from headrace_server.telemetry import logs
 from headrace_server.transport.certificates import CertificateError, CertificateFiles, Certificates
 from headrace_server.transport.gate import Gate, GateKeeper
@@ -47,7 +48,8 @@ def main() -> None:
     # Service managers signal every process of a service; only the engine's decides about others.
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
-    asyncio.run(_run(*map(int, sys.argv[1:5])))
+    with asyncio.Runner(loop_factory=ServingLoop) as runner:
+        runner.run(_run(*map(int, sys.argv[1:5])))
 
 
 async def _run(connection: int, requests: int, answers: int, rates: int) -> None:

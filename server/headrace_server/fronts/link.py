@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from headrace_server.fronts import frames
+from headrace_server.serving_loop import Handle, call_last_of
 from headrace_server.workers.frames import FrameError, FrameSplitter
 
 UNACKNOWLEDGED = 16
@@ -26,7 +27,7 @@ log = logging.getLogger("headrace.fronts")
 
 
 class Link(asyncio.Protocol):
-    """Sends what is said in one round of the event loop in one piece.
+    """Sends what is said in one turn of the event loop in one piece.
 
     Args:
         read: decodes a bundle of the other side.
@@ -46,12 +47,12 @@ class Link(asyncio.Protocol):
         self._on_message = on_message
         self._on_seen = on_seen
         self._on_closed = on_closed
-        self._loop = asyncio.get_running_loop()
+        self._call_last = call_last_of(asyncio.get_running_loop())
         self._splitter = FrameSplitter(frames.MAX_BUNDLE_BYTES)
         self._transport: asyncio.Transport | None = None
         self._unsent: list[frames.FromFront | frames.ToFront] = []
         self._unsent_bytes = 0
-        self._flushing: asyncio.Handle | None = None
+        self._flushing: Handle | None = None
         self._sent = self._seen = self._told = 0
 
     @property
@@ -71,7 +72,7 @@ class Link(asyncio.Protocol):
     def acknowledge(self) -> None:
         """Tell the other side soon what was dealt with."""
         if self._flushing is None:
-            self._flushing = self._loop.call_soon(self._flush)
+            self._flushing = self._call_last(self._flush)
 
     def close(self) -> None:
         """Send what is left, and close. `on_closed` stays silent."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace_server.http2.connection import Application, Connection
+from headrace_server.serving_loop import call_last_of
 
 HELD_BYTES = 256 << 10
 """Handed to asyncio beyond what the kernel took, before streams are told to wait."""
@@ -56,6 +57,7 @@ class Http2Protocol(asyncio.BufferedProtocol):
         self, application: Application[Any], watch: Watch, lost: Callable[[Http2Protocol], None]
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._call_last = call_last_of(self._loop)
         self._watch = watch
         self._lost = lost
         self._sends_anyway = self._lingering = False
@@ -165,7 +167,7 @@ class Http2Protocol(asyncio.BufferedProtocol):
 
     def _woken(self) -> None:
         if not self._sends_anyway:
-            self._loop.call_soon(self._send)
+            self._call_last(self._send)
 
     def _send(self) -> None:
         transport, connection = self._transport, self.connection

@@ -23,6 +23,7 @@ async def test_rows_requests_and_batches_are_counted_apart() -> None:
     stage.clock.advance()
     stage.clock.advance(0.25)
     stage.workers.complete(0)
+    stage.clock.advance()
     counts = stage.statistics.of(stage.deployment)
     assert counts.inference_count == 5
     assert counts.execution_count == 1
@@ -37,6 +38,7 @@ async def test_each_request_is_charged_with_its_whole_batch() -> None:
         submit(stage.deployment, call_of(b"aa"))
     stage.clock.advance()
     stage.workers.complete(0)
+    stage.clock.advance()
     counts = stage.statistics.of(stage.deployment)
     assert (counts.compute_input.count, counts.compute_input.ns) == (2, 2_000)
     assert (counts.compute_infer.count, counts.compute_infer.ns) == (2, 40_000)
@@ -53,6 +55,7 @@ async def test_time_in_the_queue_is_counted() -> None:
     stage.clock.advance(0.5)
     stage.clock.advance(0.1)
     stage.workers.complete(0)
+    stage.clock.advance()
     counts = stage.statistics.of(stage.deployment)
     assert counts.queue.ns == pytest.approx(500_000_000)
     assert counts.success.ns == pytest.approx(600_000_000)
@@ -72,10 +75,21 @@ async def test_refused_and_failed_calls_count_as_failures() -> None:
     assert counts.success.count == 0
 
 
+async def test_who_waits_is_told_before_anything_is_counted() -> None:
+    stage = await serve()
+    answer = stage.submit(b"aa")
+    stage.workers.complete(0)
+    assert answer.done()
+    assert stage.statistics.of(stage.deployment).execution_count == 0
+    stage.clock.advance()
+    assert stage.statistics.of(stage.deployment).execution_count == 1
+
+
 async def test_loads_of_one_model_are_counted_apart() -> None:
     stage, again = await serve(), await serve()
     stage.submit(b"aa")
     stage.workers.complete(0)
+    stage.clock.advance()
     assert stage.statistics.of(stage.deployment).execution_count == 1
     assert stage.statistics.of(again.deployment).execution_count == 0
 
@@ -84,5 +98,6 @@ async def test_nothing_is_kept_of_what_has_ended() -> None:
     stage = await serve()
     stage.submit(b"aa")
     stage.workers.complete(0)
+    stage.clock.advance()
     await stage.deployment.stop()
     assert stage.statistics.of(stage.deployment).execution_count == 0

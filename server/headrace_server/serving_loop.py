@@ -1,0 +1,97 @@
+"""The event loop of a process that serves: asyncio's own, and two more moments to run things at."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable
+from typing import Protocol
+
+Callback = Callable[[], object]
+
+
+class Handle(Protocol):
+    """A callback that has not run yet."""
+
+    def cancel(self) -> None:
+        """Never run it. Safe to call at any time."""
+        ...
+
+
+class _Last:
+    """A callback for the end of the turn."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callback) -> None:
+        self.callback: Callback | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class _Selector(selectors.DefaultSelector):
+    """Waits for files like any other; before that it runs what is to end a turn of the loop, and
+    tells those who asked when it is idle."""
+
+    def __init__(self, run: Callable[[Callback], None]) -> None:
+        super().__init__()
+        self.last: list[_Last] = []
+        self.waiting_for_idle: list[Callback] = []
+        self._run = run
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """The files that are ready, after `timeout` seconds at most; None waits as long as it
+        takes."""
+        if self.last:
+            last, self.last = self.last, []
+            for entry in last:
+                if entry.callback is not None:
+                    self._run(entry.callback)
+            # Whatever timeout was asked for, they may have made it a wrong one.
+            return super().select(0)
+        # The loop has time to wait only when none of its callbacks is left to run.
+        may_wait = timeout is None or timeout > 0
+        if not (self.waiting_for_idle and may_wait):
+            return super().select(timeout)
+        events = super().select(0)
+        if not events:
+            waiting, self.waiting_for_idle = self.waiting_for_idle, []
+            for callback in waiting:
+                callback()
+        return events
+
+
+class ServingLoop(asyncio.SelectorEventLoop):
+    """asyncio's event loop, with an end to its turns, and idleness."""
+
+    def __init__(self) -> None:
+        self._files = _Selector(self._run_last)
+        super().__init__(self._files)
+
+    def call_last(self, callback: Callback) -> Handle:
+        """Run the callback at the end of this turn: after all that was at hand when it began, and
+        before the loop looks at its files. `call_soon` has it look first, and go round once more.
+        """
+        entry = _Last(callback)
+        self._files.last.append(entry)
+        return entry
+
+    def call_when_idle(self, callback: Callback) -> None:
+        """Run the callback when no other one is left to run and no file is ready.
+
+        That costs one more look at the files. While the loop is never idle it is not run.
+        """
+        self._files.waiting_for_idle.append(lambda: self.call_soon(callback))
+
+    def _run_last(self, callback: Callback) -> None:
+        try:
+            callback()
+        except Exception as error:
+            message = f"a callback at the end of a turn failed: {callback!r}"
+            self.call_exception_handler({"message": message, "exception": error})
+
+
+def call_last_of(loop: asyncio.AbstractEventLoop) -> Callable[[Callback], Handle]:
+    """What runs a callback at the end of a turn of this loop; soon after, where it cannot tell."""
+    return loop.call_last if isinstance(loop, ServingLoop) else loop.call_soon
