@@ -7,6 +7,8 @@ import selectors
 from collections.abc import Callable
 from typing import Protocol
 
+from headrace_server.awake import AwakeWaiting
+
 Callback = Callable[[], object]
 
 
@@ -39,6 +41,7 @@ class _Selector(selectors.DefaultSelector):
         self.last: list[_Last] = []
         self.waiting_for_idle: list[Callback] = []
         self._run = run
+        self._waiting = AwakeWaiting()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """The files that are ready, after `timeout` seconds at most; None waits as long as it
@@ -52,8 +55,10 @@ class _Selector(selectors.DefaultSelector):
             return super().select(0)
         # The loop has time to wait only when none of its callbacks is left to run.
         may_wait = timeout is None or timeout > 0
-        if not (self.waiting_for_idle and may_wait):
+        if not may_wait:
             return super().select(timeout)
+        if not self.waiting_for_idle:
+            return self._waiting.wait(super().select, timeout)
         events = super().select(0)
         if not events:
             waiting, self.waiting_for_idle = self.waiting_for_idle, []

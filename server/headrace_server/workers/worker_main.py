@@ -14,6 +14,7 @@ import contextlib
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from headrace.protocol.model_config_pb2 import ModelConfig
+from headrace_server.awake import AwakeWaiting
 from headrace_server.core.cost import Sample
 from headrace_server.models.errors import ConfigError, ModelError
 from headrace_server.models.gpu_options import gpu_options
@@ -186,7 +188,12 @@ class _Session:
         """Messages until the front closes; slabs are mapped on the way."""
         splitter = frames.FrameSplitter()
         descriptors: list[int] = []
+        # In `recv` a sleeping thread would also be woken when the other side has read an answer.
+        readable = select.poll()
+        readable.register(self._connection, select.POLLIN)
+        waiting = AwakeWaiting()
         while True:
+            waiting.wait(readable.poll, None)
             data, received, _, _ = socket.recv_fds(self._connection, RECEIVE_BYTES, MAX_DESCRIPTORS)
             if not data:
                 return
