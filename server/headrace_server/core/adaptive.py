@@ -348,7 +348,8 @@ class AdaptivePolicy:
     def _go_alone(self, members: list[Request], times: Timetable, opening: Opening) -> bool:
         """Whether a few of one row each are better off one by one, and all of them in time."""
         count = len(members)
-        if not 1 < count <= FEW:
+        # Brief batches cost the process more than the device: there each one counts.
+        if not 1 < count <= FEW or times.duration_s(1) < BRIEF_S:
             return False
         arriving = self._arriving.lately_per_second(opening.now)
         load = arriving * self.cost.slowdown(opening.running) / len(opening.free_s)

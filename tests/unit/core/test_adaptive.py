@@ -71,6 +71,10 @@ class TestEqualLengths:
     def test_many_ride_together_for_the_same_gain(self) -> None:
         assert ids(formed(policy(SAVES_A_FIFTH), of_lengths(*[0] * (FEW + 1)))) == [1, 2, 3, 4]
 
+    def test_brief_batches_are_saved_for_the_process_that_makes_them(self) -> None:
+        brief = Curve(base=2e-4, row=8e-4, element=0.0, pair=0.0)
+        assert ids(formed(policy(brief), of_lengths(0, 0, 0))) == [1, 2, 3]
+
     def test_a_few_ride_together_where_the_work_saved_is_needed(self) -> None:
         busy = policy(SAVES_A_FIFTH)
         for number in range(3 * STRIDE):  # 0.9 seconds of work per second
