@@ -10,6 +10,8 @@ import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
+from operator import mul
 
 from headrace_server.core.factors import Factors, rising, steps
 from headrace_server.core.request import Batch, Request, cost_key
@@ -54,9 +56,11 @@ class Curve:
         """Seconds for batches of 1 to `most_rows` rows."""
         per_row = self.row + length * (self.element + length * self.pair)
         smooth_s = [self.base + rows * per_row for rows in range(1, most_rows + 1)]
-        if not self.steps:
+        steps = self.steps
+        if not steps:
             return smooth_s
-        return [s * self.step(rows) for rows, s in enumerate(smooth_s, start=1)]
+        beyond = repeat(steps[-1], max(0, most_rows + 1 - len(steps)))
+        return list(map(mul, smooth_s, chain(steps[1:], beyond)))
 
     def step(self, rows: int) -> float:
         """The factor of a batch of so many rows."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, repeat
+from operator import mul, truediv
 
 from headrace_server.core.cost import Curve
 from headrace_server.core.request import Request
@@ -84,7 +85,7 @@ class Timetable:
     def _best_rates(self) -> list[float]:
         """The most work per second of batches of up to 0, 1, 2, ... rows."""
         if not self._best:
-            row_s, durations = self._row_s, self._durations
-            rates = (row_s * rows / durations[rows] for rows in range(1, self._most_rows + 1))
+            work_s = map(mul, repeat(self._row_s), range(1, self._most_rows + 1))
+            rates = map(truediv, work_s, self._durations[1:])
             self._best = list(accumulate(rates, max, initial=0.0))
         return self._best
