@@ -18,6 +18,7 @@ SHOWN = {
     "unary": ("per_s", "cpu_us"),
     "alone": ("p50_ms", "p99_ms"),
     "streams": ("per_s", "cpu_us"),
+    "fewer-streams": ("per_s", "cpu_us"),
     "sentences": ("per_s", "p99_ms"),
     "images": ("per_s", "cpu_us"),
 }

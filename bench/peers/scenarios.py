@@ -96,7 +96,7 @@ def no_shared_memory() -> str:
 
 BUSY, LONE, MANY, LARGE = H2Load(4, 16), H2Load(1, 1), Loop(64, warmup_s=1.5), H2Load(4, 4)
 SHARED = H2Load(4, 4, shared_memory=True)
-UNARY, STREAM = Loop(64, "unary"), Loop(64, "stream")
+UNARY, STREAM, FEWER = Loop(64, "unary"), Loop(64, "stream"), Loop(32, "stream")
 
 SCENARIOS = (
     Scenario(
@@ -136,11 +136,26 @@ SCENARIOS = (
             Contender("Headrace, streams", "headrace", STREAM),
             Contender("Headrace, unary", "headrace", UNARY),
             Contender("Triton, unary", "triton", UNARY),
-            Contender("Triton, streams", "triton", STREAM),
         ],
         seconds=2.0,
         rounds=5,
-        share=1.2,
+        share=1.0,
+    ),
+    Scenario(
+        "fewer-streams",
+        "A small network, half as many calls that share streams",
+        "As above. Triton 2.51 ends with a segmentation fault where 64 callers share streams, so "
+        "half of them do here.",
+        "mlp",
+        "per_s",
+        BUSY,
+        [
+            Contender("Headrace, streams", "headrace", FEWER),
+            Contender("Triton, streams", "triton", FEWER),
+        ],
+        seconds=2.0,
+        rounds=5,
+        share=0.5,
     ),
     Scenario(
         "sentences",
@@ -187,9 +202,9 @@ TARGETS = (
     Target("alone", "p50_ms", "Headrace", "Triton", 1.0, at_most=True),
     Target("alone", "p99_ms", "Headrace", "Triton", 1.2, at_most=True),
     Target("streams", "cpu_us", "Triton, unary", "Headrace, streams", 1.3),
-    Target("streams", "cpu_us", "Triton, streams", "Headrace, streams", 1.8),
     Target("streams", "per_s", "Headrace, streams", "Triton, unary", 1.3),
-    Target("streams", "per_s", "Headrace, streams", "Triton, streams", 1.8),
+    Target("fewer-streams", "cpu_us", "Triton, streams", "Headrace, streams", 1.8),
+    Target("fewer-streams", "per_s", "Headrace, streams", "Triton, streams", 1.8),
     Target("sentences", "per_s", "Headrace", "Triton, default batching", 3.0),
     Target("sentences", "per_s", "Headrace", "Triton, best found", 1.7),
     Target("sentences", "per_s", "Headrace", "mosec", 1.7),

@@ -49,7 +49,7 @@ def test_sentences_are_measured_and_written_down(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("h2load") is None, reason="needs h2load")
 def test_headrace_meets_the_echo_under_load_from_h2load(tmp_path: Path) -> None:
-    done = peers(tmp_path, "--scenarios", "unary", "alone", "streams", "images")
+    done = peers(tmp_path, "--scenarios", "unary", "alone", "streams", "fewer-streams", "images")
     assert done.returncode == 0, done.stderr
     measured = {(r["scenario"], r["contender"]) for r in runs(tmp_path)}
     assert measured >= {
@@ -57,6 +57,7 @@ def test_headrace_meets_the_echo_under_load_from_h2load(tmp_path: Path) -> None:
         ("unary", "Headrace"),
         ("alone", "Headrace"),
         ("streams", "Headrace, unary"),
+        ("fewer-streams", "Headrace, streams"),
         ("images", "Headrace"),
     }
 
