@@ -53,7 +53,8 @@ class Observer:
     def batch_completed(
         self, deployment: Deployment, batch: Batch, timing: BatchTiming, now: float
     ) -> None:
-        """A batch was answered; requests marked `cancelled` had nobody waiting any more."""
+        """A batch was answered, and whoever waited was told; requests marked `cancelled` had nobody
+        waiting any more. Comes before any later request is read."""
 
     def worker_state_changed(
         self, deployment: Deployment, worker_id: int, state: WorkerState
