@@ -38,6 +38,11 @@ from bench.targets import exit_status, replace_section, table
 from headrace import AsyncClient
 from headrace_server.testing import ServerProcess
 
+PAUSES = (0.08, 0.02, 0.02, 0.84, 0.02, 0.02)
+"""Shares of the time, after each of which nobody asks for a while, so that the front's memory can
+be read: three times around a tenth of the time and three at its end. What a moment of long queues
+leaves in Python's arenas, some 10 MiB of 80, goes with the requests that follow, not in a pause."""
+
 LOAD = 0.7
 """Share of the capacity that is asked for."""
 
@@ -132,7 +137,7 @@ async def disturb(server: ServerProcess, mix: Mix, options: argparse.Namespace) 
         if options.reload_every:
             disturbances.append(asyncio.create_task(reloader.run(options.reload_every)))
         say(f"{rate:,.0f} requests per second for {options.seconds:,.0f} s")
-        for share in (0.1, 0.9):
+        for share in PAUSES:
             await traffic.run(rate, share * options.seconds)
             await traffic.finish()
             await books.rest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,9 @@ class Soak:
         """Each target, the grave ones first."""
         run, tally = self.run, self.run.tally
         _, workers = self.early_and_late()
-        first, *_, last = run.books.front_at_rest
+        at_rest = run.books.front_at_rest
+        half = len(at_rest) // 2
+        first, last = median(at_rest[:half]), median(at_rest[half:])
         slabs = SLABS_PER_WORKER * run.workers
         found = [
             *(
