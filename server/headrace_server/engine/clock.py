@@ -6,15 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from headrace_server.serving_loop import ServingLoop, call_last_of
-
-
-class TimerHandle(Protocol):
-    """A callback that has not run yet."""
-
-    def cancel(self) -> None:
-        """Never run it. Safe to call at any time."""
-        ...
+from headrace_server.serving_loop import Handle, ServingLoop, call_last_of
 
 
 class Clock(Protocol):
@@ -24,11 +16,11 @@ class Clock(Protocol):
         """Seconds since some fixed moment; never goes back."""
         ...
 
-    def call_at(self, when_s: float, callback: Callable[[], None]) -> TimerHandle:
+    def call_at(self, when_s: float, callback: Callable[[], None]) -> Handle:
         """Run the callback at that moment, or soon if it has passed."""
         ...
 
-    def call_soon(self, callback: Callable[[], None]) -> TimerHandle:
+    def call_soon(self, callback: Callable[[], None]) -> Handle:
         """Run the callback after what the event loop has at hand."""
         ...
 
@@ -50,7 +42,7 @@ class LoopClock:
             loop.call_when_idle if isinstance(loop, ServingLoop) else loop.call_soon
         )
 
-    def call_at(self, when_s: float, callback: Callable[[], None]) -> TimerHandle:
+    def call_at(self, when_s: float, callback: Callable[[], None]) -> Handle:
         """See `Clock.call_at`."""
         return self._loop.call_at(when_s, callback)
 

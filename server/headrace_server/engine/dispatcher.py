@@ -38,12 +38,13 @@ from headrace_server.core.events import (
 from headrace_server.core.explanation import Explanation
 from headrace_server.core.request import Batch, Request
 from headrace_server.engine.calls import Answer, AnswerTensor, Call, Waiter
-from headrace_server.engine.clock import Clock, TimerHandle
+from headrace_server.engine.clock import Clock
 from headrace_server.engine.cutting import keep, ragged_output_axes, rows_of
 from headrace_server.engine.observer import Observer
 from headrace_server.engine.riding import RidingRules
 from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.models.spec import ModelSpec
+from headrace_server.serving_loop import Handle
 from headrace_server.workers.executor import BatchOutput, BatchTiming, Executor, RequestTensors
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Dispatcher:
         self._entering: int | None = None
         self._refused_at_once: list[ServingError] = []
         self._next_id = 0
-        self._timer: TimerHandle | None = None
+        self._timer: Handle | None = None
         self._timer_at_s = math.inf
         self._waits_for_idle = False
         self._drained = asyncio.Event()
