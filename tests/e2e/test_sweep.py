@@ -9,7 +9,7 @@ import pytest
 
 from headrace.aio import AsyncClient
 from headrace_server.testing import ServerProcess
-from reading_metrics import metric
+from reading_metrics import until_metric
 from written_models import write_model
 
 pytestmark = pytest.mark.e2e
@@ -62,4 +62,4 @@ async def test_a_model_that_prepares_text_is_planned_from_the_first_request_on(
     async with AsyncClient(server.grpc_address) as client:
         await client.infer("letters", {"text": [["abc"]]}, timeout=30.0)
     sample = 'headrace_batch_duration_prediction_ratio_count{model="letters",version="1"}'
-    assert metric(server, sample) == 1
+    until_metric(server, sample, 1)
