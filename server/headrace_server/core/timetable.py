@@ -21,13 +21,12 @@ class Timetable:
     Costs one evaluation of the curve per row to write out, so it is kept as long as the curve is.
     """
 
-    __slots__ = ("_best", "_durations", "_enough", "_most_rows", "_row_s")
+    __slots__ = ("_best", "_durations", "_most_rows", "_row_s")
 
     def __init__(self, curve: Curve, length: int, most_rows: int) -> None:
         self._most_rows = most_rows
         self._durations = [0.0, *curve.upto(most_rows, length)]
         self._row_s = self._durations[1]
-        self._enough: list[int] = []
         self._best: list[float] = []
 
     def duration_s(self, rows: int) -> float:
@@ -55,14 +54,9 @@ class Timetable:
     def enough(self, rows: int) -> int:
         """The smallest batch of requests of one row that is `WORTHWHILE` next to the best of all
         up to `rows` rows."""
-        if not self._enough:
-            best = self._best_rates()
-            enough = 0
-            for most in best:
-                while best[enough] < WORTHWHILE * most:
-                    enough += 1
-                self._enough.append(enough)
-        return max(1, self._enough[rows])
+        best = self._best_rates()
+        # The first of up to so many rows that reaches a rate is the first that does so itself.
+        return max(1, bisect_left(best, WORTHWHILE * best[rows]))
 
     def quicker_alone(self, count: int, load: float) -> bool:
         """Whether so many requests of one row are answered earlier, on the mean, one after another
