@@ -10,8 +10,6 @@ import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, repeat
-from operator import mul
 
 from headrace_server.core.factors import Factors, rising, steps
 from headrace_server.core.request import Batch, Request, cost_key
@@ -55,12 +53,12 @@ class Curve:
     def upto(self, most_rows: int, length: int) -> list[float]:
         """Seconds for batches of 1 to `most_rows` rows."""
         per_row = self.row + length * (self.element + length * self.pair)
-        smooth_s = [self.base + rows * per_row for rows in range(1, most_rows + 1)]
-        steps = self.steps
+        base, steps = self.base, self.steps
         if not steps:
-            return smooth_s
-        beyond = repeat(steps[-1], max(0, most_rows + 1 - len(steps)))
-        return list(map(mul, smooth_s, chain(steps[1:], beyond)))
+            return [base + rows * per_row for rows in range(1, most_rows + 1)]
+        by_rows = steps[1 : most_rows + 1]
+        by_rows += steps[-1:] * (most_rows - len(by_rows))
+        return [(base + rows * per_row) * step for rows, step in enumerate(by_rows, 1)]
 
     def step(self, rows: int) -> float:
         """The factor of a batch of so many rows."""
