@@ -21,7 +21,7 @@ from headrace_server import Model, TensorSpec
 from headrace_server.models.compilation import compile_modules, compiled_graphs
 from headrace_server.models.errors import ConfigError, ModelError
 from headrace_server.models.exported_graph import plain_function
-from headrace_server.models.load_options import LoadOptions
+from headrace_server.models.load_options import LoadOptions, slow_here
 from headrace_server.models.loading import LoadedModel, load_model
 from headrace_server.models.precision import LoweredLinear, lower_module
 from headrace_server.models.python_networks import speed_up
@@ -167,6 +167,23 @@ class TestPrecision:
         crowd = torch.cat([x[:1], x[1:] * 1_000])
         together = model.run({"x": crowd})["scores"][:1]
         assert relative_difference(together, alone) < 1e-5
+
+    @pytest.mark.parametrize("precision", TOLERANCE)
+    def test_where_it_is_worth_it_no_kernel_is_the_reference(
+        self, precision: str, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        if slow_here(precision):
+            pytest.skip(f"this CPU has no instructions for {precision}")
+        layer, _ = lower_module(torch.nn.Linear(WIDTH, OUTPUTS), precision)
+        mkldnn = torch.backends.mkldnn
+        with torch.inference_mode(), mkldnn.verbose(mkldnn.VERBOSE_ON):
+            for rows in (1, 5, 64):
+                layer(torch.randn(rows, WIDTH))
+        # onednn_verbose,v1,primitive,exec,cpu,matmul,<implementation>,...
+        said = [line.split(",") for line in capfd.readouterr().out.splitlines()]
+        used = {words[6] for words in said if words[3:5] == ["exec", "cpu"]}
+        assert used
+        assert not {name for name in used if name.startswith("ref")}
 
     def test_small_layers_and_others_types_are_left_as_they_are(self) -> None:
         network = Network()
