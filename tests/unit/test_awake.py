@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from headrace_server.awake import MOST_S, AwakeWaiting
+import math
+
+from headrace_server.awake import LEAST_QUOTA, MOST_S, AwakeWaiting
 
 SHORT_S, LONG_S = MOST_S / 4, 3 * MOST_S
 LOOK_S = MOST_S / 16
@@ -12,11 +14,11 @@ class World:
     """Time that passes while somebody looks or sleeps; something is found `due_s` after a wait
     began."""
 
-    def __init__(self) -> None:
+    def __init__(self, quota: float = math.inf) -> None:
         self.now_s = self.due_s = 0.0
         self.looks = self.ways_given = 0
         self.slept: list[float | None] = []
-        self.waiting = AwakeWaiting(lambda: self.now_s, self.give_way)
+        self.waiting = AwakeWaiting(lambda: self.now_s, self.give_way, quota)
 
     def give_way(self) -> None:
         self.ways_given += 1
@@ -95,3 +97,11 @@ def test_what_times_out_was_no_short_wait() -> None:
     for _ in range(50):
         world.wait(10.0, timeout=SHORT_S)
     assert world.wait(SHORT_S)
+
+
+def test_a_container_with_few_cores_sleeps_since_waking_counts_as_work() -> None:
+    for quota, asleep in ((LEAST_QUOTA / 2, True), (LEAST_QUOTA, False)):
+        world = World(quota)
+        for _ in range(9):
+            world.wait(SHORT_S)
+        assert world.wait(SHORT_S) is asleep

@@ -6,10 +6,10 @@ import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from headrace.protocol.model_config_pb2 import ModelConfig, ModelInstanceGroup
+from headrace_server.quota import cpu_quota
 from headrace_server.workers.executor import ModelLoadError
 
 MAX_AUTOMATIC_CPU_WORKERS = 4
@@ -102,12 +102,7 @@ def _devices_of(group: InstanceGroup, cuda_devices: int, cores: int) -> list[str
 def available_cores() -> int:
     """Cores this process may use: its affinity, and a container's CPU quota where there is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        limit = int(quota) // int(period)
-    except (OSError, ValueError):  # no such file, or quota "max"
-        return cores or 1
-    return max(1, min(cores or 1, limit))
+    return max(1, int(min(cores or 1, cpu_quota())))
 
 
 def cores_to_pin(budget: int) -> tuple[int, ...]:
