@@ -67,8 +67,8 @@ bench-fronts: install  ## What several fronts cost and are worth (needs h2load)
 bench-generator: install  ## What the generator of `headrace bench` can drive, against an echo
 	$(BIN)/python -m bench.generator
 
-bench-stream: install  ## CPU per call of the SDK, unary beside multiplexed
-	$(BIN)/python -m bench.stream
+bench-stream: install  ## CPU per call of the SDK, unary and multiplexed: docs/bench-stream.json
+	$(BIN)/python -m bench.stream --json docs/bench-stream.json
 
 soak: install  ## Ten minutes of kills and reloads under load: docs/RELIABILITY.md
 	$(BIN)/python -m bench.soak --json docs/soak.json --document docs/RELIABILITY.md

@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     report(runs)
     if options.json:
-        options.json.write_text(json.dumps([asdict(run) for run in runs], indent=1))
+        options.json.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
     return 0
 
 
