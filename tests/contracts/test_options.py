@@ -7,7 +7,10 @@ with backends that compile nothing.
 from __future__ import annotations
 
 import inspect
+import os
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +37,21 @@ WIDTH, OUTPUTS = 320, 352
 
 TOLERANCE = {"bf16": 0.02, "int8": 0.03}
 """Largest difference that a precision may make, relative to the largest number of the answer."""
+
+LARGEST = f"""
+import torch
+from headrace_server.models.precision import lower_module
+
+torch.manual_seed(0)
+plain = torch.nn.Linear({WIDTH}, {OUTPUTS})
+with torch.inference_mode():
+    plain.weight.copy_(torch.sign(plain.weight) * (1 + torch.rand_like(plain.weight) / 100))
+    for rows in (1, 5, 64):
+        x = torch.sign(torch.randn(rows, {WIDTH})) * (1 - torch.rand(rows, {WIDTH}) / 100)
+        expected = plain(x)
+        layer, _ = lower_module(torch.nn.Sequential(plain), "int8")
+        assert (layer(x) - expected).abs().max() < {TOLERANCE["int8"]} * expected.abs().max()
+"""
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")),
@@ -184,6 +202,12 @@ class TestPrecision:
         used = {words[6] for words in said if words[3:5] == ["exec", "cpu"]}
         assert used
         assert not {name for name in used if name.startswith("ref")}
+
+    @pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE", "DEFAULT"])
+    def test_sums_are_right_without_vnni_and_amx_too(self, instructions: str) -> None:
+        """Where two products share 16 bits, weights and inputs at their largest overflow first."""
+        environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}
+        subprocess.run([sys.executable, "-c", LARGEST], env=environment, check=True)
 
     def test_small_layers_and_others_types_are_left_as_they_are(self) -> None:
         network = Network()

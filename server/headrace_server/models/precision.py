@@ -11,6 +11,7 @@ Workers only: imports torch.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,10 @@ ZERO_POINT = 128
 """What stands for 0 in an activation. Weights are signed bytes, activations are not, since that is
 what VNNI multiplies: for two signed ones oneDNN 3.12 has no kernel without AMX, and falls back on
 its reference (12 ms for one row of 784 by 512, where this takes 0.06 and FP32 0.03)."""
+
+GREATEST_CLIPPED = 63
+"""Of a weight where two products are added up in 16 bits, as by CPUs without VNNI and AMX (oneDNN's
+guide to int8 warns of it): the largest of which two fit, times the largest activation, 255."""
 
 LEAST_SCALE = 1e-12
 """For rows of zeros, which have no range."""
@@ -149,16 +154,30 @@ def _bf16_packed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return answer.to(x.dtype)
 
 
-def _int8_layer(weight: Tensor, bias: Tensor | None) -> tuple[Call, tuple[Any, ...]]:
-    scales = _scales(weight)
+def _int8_layer(
+    weight: Tensor, bias: Tensor | None, greatest: int | None = None
+) -> tuple[Call, tuple[Any, ...]]:
+    greatest = greatest or _greatest_weight()
+    scales = _scales(weight, greatest)
     bytes_ = torch.round(weight / scales).to(torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(bytes_, None)
     zeros = torch.zeros(weight.shape[0], dtype=torch.int32)
     return _int8, (packed, scales[:, 0].contiguous(), zeros, bias)
 
 
+@functools.cache
+def _greatest_weight() -> int:
+    """The largest weight of which this CPU adds up products as it should, found out by trying."""
+    ones = torch.ones(LEAST_OUTPUTS, LEAST_INPUTS)
+    call, constants = _int8_layer(ones, None, GREATEST)
+    # Single rows may have another kernel than many.
+    sums = [call(ones[:rows], *constants) for rows in (1, PACKED_ROWS)]
+    exact = all(torch.allclose(s, s.new_tensor(float(LEAST_INPUTS)), rtol=1e-3) for s in sums)
+    return GREATEST if exact else GREATEST_CLIPPED
+
+
 def _int8(x: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor, bias: Tensor | None) -> Tensor:
-    rows = _scales(x)
+    rows = _scales(x, GREATEST)
     product: Tensor = torch.ops.onednn.qlinear_pointwise.default(
         *(torch.round(x / rows).add_(ZERO_POINT).to(torch.uint8), 1.0, ZERO_POINT),
         *(weight, scales, zeros, None),
@@ -167,6 +186,7 @@ def _int8(x: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor, bias: Tensor
     return product.mul_(rows) if bias is None else torch.addcmul(bias, product, rows)
 
 
-def _scales(x: Tensor) -> Tensor:
-    """What a step of a byte is worth in each row; keeps the last dimension, as 1."""
-    return x.abs().amax(-1, keepdim=True).clamp_min(LEAST_SCALE) / GREATEST
+def _scales(x: Tensor, greatest: int) -> Tensor:
+    """What a step of a byte is worth in each row whose largest number becomes `greatest`; keeps the
+    last dimension, as 1."""
+    return x.abs().amax(-1, keepdim=True).clamp_min(LEAST_SCALE) / greatest
