@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -340,3 +341,26 @@ async def test_deadline_of_the_stream_bounds_its_requests(stage: Stage) -> None:
         await stream.read()
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await until(lambda: stage.cancelled() == 1)
+
+
+async def test_others_of_a_stream_may_end_while_one_of_it_is_taken_back(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where the deadline of another passes while the decision is made that each cancel costs."""
+    take_back = stage.deployment.cancel
+
+    def others_end_too(ticket: Any) -> None:
+        take_back(ticket)
+        monkeypatch.undo()
+        stage.deployment._requests.abandon()
+
+    monkeypatch.setattr(stage.deployment, "cancel", others_end_too)
+    stream = stage.stream(UNORDERED)
+    for value in (1, 2, 3):
+        await stream.write(request(value))
+    await stage.taken(3)
+    stream.cancel()
+    await until(lambda: stage.cancelled() == 1)
+    await until(lambda: stage.counted("headrace_requests_total", outcome="stopping") == 2)
+    await stage.server.stop(0)
+    assert not caplog.records

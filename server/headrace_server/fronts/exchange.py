@@ -119,6 +119,7 @@ class Exchange:
     def close(self) -> None:
         """The front is gone, and so is everybody who waited there."""
         running, self._running = self._running, {}
+        # To take one back may end others, of whom nobody is told any more.
         for call in running.values():
             call.deployment.cancel(call.ticket)
 
@@ -134,8 +135,8 @@ class Exchange:
 
     def refused(self, request_id: int, error: ServingError) -> None:
         """A call has ended without an answer."""
-        del self._running[request_id]
-        self._refuse(request_id, error)
+        if self._running.pop(request_id, None) is not None:
+            self._refuse(request_id, error)
 
     # -- inside -----------------------------------------------------------------------------
 

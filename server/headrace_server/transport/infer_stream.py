@@ -158,10 +158,11 @@ class InferStream:
             # end of the call by itself, unless it waits for something else.
             if self._room is not None:
                 self._room.cancel()
-            for entry in self._pending:
+            # To take one back may end others: whoever is decided about meanwhile may be too late.
+            pending, self._pending = self._pending, {}
+            for entry in pending:
                 entry.take_back()
             # They lead back here.
-            self._pending.clear()
             self._ready.clear()
             if self._order is not None:
                 self._order.clear()
@@ -256,7 +257,8 @@ class InferStream:
         # Rare, and as cheap to look for as any message is to read.
         cancelled = message.parameters[CANCEL_PARAMETER].string_param
         for entry in [*self._pending]:
-            if entry.id == cancelled:
+            # Those that share an id may end while the one before them is taken back.
+            if entry.id == cancelled and entry in self._pending:
                 del self._pending[entry]
                 entry.take_back()
                 self._fail(entry, ServingError(Reason.CANCELLED))
@@ -281,7 +283,7 @@ class InferStream:
 
     def answered(self, entry: _Entry, answer: Answer) -> None:
         """The model has answered this request."""
-        del self._pending[entry]
+        self._pending.pop(entry, None)
         try:
             self._answer(entry, answer)
         except Exception as error:
@@ -289,7 +291,7 @@ class InferStream:
 
     def refused(self, entry: _Entry, error: ServingError) -> None:
         """This request ends without an answer."""
-        del self._pending[entry]
+        self._pending.pop(entry, None)
         self._refuse(entry, error)
 
     def _answer(self, entry: _Entry, answer: Answer) -> None:
