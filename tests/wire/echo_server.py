@@ -12,6 +12,7 @@ Methods of `test.Echo`, all with bytes as messages:
     Begun      answers once the hold of that name has begun
     Cancelled  answers once the hold of that name was cancelled
     Fail       ends with the status `fail-code` of the metadata, the request as its text, TRAILERS
+    Deaf       never reads, and never answers
     Large      answers as many bytes as the request says, in decimal: `pattern`
     Metadata   answers the metadata as it came, as JSON
     Remaining  answers the seconds until the deadline, in decimal, or "none"
@@ -47,6 +48,7 @@ class Limits:
     streams: int = 100
     connections: int = 1_000
     grace_s: float = 10.0
+    stalled_s: float = 10.0
 
 
 TRAILERS = (("fail-note", "a note"), ("fail-note-bin", b"\x00\xff\xfe bytes"))
@@ -91,6 +93,10 @@ async def unary(message: bytes, call: Call) -> bytes:
 async def stream(call: Call) -> None:
     while (message := await call.read()) is not EOF:
         await call.write(message)
+
+
+async def deaf(call: Call) -> None:
+    await asyncio.Event().wait()
 
 
 async def fail(message: bytes, call: Call) -> bytes:
@@ -145,7 +151,7 @@ class Server:
     def __init__(self, limits: Limits) -> None:
         self._grace_s = limits.grace_s
         methods = {name: method_of(behaviour) for name, behaviour in unary_methods().items()}
-        methods["Stream"] = Method(stream)
+        methods["Stream"], methods["Deaf"] = Method(stream), Method(deaf)
         self._server = RpcServer(
             {f"/test.Echo/{name}": method for name, method in methods.items()},
             RpcLimits(
@@ -153,6 +159,7 @@ class Server:
                 limits.connections,
                 max_calls=limits.streams,
                 compressed=True,
+                stalled_s=limits.stalled_s,
             ),
         )
 
@@ -177,8 +184,7 @@ async def serve(limits: Limits) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     for limit in fields(Limits):
-        kind = float if limit.name == "grace_s" else int
-        parser.add_argument(f"--{limit.name}", type=kind, default=limit.default)
+        parser.add_argument(f"--{limit.name}", type=type(limit.default), default=limit.default)
     asyncio.run(serve(Limits(**vars(parser.parse_args()))))
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from wire.conftest import Connect
-from wire.echo_server import pattern
+from wire.echo_process import EchoProcess
+from wire.echo_server import Limits, pattern
 from wire.peer import (
     DATA,
     END_STREAM,
@@ -26,6 +29,7 @@ from wire.peer import (
     message,
     padded,
     ping,
+    rst_stream,
     settings,
     window_update,
 )
@@ -330,3 +334,50 @@ def test_6_9_a_reader_that_does_not_read_is_not_read_for_without_bound(
         pass
     assert sent < 32 << 20
     bystander.echo()
+
+
+# -- the room for large messages -----------------------------------------------------------------
+
+MIB = 1 << 20
+MORE_THAN_THERE_IS = 70
+"""Times a MiB: what is not given back would leave no room for another."""
+RESOURCE_EXHAUSTED, UNIMPLEMENTED = 8, 12
+
+
+def echo_large(peer: Peer) -> None:
+    """Assert that a message which needs room is served."""
+    stream, sent = peer.begin(UNARY), bytes(2 * MIB)
+    peer.upload(stream, message(sent), end=True)
+    assert peer.answer(stream).body == sent
+
+
+def test_the_room_of_a_message_too_many_is_given_back(peer: Peer) -> None:
+    for _ in range(MORE_THAN_THERE_IS):
+        stream = peer.open(UNARY, b"the one that is expected")
+        peer.upload(stream, message(bytes(MIB)))
+        assert peer.answer(stream).status == UNIMPLEMENTED
+    echo_large(peer)
+
+
+def test_the_room_of_a_message_that_nobody_read_is_given_back(peer: Peer) -> None:
+    for _ in range(MORE_THAN_THERE_IS):
+        stream = peer.begin("/test.Echo/Deaf")
+        peer.upload(stream, message(bytes(MIB)))
+        settled(peer)
+        peer.send(rst_stream(stream))
+    echo_large(peer)
+
+
+def test_a_message_that_stalls_gives_way_to_others_and_one_alone_may_take_its_time() -> None:
+    limits = Limits(message_bytes=128 * MIB, stalled_s=0.3)
+    with EchoProcess(limits) as server, Peer(server.address) as peer:
+        alone = peer.begin(UNARY)
+        sent = message(bytes(MIB))
+        peer.data(alone, sent[:5])
+        time.sleep(3 * limits.stalled_s)
+        peer.upload(alone, sent[5:], end=True)
+        assert peer.answer(alone).messages == [bytes(MIB)]
+        silent = peer.begin(UNARY)
+        peer.data(silent, b"\0" + (100 * MIB).to_bytes(4, "big"))
+        echo_large(peer)
+        assert peer.answer(silent).status == RESOURCE_EXHAUSTED

@@ -23,6 +23,11 @@ class Reservations:
         self._taken = 0
         self._waiting: deque[tuple[object, int, Callable[[int], None]]] = deque()
 
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for room."""
+        return bool(self._waiting)
+
     def ask(self, owner: object, nbytes: int, granted: Callable[[int], None]) -> None:
         """Call `granted` with the bytes as soon as there is room for them, which may be now."""
         self._waiting.append((owner, nbytes, granted))

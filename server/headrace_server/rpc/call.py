@@ -55,6 +55,7 @@ class Call(Stream):
         "_extra",
         "_head_sent",
         "_metadata_out",
+        "_progress",
         "_read_waiter",
         "_ready",
         "_taken",
@@ -96,6 +97,7 @@ class Call(Stream):
         self._metadata_out: Metadata = ()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._progress: asyncio.TimerHandle | None = None
         self._read_waiter: asyncio.Future[None] | None = None
         self._write_waiter: asyncio.Future[None] | None = None
         self._callbacks: Callable[[], object] | list[Callable[[], object]] | None = None
@@ -229,8 +231,7 @@ class Call(Stream):
                 if self._asked:
                     self.connection.reservations.forget(self)
                     self._asked = 0
-                extra, self._extra = self._extra, 0
-                self._receive(message, nbytes, extra)
+                self._receive(message, nbytes, self._end_of_extra())
                 if self.over:
                     return
         except MessageError as error:
@@ -276,8 +277,8 @@ class Call(Stream):
         """See `Stream`."""
         if code is not None:
             self.over = True
-            self._ready = None
             self._release()
+            self._ready = None
             self._wake_reader()
             self.drained()
             if self._task is not None:
@@ -351,6 +352,7 @@ class Call(Stream):
         if self._ready is None:
             self._ready = deque()
         elif self.method is not None and self.method.one_request and self._ready:
+            self._extra += extra  # given back with all the rest
             self._fail(grpc.StatusCode.UNIMPLEMENTED, "expected one message, got more")
             return
         self._ready.append((message, size, extra))
@@ -360,6 +362,27 @@ class Call(Stream):
         self._asked = 0
         self._extra = nbytes
         self.grant(nbytes)
+        self._watch_progress()
+
+    def _end_of_extra(self) -> int:
+        """The room that was had for the message that is coming; it is another's business now."""
+        if self._progress is not None:
+            self._progress.cancel()
+            self._progress = None
+        extra, self._extra = self._extra, 0
+        return extra
+
+    def _watch_progress(self) -> None:
+        stalled_s = self._application.stalled_s
+        self._progress = self.loop.call_later(stalled_s, self._look_for_progress, self._came)
+
+    def _look_for_progress(self, came: int) -> None:
+        """Nobody may keep others waiting for room that he does not use."""
+        if self._came - came < DEFAULT_WINDOW and self.connection.reservations.wanted:
+            text = "a large message stalled while others waited for its room"
+            self._fail(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        else:
+            self._watch_progress()
 
     def _make_room(self, size: int, extra: int) -> None:
         """A message was taken."""
@@ -377,7 +400,7 @@ class Call(Stream):
         if self._asked:
             self.connection.reservations.forget(self)
             self._asked = 0
-        extra, self._extra = self._extra, 0
+        extra = self._end_of_extra()
         if self._ready:
             extra += sum(entry[2] for entry in self._ready)
             self._ready.clear()

@@ -48,6 +48,8 @@ class RpcLimits:
             all, before the connection and its calls are given up.
         max_calls: under way on one connection; more wait on the caller's side. None for no limit.
         compressed: whether compressed messages are taken.
+        stalled_s: how long a large message may come on by less than a window while others of its
+            connection wait for the room that it holds, before its call is ended.
     """
 
     max_message_bytes: int = 256 << 20
@@ -57,6 +59,7 @@ class RpcLimits:
     ping_timeout_s: float = 20.0
     max_calls: int | None = 8_192
     compressed: bool = False
+    stalled_s: float = 10.0
 
 
 DEFAULT_LIMITS = RpcLimits()
@@ -76,6 +79,7 @@ class RpcApplication:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.max_message_bytes = limits.max_message_bytes
+        self.stalled_s = limits.stalled_s
         self.calls: set[Call] = set()
         self._find = find
         self._guard = guard
@@ -149,6 +153,7 @@ class RpcServer:
         self._handshakes: set[asyncio.Task[None]] = set()
         self._connections: set[Http2Protocol] = set()
         self._gone: asyncio.Event = asyncio.Event()
+        self._stopping = False
         self._ticking: asyncio.TimerHandle | None = None
         self._ticked_s = 0.0
 
@@ -178,6 +183,7 @@ class RpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, give the running ones `grace_s` seconds, and close."""
+        self._stopping = True
         self._close_listeners()
         for connection in [*self._connections]:
             connection.shut_down()
@@ -255,6 +261,8 @@ class RpcServer:
         if protocol.transport is None:
             return
         self._connections.add(protocol)
+        if self._stopping:
+            protocol.shut_down()
         if self._ticking is None:
             self._ticked_s = loop.time()
             self._schedule_tick()
