@@ -106,6 +106,24 @@ def test_a_status_message_is_percent_encoded(peer: Peer, text: str) -> None:
         assert sent == text, "encoded without need"
 
 
+@pytest.mark.parametrize("piece", ["a", "é", "漢", "🙂"])
+def test_a_long_status_message_is_clipped_so_that_clients_take_the_trailers(
+    peer: Peer, piece: str
+) -> None:
+    """Of 8 KiB they all do; a path that nobody knows is quoted."""
+    long = piece * (9_000 // len(piece.encode()))
+    for status in (
+        peer.call(FAIL, long.encode(), extra=[("fail-code", "5")]),
+        peer.call(f"/{long}", b"body"),
+    ):
+        sent = status.trailers["grpc-message"]
+        assert len(sent) <= 6 * 1_024 + 16
+        text = unquote(sent)
+        assert text.endswith(piece + "...")
+        assert "\N{REPLACEMENT CHARACTER}" not in text
+    peer.echo()
+
+
 def test_binary_trailers_are_sent_without_padding(peer: Peer) -> None:
     """ "Should", in the document."""
     trailers = peer.call(FAIL, b"", extra=[("fail-code", "5")]).trailers

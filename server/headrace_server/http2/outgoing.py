@@ -80,8 +80,19 @@ class Outgoing:
         if self._prefix:
             block = self._prefix + block
             self._prefix = b""
-        flags |= frames.END_HEADERS
-        self.put(frames.head(len(block), frames.HEADERS, flags, stream_id) + block)
+        if len(block) <= self.frame_bytes:
+            flags |= frames.END_HEADERS
+            self.put(frames.head(len(block), frames.HEADERS, flags, stream_id) + block)
+            return
+        # Nothing may come between its parts (RFC 9113, section 6.10), so they are put as one.
+        size = self.frame_bytes
+        parts = [block[at : at + size] for at in range(0, len(block), size)]
+        put = [frames.head(size, frames.HEADERS, flags, stream_id), parts[0]]
+        for part in parts[1:-1]:
+            put += frames.head(size, frames.CONTINUATION, 0, stream_id), part
+        last = parts[-1]
+        put += frames.head(len(last), frames.CONTINUATION, frames.END_HEADERS, stream_id), last
+        self.put(b"".join(put))
 
     def resume(self, stream: Stream) -> None:
         """Let a stream send of what it holds back, now or as soon as the connection may."""

@@ -31,6 +31,10 @@ _NOT_METADATA = frozenset({b"te", b"content-type", b"content-length"})
 MAX_METADATA_BYTES = 16_384
 """Of one call, by the measure of RFC 7541 (section 4.1); gRPC's own servers have the same bound."""
 
+MAX_TEXT_BYTES = 2_000
+"""Of a status' text. It travels at three times the length where it is no ASCII, and gRPC's own
+clients take 8 KiB of trailers without a doubt."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -115,10 +119,13 @@ def interpret(fields: list[Field]) -> Head:
 
 
 def percent_encoded(text: str) -> str:
-    """As `grpc-message` has it: bytes of UTF-8, those that are no printable ASCII as %XX."""
+    """As `grpc-message` has it: bytes of UTF-8, those that are no printable ASCII as %XX; clipped
+    to `MAX_TEXT_BYTES` before, since texts may quote what the caller sent."""
+    data = text.encode()
+    if len(data) > MAX_TEXT_BYTES:
+        data = data[:MAX_TEXT_BYTES].decode(errors="ignore").encode() + b"..."
     return "".join(
-        chr(byte) if 0x20 <= byte <= 0x7E and byte != 0x25 else f"%{byte:02X}"
-        for byte in text.encode()
+        chr(byte) if 0x20 <= byte <= 0x7E and byte != 0x25 else f"%{byte:02X}" for byte in data
     )
 
 

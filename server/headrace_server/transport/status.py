@@ -211,11 +211,13 @@ def public_text(error: ServingError) -> str:
     A detail that the text names and the error lacks reads '?'.
     """
     text = STATUS[error.reason].text.format_map(_Details(error.details))
-    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "..."
+    data = text.encode()
+    return text if len(data) <= MAX_TEXT else data[:MAX_TEXT].decode(errors="ignore") + "..."
 
 
 MAX_TEXT = 1_000
-"""Characters: it travels in trailers, which clients bound to some kilobytes."""
+"""Bytes of UTF-8: it travels in trailers, which clients bound to some kilobytes, three times as
+long where it is no ASCII, and once more in the details."""
 
 
 def retry_after_s(error: ServingError) -> float | None:
