@@ -149,12 +149,13 @@ class Dispatcher:
         # is somebody to tell.
         wanted = self._all_outputs if call.wanted is None else call.wanted
         self._tickets[request.id] = _Ticket(request, call.tensors, wanted, waiter)
-        self._entering = request.id
+        # Whoever is told of an end meanwhile may submit something himself.
+        outer, self._entering = self._entering, request.id
         self._handle(RequestSubmitted(request), now)
-        if self._entering is None:
+        inner, self._entering = self._entering, outer
+        if inner is None:
             # No name for it: its traceback holds this frame, and a name would hold it.
             raise self._refused_at_once.pop()
-        self._entering = None
         return request
 
     def cancel(self, request: Request) -> None:

@@ -212,6 +212,8 @@ class Connection:
         if stream is not None:
             if end > begin:
                 stream.data_received(payload, begin, end)
+            elif not self._data_ends:
+                self._spend()
             # The padding is nobody's to read, so nobody else makes room for more of it.
             if self._data_stream is stream:
                 stream.grant(len(payload) - (end - begin))

@@ -79,8 +79,9 @@ class Http2Protocol(asyncio.BufferedProtocol):
             # answers wait for the peer's delayed acknowledgement, 40 ms on Linux.
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # Also where the peer's kernel answers, but its program takes nothing any more.
-            timeout_ms = round(self._watch.ping_timeout_s * 1_000)
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # not on macOS
+                timeout_ms = round(self._watch.ping_timeout_s * 1_000)
+                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         self._send()
 
     def get_buffer(self, sizehint: int) -> memoryview:
