@@ -70,7 +70,9 @@ class Stage:
             self.engine.observer,
         )
         self.engine.add(self.deployment)
-        guard = None if gate is None else Gate(gate[0], self.engine, gate[1])
+        guard = (
+            None if gate is None else Gate(*(gate[0], self.engine, gate[1]), max_span_bytes=1 << 20)
+        )
         health.watch(self.engine)
         self.server = GrpcServer(
             InferenceService(

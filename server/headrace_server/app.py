@@ -142,7 +142,10 @@ class Server:
         self._gate: Gate | None = None
         if config.tokens:
             tokens = TokensFile(Path(config.tokens), time.monotonic)
-            self._gate = Gate(tokens.tenants, self.engine, time.monotonic)
+            self._gate = Gate(
+                *(tokens.tenants, self.engine, time.monotonic),
+                max_span_bytes=config.max_message_bytes if config.allow_client_shm else 0,
+            )
         self._release = release
         self._grpc: GrpcServer | None = None
 

@@ -287,8 +287,15 @@ async def test_only_who_may_share_memory_can_and_each_tenant_sees_its_own(stage:
             assert "the use of shared memory" in (refused.value.details() or "")
 
 
-def test_bytes_in_shared_memory_count_too() -> None:
-    message = request(5)
-    alone = bytes_of(message)
-    message.inputs[0].parameters["shared_memory_byte_size"].int64_param = 1 << 40
-    assert bytes_of(message) - alone >= 1 << 40
+def test_bytes_in_shared_memory_count_too_but_no_more_than_are_ever_taken() -> None:
+    message, most = request(5), 1 << 20
+    alone = bytes_of(message, most)
+    size = message.inputs[0].parameters["shared_memory_byte_size"]
+    size.uint64_param = 1 << 10
+    said = bytes_of(message, most)
+    assert 1 << 10 <= said - alone < (1 << 10) + 50
+    size.int64_param = (1 << 63) - 1
+    assert most <= bytes_of(message, most) < most + alone + 50
+    size.int64_param = -1
+    assert bytes_of(message, most) < alone + 50
+    assert bytes_of(message, 0) == message.ByteSize()

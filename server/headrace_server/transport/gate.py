@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from typing import Any
 
@@ -17,8 +18,9 @@ from headrace_server.engine.serving import Serving, count_invalid
 from headrace_server.rpc.call import Call
 from headrace_server.transport.failing import end_with
 from headrace_server.transport.metering import Meter
-from headrace_server.transport.regions import SIZE_PARAMETER
+from headrace_server.transport.regions import SIZE_PARAMETER, number_of
 from headrace_server.transport.tenants import Tenant, Tenants
+from headrace_server.workers.regions import RegionError
 
 _INFERENCE = "/inference.GRPCInferenceService/"
 
@@ -62,6 +64,7 @@ class Gate:
         serving: says which models are known, and whose observer counts refusals.
         now: a monotonic clock in seconds.
         meter: holds tenants to their rates.
+        max_span_bytes: of one request's inputs that do not come with its message; 0 where none may.
     """
 
     def __init__(
@@ -70,11 +73,13 @@ class Gate:
         serving: Serving,
         now: Callable[[], float],
         meter: Meter | None = None,
+        max_span_bytes: int = 0,
     ) -> None:
         self._tenants = tenants
         self._serving = serving
         self._now = now
         self._meter = meter or Meter()
+        self._max_span_bytes = max_span_bytes
 
     def enter(self, method: str, metadata: object) -> None:
         """Find out who calls; what follows in this context is done in that name.
@@ -95,7 +100,9 @@ class Gate:
         """Let one inference request pass, and count it; says whose it is. Raises `ServingError`."""
         model = message.model_name
         tenant = self.check_model(model)
-        excess = self._meter.charge(tenant, bytes_of(message), self._now())
+        may_share = tenant.shared_memory or tenant.admin
+        nbytes = bytes_of(message, self._max_span_bytes if may_share else 0)
+        excess = self._meter.charge(tenant, nbytes, self._now())
         if excess is not None:
             raise self._counted(
                 model,
@@ -157,14 +164,16 @@ class GateKeeper:
                 end_with(call, error)
 
 
-def bytes_of(message: pb.ModelInferRequest) -> int:
-    """What a request weighs: its message, and the inputs that lie in shared memory."""
-    shared = sum(
-        max(0, tensor.parameters[SIZE_PARAMETER].int64_param)
-        for tensor in message.inputs
-        if SIZE_PARAMETER in tensor.parameters
-    )
-    return message.ByteSize() + shared
+def bytes_of(message: pb.ModelInferRequest, max_span_bytes: int) -> int:
+    """What a request weighs: its message, and the inputs that lie in shared memory. Those count as
+    what it says they are, before anybody has looked; no more than are ever taken, or one lie would
+    leave its tenant in debt for ever."""
+    shared = 0
+    if max_span_bytes:
+        for tensor in message.inputs:
+            with suppress(RegionError):  # refused once the request is read
+                shared += number_of(tensor.parameters, SIZE_PARAMETER)
+    return message.ByteSize() + min(shared, max_span_bytes)
 
 
 def _digest(metadata: Any) -> bytes | None:

@@ -85,8 +85,8 @@ class RegionTable:
         """
         region = self._find(owner, parameters[REGION_PARAMETER].string_param)
         try:
-            nbytes = _number(parameters, SIZE_PARAMETER)
-            return region.span(_number(parameters, OFFSET_PARAMETER), nbytes)
+            nbytes = number_of(parameters, SIZE_PARAMETER)
+            return region.span(number_of(parameters, OFFSET_PARAMETER), nbytes)
         except RegionError as error:
             raise ServingError(Reason.REGION_UNUSABLE, problem=error) from None
 
@@ -108,7 +108,7 @@ def describe(span: Span, parameters: MutableMapping[str, pb.InferParameter]) -> 
     parameters[OFFSET_PARAMETER].int64_param = span.begin - region.offset
 
 
-def _number(parameters: Parameters, name: str) -> int:
+def number_of(parameters: Parameters, name: str) -> int:
     """A size or an offset, 0 where none is given."""
     if name not in parameters:
         return 0

@@ -220,10 +220,17 @@ MAX_TEXT = 1_000
 long where it is no ASCII, and once more in the details."""
 
 
+MAX_RETRY_AFTER_S = 86_400.0
+"""Of what a caller is told: a rate may be as small as one request a month, and what travels are
+microseconds in 64 bits."""
+
+
 def retry_after_s(error: ServingError) -> float | None:
     """After how many seconds a retry makes sense; None if it makes none."""
     told = error.details.get("retry_after_s")
-    return told if isinstance(told, float) else STATUS[error.reason].retry_after_s
+    if not isinstance(told, float):
+        return STATUS[error.reason].retry_after_s
+    return min(told, MAX_RETRY_AFTER_S)
 
 
 class _Details(dict[str, object]):

@@ -7,8 +7,14 @@ import string
 import grpc
 import pytest
 
+from headrace.multiplexing import pack_error
 from headrace_server.core.errors import Reason, ServingError
-from headrace_server.transport.status import STATUS, public_text, retry_after_s
+from headrace_server.transport.status import (
+    MAX_RETRY_AFTER_S,
+    STATUS,
+    public_text,
+    retry_after_s,
+)
 
 HTTP = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -74,3 +80,11 @@ def test_an_error_that_knows_better_when_to_retry_is_believed() -> None:
     assert retry_after_s(ServingError(Reason.RATE_LIMITED, retry_after_s=7.5)) == 7.5
     assert retry_after_s(ServingError(Reason.RATE_LIMITED)) == 1.0
     assert retry_after_s(ServingError(Reason.CANCELLED)) is None
+
+
+def test_the_time_after_which_to_try_again_fits_into_what_says_it() -> None:
+    error = ServingError(Reason.RATE_LIMITED, limit="1", unit="bytes", retry_after_s=9.2e13)
+    assert retry_after_s(error) == MAX_RETRY_AFTER_S
+    code = STATUS[error.reason].code.value[0]
+    packed = pack_error("id", code, public_text(error), error.reason.value, retry_after_s(error))
+    assert packed.infer_response.parameters["headrace_retry_after_us"].int64_param > 0
