@@ -27,7 +27,7 @@ from headrace.answers import (
 )
 from headrace.attempts import Attempts, Timeout
 from headrace.channels import ChannelOptions
-from headrace.errors import InvalidRequest, NotFound, ServerError, server_error
+from headrace.errors import InvalidRequest, InvalidResponse, NotFound, ServerError, server_error
 from headrace.explanations import ModelExplanation
 from headrace.large_messages import INFER_METHOD, parse_response, serialized
 from headrace.messages import ConfigOverride, Inputs, Into, Parameters
@@ -368,9 +368,12 @@ class AsyncClient:
         while True:
             cause: Exception | None = None
             try:
-                return await method(
+                response = await method(
                     request, timeout=attempts.remaining_s(), metadata=self._call_metadata
                 )
+                if response is None:  # what grpc.aio makes of a message that it cannot read
+                    raise InvalidResponse("the answer is no message of its method")
+                return response
             except ServerError as told:  # by a stream
                 error = told
             except grpc.aio.AioRpcError as failure:

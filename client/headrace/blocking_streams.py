@@ -75,7 +75,11 @@ class BlockingStreams:
             stream = pool.choose(request)
         try:
             if opens:
-                Thread(target=self._serve, name="headrace-stream", daemon=True).start()
+                try:
+                    Thread(target=self._serve, name="headrace-stream", daemon=True).start()
+                except RuntimeError:  # no more threads; unary calls do without
+                    with lock:
+                        pool.failed()
             if stream is not None:
                 deadline_s = None if timeout is None else time.monotonic() + timeout
                 try:

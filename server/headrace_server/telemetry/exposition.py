@@ -83,7 +83,9 @@ class MetricsEndpoint:
 
 def _probed(probe: Probe, metrics: WsgiApp) -> WsgiApp:
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        status = probe(environ.get("PATH_INFO", ""))
+        # WSGI decodes paths as ISO-8859-1, whatever they are (PEP 3333).
+        path = environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace")
+        status = probe(path)
         if status is None:
             return metrics(environ, start_response)
         start_response(f"{status.value} {status.phrase}", [("Content-Length", "0")])

@@ -7,6 +7,7 @@ import re
 import socket
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -292,6 +293,23 @@ def test_the_endpoint_answers_a_scrape(endpoint: MetricsEndpoint) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
         text = response.read().decode()
     assert f'headrace_build_info{{release="{RELEASE}"}} 1.0' in text
+
+
+def test_a_probe_may_ask_for_any_name(metrics: PrometheusMetrics) -> None:
+    asked: list[str] = []
+
+    def probe(path: str) -> HTTPStatus:
+        asked.append(path)
+        return HTTPStatus.OK
+
+    endpoint = MetricsEndpoint(metrics, probe=probe)
+    try:
+        port = endpoint.start("127.0.0.1", 0)
+        url = f"http://127.0.0.1:{port}/v2/models/%C3%A9%2B%F0%9F%99%82/ready"
+        with urllib.request.urlopen(url, timeout=10):
+            assert asked == ["/v2/models/é+🙂/ready"]
+    finally:
+        endpoint.stop()
 
 
 def test_whoever_comes_to_scrape_is_served_however_many_say_nothing(
