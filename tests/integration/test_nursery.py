@@ -100,8 +100,15 @@ async def test_a_nursery_that_ends_before_a_birth_costs_that_one_alone(
     own.start()
     assert own.pid is not None
     os.kill(own.pid, signal.SIGSTOP)  # what is asked now is not answered
+    ask, asked = own._ask, asyncio.Event()
+
+    def ask_and_tell(name: bytes, descriptors: list[int]) -> bool:
+        asked.set()
+        return ask(name, descriptors)
+
+    monkeypatch.setattr(own, "_ask", ask_and_tell)
     spawning = asyncio.create_task(worker().spawn())
-    await asyncio.sleep(0)
+    await asked.wait()  # who asks one that has ended starts another
     os.kill(own.pid, signal.SIGKILL)
     with pytest.raises(WorkerDiedError, match="could not be forked"):
         await spawning
