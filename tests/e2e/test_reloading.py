@@ -203,6 +203,35 @@ async def test_the_number_of_workers_changes_in_place_under_load(
             assert statistics.success.count >= answered, "it does not count anew"
 
 
+async def test_workers_that_cannot_all_be_had_leave_nothing_to_those_that_came(
+    explicit: ServerProcess, tmp_path: Path
+) -> None:
+    """One of two more is ready, and has batches, before the other one fails."""
+    third = """
+        def load(self, context):
+            from pathlib import Path
+            loads = Path(context.directory).parent / "loads"
+            with loads.open("a+") as file:
+                file.write("once\\n")
+                file.flush()
+                file.seek(0)
+                if len(file.readlines()) == 3:
+                    time.sleep(2.0)
+                    raise ValueError("no room for a third")
+    """
+    code = TAGGED.replace("TAG", "0") + third
+    write_version(tmp_path, "tagged", 1, code)
+    with explicit as server:
+        async with Load.on(server) as load, AsyncClient(server.grpc_address) as client:
+            write_config(tmp_path, "instance_group { kind: KIND_CPU count: 3 }")
+            with pytest.raises(InvalidRequest, match="no room for a third"):
+                await client.load_model("tagged", timeout=60.0)
+            await load.more(10 * CALLERS)
+            await until(lambda: len(workers_of(server.pid)) == 1)
+            assert metric(server, READY) == 1
+        assert not [line for line in server.log if "Traceback" in line or "hangs" in line]
+
+
 async def test_a_load_that_fails_leaves_the_old_one_serving(
     explicit: ServerProcess, tmp_path: Path
 ) -> None:

@@ -10,6 +10,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
@@ -140,13 +142,18 @@ class ModelControl:
         for deployment in deployments:
             self._engine.add(deployment)
         self._engine.starting = False
-        await asyncio.gather(*(self._load_first(deployment) for deployment in deployments))
+        by_model = groupby(deployments, attrgetter("name"))
+        first = [self._load_first(model, list(versions)) for model, versions in by_model]
+        await asyncio.gather(*first)
 
-    async def _load_first(self, deployment: Deployment) -> None:
-        await self._load(deployment)
-        if deployment.state is not DeploymentState.READY:
-            name, number, reason = deployment.name, deployment.version, deployment.reason
-            log.error("model '%s' version %d cannot be served: %s", name, number, reason)
+    async def _load_first(self, model: str, versions: Sequence[Deployment]) -> None:
+        # In the model's turn: calls are taken already, and one may want it unloaded.
+        async with self._turns.setdefault(model, asyncio.Lock()):
+            await asyncio.gather(*map(self._load, versions))
+        for version in versions:
+            if version.state is not DeploymentState.READY:
+                number, reason = version.version, version.reason
+                log.error("model '%s' version %d cannot be served: %s", model, number, reason)
 
     # -- on demand --------------------------------------------------------------------------
 

@@ -315,7 +315,7 @@ class RequestReader:
                 raise self._bad_parameter(name, "names with the prefix 'triton_' are reserved")
             else:
                 custom[name] = value
-                size += len(name) + (len(value) if isinstance(value, str) else 8)
+                size += len(name.encode()) + (len(value.encode()) if isinstance(value, str) else 8)
         if size > MAX_PARAMETER_BYTES:
             raise self._bad_parameter(
                 name, f"custom parameters may take {MAX_PARAMETER_BYTES} bytes, got {size}"

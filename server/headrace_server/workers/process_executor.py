@@ -74,6 +74,7 @@ class ProcessExecutor:
         self._spec: ModelSpec | None = None
         self._cuda_devices = 0
         self._placements: dict[int, Placement] = {}
+        self._dismissed: set[int] = set()
         self._serving: dict[int, WorkerProcess] = {}
         self._processes: dict[WorkerProcess, int] = {}
         self._seats: dict[int, asyncio.Task[None]] = {}
@@ -109,6 +110,8 @@ class ProcessExecutor:
         missing = list(self._placed(groups))
         surplus = []
         for seat, placement in self._placements.items():
+            if seat in self._dismissed:
+                continue  # it finishes what it holds, and ends
             if placement in missing:
                 missing.remove(placement)
             else:
@@ -119,14 +122,19 @@ class ProcessExecutor:
         try:
             await asyncio.gather(*[self._take(seat, None) for seat in added])
         except BaseException:
+            assert self._listener is not None
             for seat in added:
+                if seat in self._serving:  # batches may be bound to it already
+                    self._listener.worker_lost(seat, "")
                 self.release(seat)
             raise
+        self._dismissed.update(surplus)
         return surplus
 
     def release(self, worker_id: int) -> None:
         """See `Executor.release`."""
         assert self._listener is not None
+        self._dismissed.discard(worker_id)
         del self._placements[worker_id]
         self._listener.worker_state_changed(worker_id, WorkerState.STOPPED, "")
         ending = asyncio.create_task(self._end(worker_id))
