@@ -133,9 +133,12 @@ async def test_many_kills_at_any_moment_of_births_leave_no_process(
             birth = asyncio.create_task(own.fork(theirs, "model/1#0"))
             await asyncio.sleep(moment * 0.002)
             assert own.pid is not None
-            os.kill(own.pid, signal.SIGKILL)
+            killed = own.pid
+            os.kill(killed, signal.SIGKILL)
             with suppress(NotBornError):
                 await end(await birth)
+            # To die takes a moment on a core, in which it may still be asked.
+            await until(lambda killed=killed: not alive(killed))  # type: ignore[misc]
     assert births == 8
     own.stop()
     await until(lambda: set(children_of(os.getpid())) <= before)
@@ -187,7 +190,6 @@ async def end(child: nursery.Child) -> None:
 
 def exists(pid: int) -> bool:
     """Also as a zombie."""
-    assert alive(pid) <= Path(f"/proc/{pid}").exists()
     return Path(f"/proc/{pid}").exists()
 
 
