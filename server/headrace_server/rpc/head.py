@@ -121,12 +121,18 @@ def interpret(fields: list[Field]) -> Head:
 def percent_encoded(text: str) -> str:
     """As `grpc-message` has it: bytes of UTF-8, those that are no printable ASCII as %XX; clipped
     to `MAX_TEXT_BYTES` before, since texts may quote what the caller sent."""
-    data = text.encode()
-    if len(data) > MAX_TEXT_BYTES:
-        data = data[:MAX_TEXT_BYTES].decode(errors="ignore").encode() + b"..."
     return "".join(
-        chr(byte) if 0x20 <= byte <= 0x7E and byte != 0x25 else f"%{byte:02X}" for byte in data
+        chr(byte) if 0x20 <= byte <= 0x7E and byte != 0x25 else f"%{byte:02X}"
+        for byte in clipped(text, MAX_TEXT_BYTES).encode()
     )
+
+
+def clipped(text: str, most_bytes: int) -> str:
+    """The text, or as much of it as so many bytes of UTF-8 hold, and three dots."""
+    data = text.encode()
+    if len(data) <= most_bytes:
+        return text
+    return data[:most_bytes].decode(errors="ignore") + "..."
 
 
 def trailer(name: str, value: str | bytes) -> tuple[str, str | bytes]:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import grpc
 
 from headrace_server.core.errors import Reason, ServingError
+from headrace_server.rpc.head import clipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +211,7 @@ def public_text(error: ServingError) -> str:
 
     A detail that the text names and the error lacks reads '?'.
     """
-    text = STATUS[error.reason].text.format_map(_Details(error.details))
-    data = text.encode()
-    return text if len(data) <= MAX_TEXT else data[:MAX_TEXT].decode(errors="ignore") + "..."
+    return clipped(STATUS[error.reason].text.format_map(_Details(error.details)), MAX_TEXT)
 
 
 MAX_TEXT = 1_000
