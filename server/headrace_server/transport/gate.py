@@ -100,8 +100,7 @@ class Gate:
         """Let one inference request pass, and count it; says whose it is. Raises `ServingError`."""
         model = message.model_name
         tenant = self.check_model(model)
-        may_share = tenant.shared_memory or tenant.admin
-        nbytes = bytes_of(message, self._max_span_bytes if may_share else 0)
+        nbytes = bytes_of(message, self._max_span_bytes if tenant.may_share_memory else 0)
         excess = self._meter.charge(tenant, nbytes, self._now())
         if excess is not None:
             raise self._counted(
@@ -128,7 +127,7 @@ class Gate:
         tenant = self._caller()
         if tenant is None:
             raise self._counted("", Reason.UNAUTHENTICATED)
-        if not (tenant.shared_memory or tenant.admin):
+        if not tenant.may_share_memory:
             raise self._counted("", Reason.NOT_ALLOWED, what="the use of shared memory")
         return tenant.name
 

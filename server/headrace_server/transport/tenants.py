@@ -60,6 +60,11 @@ class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     shared_memory: bool = False
     weight: Weight = 1.0
 
+    @property
+    def may_share_memory(self) -> bool:
+        """Whether it may have the server read and write memory of its own."""
+        return self.shared_memory or self.admin
+
     def may_use(self, model: str) -> bool:
         """Whether a pattern of `models` matches."""
         return any(fnmatchcase(model, pattern) for pattern in self.models)
