@@ -107,16 +107,23 @@ class TensorPlace(msgspec.Struct, array_like=True):
     row_shapes: tuple[tuple[int, ...], ...] | None = None
 
 
+class RowParameters(msgspec.Struct, array_like=True, frozen=True):
+    """Custom parameters that `rows` rows in sequence have in common: those of one request."""
+
+    rows: int
+    values: dict[str, bool | int | float | str]
+
+
 class RunBatch(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Front to worker: run the batch whose inputs lie in slab `slab`.
 
-    `parameters` holds one mapping per row, or None when no request of the batch has any.
+    `parameters` are those of each request in turn, or None when no request of the batch has any.
     """
 
     batch_id: int
     slab: int
     tensors: tuple[TensorPlace, ...]
-    parameters: tuple[dict[str, bool | int | float | str], ...] | None = None
+    parameters: tuple[RowParameters, ...] | None = None
 
 
 class BatchDone(msgspec.Struct, tag=True, array_like=True, frozen=True):
@@ -151,12 +158,14 @@ _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker
 
 
 class FrameError(Exception):
-    """Bytes that are no frame: the peer is broken and cannot be trusted further."""
+    """What is no frame, or would be none: its sender is broken and cannot be trusted further."""
 
 
 def encode(message: FromWorker | ToWorker) -> bytes:
-    """One message as a frame."""
+    """One message as a frame. Raises `FrameError` if it is longer than the peer would take."""
     body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise FrameError(f"a frame of {len(body)} bytes; at most {MAX_FRAME_BYTES} can be sent")
     return _LENGTH.pack(len(body)) + body
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from headrace.tensors import DATATYPES
 from headrace_server.models.making import Array, make
 from headrace_server.models.spec import DYNAMIC, MadeInput, TensorSpec
-from headrace_server.workers.executor import Parameter, RequestTensors
-from headrace_server.workers.frames import TensorPlace
+from headrace_server.workers.executor import RequestTensors
+from headrace_server.workers.frames import RowParameters, TensorPlace
 from headrace_server.workers.regions import Span
 from headrace_server.workers.slab import aligned
 
@@ -21,7 +21,7 @@ def gather(
     requests: Sequence[RequestTensors],
     reserve: Callable[[int], memoryview],
     made: Sequence[MadeInput] = (),
-) -> tuple[tuple[TensorPlace, ...], tuple[dict[str, Parameter], ...] | None]:
+) -> tuple[tuple[TensorPlace, ...], tuple[RowParameters, ...] | None]:
     """Copy the inputs of `requests` side by side into the memory that `reserve` gives.
 
     Every input becomes one contiguous region at an aligned offset. Raw contents are row-major (or
@@ -38,7 +38,7 @@ def gather(
         made: the other inputs of the model.
 
     Returns:
-        Where each input lies, and one mapping of custom parameters per row (None when no request
+        Where each input lies, and the custom parameters of each request (None when no request
         has any and the inputs show how many rows there are).
     """
     if any(spec.default is not None for spec in inputs):
@@ -83,7 +83,7 @@ def gather(
             start = end
     parameters = None
     if any(request.parameters for request in requests) or any(spec.flat for spec in inputs):
-        parameters = tuple(dict(r.parameters) for r in requests for _ in range(r.rows))
+        parameters = tuple(RowParameters(r.rows, dict(r.parameters)) for r in requests)
     return tuple(places), parameters
 
 

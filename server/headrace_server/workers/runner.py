@@ -20,8 +20,7 @@ from headrace_server.models.errors import ModelError
 from headrace_server.models.loading import LoadedModel
 from headrace_server.models.spec import DYNAMIC, TensorSpec
 from headrace_server.models.torch_types import TORCH_DTYPES
-from headrace_server.workers.executor import Parameter
-from headrace_server.workers.frames import TensorPlace
+from headrace_server.workers.frames import RowParameters, TensorPlace
 from headrace_server.workers.slab import aligned
 
 Tensor = torch.Tensor | np.ndarray
@@ -67,7 +66,7 @@ class BatchRunner:
         self,
         memory: memoryview,
         places: Sequence[TensorPlace],
-        parameters: Sequence[Mapping[str, Parameter]] | None,
+        parameters: Sequence[RowParameters] | None,
         reserve: Callable[[int], memoryview],
     ) -> tuple[tuple[TensorPlace, ...], RunTimes]:
         """Run one batch.
@@ -76,7 +75,7 @@ class BatchRunner:
             memory: where the inputs lie.
             places: position in `ModelSpec.model_inputs`, offset, length and batched shape of
                 each input.
-            parameters: custom parameters per row, or None.
+            parameters: custom parameters of each request in turn, or None.
             reserve: called once with the bytes that all outputs need; returns where they go.
 
         Returns:
@@ -104,7 +103,7 @@ class BatchRunner:
         return {self._inputs[place.position].name: self._view(memory, place) for place in places}
 
     def infer(
-        self, inputs: Mapping[str, Tensor], parameters: Sequence[Mapping[str, Parameter]] | None
+        self, inputs: Mapping[str, Tensor], parameters: Sequence[RowParameters] | None
     ) -> Mapping[str, Tensor]:
         """The outputs by name, from `views` or copies of them on the model's device.
 
@@ -116,7 +115,10 @@ class BatchRunner:
             # On the wire any byte but 0 is true; torch takes 0 and 1 only.
             converted = {name: inputs[name] != 0 for name in self._booleans if name in inputs}
             inputs = {**inputs, **converted}
-        return self._model.run(inputs, parameters)
+        each = None
+        if parameters is not None:
+            each = [request.values for request in parameters for _ in range(request.rows)]
+        return self._model.run(inputs, each)
 
     def ran_out_of_memory(self, error: Exception) -> bool:
         """Whether `run` failed for want of memory, so that a smaller batch may succeed. What the

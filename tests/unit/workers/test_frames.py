@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from headrace_server.models.spec import ModelSpec, TensorSpec
 from headrace_server.workers import frames
-from headrace_server.workers.frames import FrameError, FrameSplitter
+from headrace_server.workers.frames import FrameError, FrameSplitter, RowParameters
 
 SPEC = ModelSpec(
     "model",
@@ -34,10 +34,11 @@ FROM_WORKER: list[frames.FromWorker] = [
     frames.BatchDone(2**40, 1, PLACES, 1, 2, 3),
     frames.BatchError(7, "ValueError: x"),
 ]
+VALUES: dict[str, bool | int | float | str] = {"a": True, "b": -1, "c": 0.5, "d": "é"}
 TO_WORKER: list[frames.ToWorker] = [
     frames.Slab(0, 65_536),
     frames.RunBatch(7, 0, PLACES),
-    frames.RunBatch(8, 1, (), ({"a": True, "b": -1, "c": 0.5, "d": "é"}, {})),
+    frames.RunBatch(8, 1, (), (RowParameters(1, VALUES), RowParameters(3, {}))),
     frames.Stop(),
 ]
 
@@ -84,6 +85,12 @@ def test_an_absurd_length_is_refused_before_its_bytes_come() -> None:
 
 def test_the_largest_length_is_waited_for() -> None:
     assert bodies(struct.pack("<I", frames.MAX_FRAME_BYTES)) == []
+
+
+def test_a_frame_that_the_peer_would_refuse_is_not_made() -> None:
+    frames.encode(frames.BatchError(1, "x" * (frames.MAX_FRAME_BYTES - 100)))
+    with pytest.raises(FrameError, match=f"at most {frames.MAX_FRAME_BYTES} can be sent"):
+        frames.encode(frames.BatchError(1, "x" * frames.MAX_FRAME_BYTES))
 
 
 @given(st.binary(max_size=200))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from headrace_server.models.spec import MadeInput, Making, TensorSpec
 from headrace_server.workers.executor import Parameter, RequestTensors
-from headrace_server.workers.frames import TensorPlace
+from headrace_server.workers.frames import RowParameters, TensorPlace
 from headrace_server.workers.gathering import gather
 from headrace_server.workers.regions import Region
 from headrace_server.workers.slab import ALIGNMENT
@@ -157,7 +157,8 @@ def test_what_is_flat_is_concatenated_whatever_its_shape() -> None:
     (place,), parameters = gather([spec], requests, memory.reserve)
     assert (place.shape, place.row_shapes) == ((8,), ((3, 2), (1, 1), (1, 1)))
     assert memory.array(place, "<i4").tolist() == [0, 1, 2, 3, 4, 5, 7, 8]
-    assert parameters == ({}, {}, {}), "they say how many rows there are"
+    told = (RowParameters(1, {}), RowParameters(2, {}))
+    assert parameters == told, "they say how many rows there are"
 
 
 def test_what_was_left_out_is_filled_with_its_default() -> None:
@@ -197,11 +198,11 @@ def test_every_ragged_row_is_found_again(sizes: list[tuple[int, int]]) -> None:
     assert row == len(ids)
 
 
-def test_parameters_are_given_per_row_when_anyone_has_some() -> None:
+def test_parameters_are_given_per_request_when_anyone_has_some() -> None:
     memory = Memory()
     requests = [request(ints([1, 2]), None), request(ints([3, 4], [5, 6]), None, top_k=3)]
     _, parameters = gather(FIXED, requests, memory.reserve)
-    assert parameters == ({}, {"top_k": 3}, {"top_k": 3})
+    assert parameters == (RowParameters(1, {}), RowParameters(2, {"top_k": 3}))
 
 
 @pytest.mark.skipif(not DIRECTORY.is_dir(), reason="this system has no /dev/shm")
