@@ -38,7 +38,6 @@ from headrace.protocol import explanation_pb2
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.shared_memory import SharedMemory, place_of, set_place
 from headrace.tensors import (
-    DATATYPES,
     Buffer,
     TensorError,
     array_of,
@@ -47,6 +46,7 @@ from headrace.tensors import (
     decode_tensor,
     element_count,
     encode_tensor,
+    known_datatype,
     tensor_buffer,
 )
 
@@ -217,7 +217,7 @@ def _written(
 ) -> memoryview:
     """The bytes of an output, from the array that it was written into."""
     shape = tuple(output.shape)
-    nbytes = element_count(shape) * DATATYPES[output.datatype].itemsize
+    nbytes = element_count(shape) * known_datatype(output.datatype).itemsize
     if output.datatype == "BYTES":  # only who wrote it knows
         nbytes = output.parameters["shared_memory_byte_size"].int64_param
     return array.reshape(-1).view(np.uint8).data[:nbytes]
@@ -299,7 +299,12 @@ def _set_parameter(parameter: pb.InferParameter, name: str, value: object) -> No
     elif isinstance(value, float):
         parameter.double_param = value
     elif isinstance(value, str):
-        parameter.string_param = value
+        try:
+            parameter.string_param = value
+        except UnicodeEncodeError as error:
+            raise InvalidInput(
+                f"parameter '{name}': expected text that UTF-8 can express: {error}"
+            ) from None
     else:
         raise InvalidInput(
             f"parameter '{name}': expected a bool, an int of 64 bits, a float or a str, "

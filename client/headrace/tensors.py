@@ -142,7 +142,7 @@ def array_of(value: object, datatype: str) -> Array:
     Raises:
         TensorError: `value` is ragged, or its elements do not fit `datatype`.
     """
-    known = _known(datatype)
+    known = known_datatype(datatype)
     if datatype == "BYTES":
         return np.array(value, dtype=object)
     dtype = known.numpy or np.dtype(np.float32)
@@ -198,7 +198,7 @@ def _encoded(array: Array, datatype: str | None) -> bytes | Array:
     """The bytes on the wire, or an array whose elements in order have them."""
     if datatype is None:
         datatype = datatype_of(array)
-    dtype = _known(datatype).numpy
+    dtype = known_datatype(datatype).numpy
     if datatype == "BYTES":
         return _encode_byte_elements(array)
     if dtype is None:
@@ -215,16 +215,16 @@ def decode_tensor(datatype: str, shape: Sequence[int], buffer: Buffer) -> Array:
     (float32, copied) and BYTES (an object array of bytes); use `.copy()` to write to it.
 
     Raises:
-        TensorError: unknown datatype, negative dimension, or a buffer that does not hold exactly
-            the elements that `shape` asks for.
+        TensorError: unknown datatype, a negative dimension or more than numpy has, or a buffer
+            that does not hold exactly the elements that `shape` asks for.
     """
-    known = _known(datatype)
+    known = known_datatype(datatype)
     count = element_count(shape)
     if datatype == "BYTES":
         pieces = split_byte_elements(buffer, count)
         elements = np.empty(count, dtype=object)
         elements[:] = pieces
-        return elements.reshape(shape)
+        return _shaped(elements, shape)
     size = len(buffer) if isinstance(buffer, bytes | bytearray) else buffer.nbytes
     if size != count * known.itemsize:
         raise TensorError(
@@ -232,10 +232,10 @@ def decode_tensor(datatype: str, shape: Sequence[int], buffer: Buffer) -> Array:
         )
     if known.numpy is None:
         halves = np.frombuffer(buffer, dtype="<u2").astype(np.uint32)
-        return (halves << 16).view(np.float32).reshape(shape)
+        return _shaped((halves << 16).view(np.float32), shape)
     if datatype == "BOOL":
-        return _decode_bool(buffer).reshape(shape)
-    array = np.frombuffer(buffer, dtype=known.numpy).reshape(shape)
+        return _shaped(_decode_bool(buffer), shape)
+    array = _shaped(np.frombuffer(buffer, dtype=known.numpy), shape)
     array.flags.writeable = False
     return array
 
@@ -278,7 +278,7 @@ def contents_to_raw(datatype: str, contents: InferTensorContents) -> tuple[bytes
         TensorError: FP16 and BF16, which the protocol sends as bytes only; numbers in a field
             that belongs to another datatype; a number outside the datatype's range.
     """
-    known = _known(datatype)
+    known = known_datatype(datatype)
     field = _FIELDS.get(datatype)
     filled = [descriptor.name for descriptor, _ in contents.ListFields()]
     if field is None:
@@ -295,11 +295,19 @@ def contents_to_raw(datatype: str, contents: InferTensorContents) -> tuple[bytes
     return array.astype(known.numpy, copy=False).tobytes(), array.size
 
 
-def _known(datatype: str) -> Datatype:
+def known_datatype(datatype: str) -> Datatype:
+    """The datatype of this name; raises `TensorError` if the protocol has none."""
     known = DATATYPES.get(datatype)
     if known is None:
         raise TensorError(f"expected one of {', '.join(DATATYPES)}, got '{datatype}'")
     return known
+
+
+def _shaped(array: Array, shape: Sequence[int]) -> Array:
+    try:
+        return array.reshape(shape)
+    except ValueError as error:  # of no elements, with dimensions whose product nobody can hold
+        raise TensorError(f"expected a shape that numpy has, got {list(shape)}: {error}") from None
 
 
 def _check_range(array: Array, datatype: str, dtype: np.dtype[Any]) -> None:
@@ -346,7 +354,10 @@ def _as_bytes(element: object) -> bytes:
     if isinstance(element, bytes):
         return element
     if isinstance(element, str):
-        return element.encode()
+        try:
+            return element.encode()
+        except UnicodeEncodeError as error:
+            raise TensorError(f"expected text that UTF-8 can express: {error}") from None
     raise TensorError(f"expected bytes or str elements for BYTES, got {type(element).__name__}")
 
 

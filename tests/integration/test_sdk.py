@@ -259,6 +259,7 @@ async def test_arrays_alone_need_no_metadata(client: AsyncClient, echo: Echo) ->
         ({"inputs": {"a": np.array([1j])}}, "input 'a' for model 'echo': .* got complex128"),
         ({"inputs": {"a": np.array([None])}}, "input 'a' for model 'echo': .* got NoneType"),
         ({"inputs": {}, "parameters": {"p": 2**64}}, "parameter 'p': expected a bool"),
+        ({"inputs": {}, "parameters": {"p": "\ud800"}}, "parameter 'p': expected text that"),
         ({"inputs": {}, "priority": -1}, "expected a priority from 0"),
         ({"inputs": {}, "outputs": "a"}, "expected a sequence of names of outputs, got 'a'"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headrace.errors import InvalidInput
+from headrace.errors import InvalidInput, InvalidResponse
 from headrace.messages import arrays_to_send, infer_request, infer_result
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.shared_memory import SharedMemory
@@ -161,3 +161,12 @@ def test_an_answer_is_a_view_of_what_was_written(memory: SharedMemory) -> None:
     assert np.shares_memory(result["y"], y)
     assert result["z"].tolist() == [9]
     assert result["text"].tolist() == [b"abc"]
+
+
+def test_an_answer_of_no_known_datatype_is_refused_wherever_it_was_written(
+    memory: SharedMemory,
+) -> None:
+    response = pb.ModelInferResponse()
+    response.outputs.add(name="y", datatype="FP8", shape=[1])
+    with pytest.raises(InvalidResponse, match=r"output 'y': expected one of .*, got 'FP8'"):
+        infer_result(response, {"y": memory.empty(1)})

@@ -142,6 +142,9 @@ def test_any_byte_but_zero_is_true() -> None:
         ("BYTES", [1], b"\x01\0\0\0ab", "expected 1 BYTES elements in 6 bytes, got them in 5"),
         ("BYTES", [0], b"\0", "expected 0 BYTES elements in 1 bytes, got them in 0"),
         ("BYTES", [2**50], b"", "got 0 in 0 bytes"),
+        ("BYTES", [0, 2**62, 4], b"", "expected a shape that numpy has, got"),
+        ("FP32", [0, 2**62, 4], b"", "expected a shape that numpy has, got"),
+        ("BF16", [0] + 99 * [1], b"", "expected a shape that numpy has, got"),
     ],
 )
 def test_bytes_that_do_not_fit_are_refused(
@@ -158,6 +161,7 @@ def test_bytes_that_do_not_fit_are_refused(
         (np.zeros(1), "BF16", "got float64"),
         (np.zeros(1), "BYTES", "expected an array of bytes or str for BYTES, got float64"),
         (np.array([1], dtype=object), "BYTES", "got int"),
+        (np.array(["\ud800"]), "BYTES", "expected text that UTF-8 can express"),
         (np.zeros(1, dtype=complex), None, "got complex128"),
         (np.zeros(1), "TEXT", "got 'TEXT'"),
     ],
