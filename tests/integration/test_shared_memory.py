@@ -332,6 +332,26 @@ async def test_inputs_of_one_request_are_bounded_whatever_its_file_claims(
     assert f"Expected at most 4096 bytes, got {1 << 39}" in text
 
 
+async def test_text_counts_with_the_inputs_that_lie_in_regions(stub: Any, file: Path) -> None:
+    os.truncate(file, 8_192)
+    await stub.SystemSharedMemoryRegister(registration(file, "long", byte_size=8_192))
+
+    def with_text(length: int) -> pb.ModelInferRequest:
+        """Eight rows of numbers (64 bytes), and eight texts, all but the first one empty."""
+        text = length.to_bytes(4, "little") + bytes(length) + 7 * bytes(4)
+        file.write_bytes(text.ljust(8_192, b"\0"))
+        message = request(rows=8)
+        del message.raw_input_contents[:]
+        place(message.inputs[0], len(text), region="long")
+        return message
+
+    fits = 4_096 - 64 - 8 * 4
+    await stub.ModelInfer(with_text(fits))
+    code, text = await refusal(stub.ModelInfer(with_text(fits + 1)))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "Expected at most 4096 bytes, got 4097" in text
+
+
 async def test_server_that_shares_says_so_and_one_that_does_not_names_the_flag(
     sharing: Served, served: Served, file: Path
 ) -> None:

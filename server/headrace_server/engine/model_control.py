@@ -14,7 +14,7 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.core.errors import Reason, ServingError
@@ -92,7 +92,8 @@ class ModelControl:
         self._deploy = deploy
         self._cores = cores
         self._origins: WeakKeyDictionary[Deployment, _Origin] = WeakKeyDictionary()
-        self._turns: dict[str, asyncio.Lock] = {}
+        # Of those that are being worked on or waited for: names come from callers, without end.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Loading is CPU work in the workers: more at once than cores only delays the first.
         self._loading = asyncio.Semaphore(available_cores())
         self._seen: dict[str, Found] = {}

@@ -70,6 +70,7 @@ def config_from_json(text: str) -> ModelConfig:
     their camel-case forms. Raises ConfigError for anything that is not a `ModelConfig`."""
     try:
         content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode()  # protobuf falls over lone surrogates
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"model configuration: expected JSON: {error}") from None
     if not isinstance(content, dict):

@@ -91,7 +91,7 @@ class RequestReader:
         if raw and len(raw) != len(inputs):
             self._check_raw_count(message)
         read: list[Span] = []
-        rows = nbytes = index = 0
+        rows = nbytes = shared = index = 0
         # By index: protobuf's own containers end every loop with an exception that they make.
         for number in range(len(inputs)):
             tensor = inputs[number]
@@ -121,7 +121,10 @@ class RequestReader:
             rows = self._check_shape(known, shape, rows)
             contents: bytes | memoryview | Span
             if tensor.parameters and REGION_PARAMETER in tensor.parameters:
-                contents = self._from_region(known, shape, tensor, read)
+                contents = self._from_region(known, shape, tensor, shared)
+                shared += len(contents)
+                if isinstance(contents, Span):
+                    read.append(contents)
             elif raw:
                 if tensor.HasField("contents"):
                     raise self._error(Reason.MIXED_CONTENTS, input=tensor.name)
@@ -195,19 +198,22 @@ class RequestReader:
         known: _Input,
         shape: tuple[int, ...],
         tensor: pb.ModelInferRequest.InferInputTensor,
-        read: list[Span],
+        shared: int,
     ) -> bytes | Span:
-        """Where an input lies. BYTES are copied at once: what was checked must not change."""
+        """Where an input lies. BYTES are copied at once: what was checked must not change.
+
+        Args:
+            shared: bytes of the request's inputs before this one that lie in regions.
+        """
         if tensor.HasField("contents"):
             raise self._error(Reason.MIXED_CONTENTS, input=tensor.name)
         span = self._find_span(tensor.parameters)
         # A file may claim any size and take no memory; what it is copied to does.
-        nbytes = sum(map(len, read)) + len(span)
+        nbytes = shared + len(span)
         if nbytes > self._max_span_bytes:
             raise self._error(Reason.REQUEST_TOO_LARGE, limit=self._max_span_bytes, got=nbytes)
         if known.itemsize:
             self._check_raw(known, shape, span)
-            read.append(span)
             return span
         contents = bytes(span.contents())
         if span.problem is not None:

@@ -194,6 +194,8 @@ def test_a_configuration_may_come_as_json_in_either_spelling() -> None:
         ('{"max_batch_size": "many"}', "model configuration: .*max_batch_size"),
         ("[]", "expected a JSON object"),
         ("[" * 100_000, "expected JSON"),
+        (r'{"\ud800": 1}', "expected JSON: .* surrogates not allowed"),
+        (r'{"input": [{"data_type": "\udfff"}]}', "expected JSON: .* surrogates not allowed"),
     ],
 )
 def test_json_that_is_no_configuration_is_refused(text: str, complaint: str) -> None:
