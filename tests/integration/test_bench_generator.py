@@ -18,7 +18,7 @@ import pytest
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.protocol import grpc_service_pb2_grpc as rpc
 from headrace_server.bench.arrivals import Renewal
-from headrace_server.bench.fleet import Fleet, GeneratorLostError
+from headrace_server.bench.fleet import GRACE_S, Fleet, GeneratorLostError
 from headrace_server.bench.generator import Generator, IdleSelector
 from headrace_server.bench.orders import Begin, Setup, StepReport, Stop, WindowReport
 from headrace_server.bench.plan import ClosedLoop, Load, OpenLoop, Timing
@@ -262,3 +262,17 @@ def test_a_process_that_is_gone_is_an_error_that_says_so() -> None:
         os.kill(fleet.pids[0], signal.SIGKILL)
         with pytest.raises(GeneratorLostError, match="ended with status -9"):
             fleet.collect(WindowReport, 20.0)
+
+
+def test_processes_that_are_left_in_the_middle_of_a_step_end_without_a_word(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for _ in range(5):
+        with Fleet([setup("127.0.0.1:1")]) as fleet:
+            begin_s = time.monotonic()
+            fleet.tell(Begin(OpenLoop(100.0, Renewal(0.0)), begin_s, begin_s, 0.001))
+            fleet.collect(WindowReport, 20.0)
+            time.sleep(0.02)  # reports come meanwhile, and are not read
+            begun_s = time.monotonic()
+        assert time.monotonic() - begun_s < GRACE_S
+    assert capfd.readouterr() == ("", "")

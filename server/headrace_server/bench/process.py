@@ -9,6 +9,7 @@ import asyncio
 import gc
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TypeAlias
 
@@ -41,7 +42,7 @@ async def _follow(wire: Wire, selector: IdleSelector, transports: Transports) ->
     def receive() -> None:
         try:
             order = wire.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the latter where it is closed with reports unread
             loop.remove_reader(wire.fileno())
             following.cancel()
             return
@@ -50,18 +51,22 @@ async def _follow(wire: Wire, selector: IdleSelector, transports: Transports) ->
         elif isinstance(order, Stop):
             stops.put_nowait(order)
 
+    def report(what: Ready | WindowReport | StepReport) -> None:
+        with suppress(OSError):  # whoever is gone is found gone by `receive`
+            wire.send(what)
+
     async def follow() -> None:
         while True:
             begin = await begins.get()
             stop = asyncio.create_task(stops.get())
-            wire.send(await generator.run(begin, stop, wire.send))
+            report(await generator.run(begin, stop, report))
 
     following = asyncio.ensure_future(follow())
     loop.add_reader(wire.fileno(), receive)
     # What there is by now stays: for the collector to look through it would be a pause for nothing.
     gc.collect()
     gc.freeze()
-    wire.send(Ready())
+    report(Ready())
     try:
         await asyncio.wait([following])
         if not following.cancelled():
