@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -83,7 +82,7 @@ class Addresses:
 
 
 class Server:
-    """One server over one repository: `start`, then `run_until_stopped` or `stop`.
+    """One server over one repository: `start`, then `drain`, `stop` or `kill`.
 
     Raises:
         RepositoryError, CertificateError, TokensError: what the configuration names cannot be used.
@@ -206,22 +205,8 @@ class Server:
         url = f"{self._endpoint.scheme}://{metrics}/metrics"
         return Addresses(f"{shown}:{grpc_port}", metrics, url)
 
-    async def run_until_stopped(self) -> None:
-        """Serve until SIGTERM or SIGINT, then finish what was admitted; a second signal ends
-        everything at once."""
-        loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-
-        def on_signal() -> None:
-            if stop.is_set():
-                log.warning("second signal: stopping at once")
-                self._end_processes_now()
-                raise SystemExit(1)
-            stop.set()
-
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, on_signal)
-        await stop.wait()
+    async def drain(self) -> None:
+        """Be not ready, serve on for the drain delay, then `stop`."""
         self.engine.withdraw()
         self._health.refresh()
         if self._config.drain_delay_s:
@@ -250,6 +235,12 @@ class Server:
         await self.engine.stop()
         await asyncio.to_thread(self._endpoint.stop)
 
+    def kill(self) -> None:
+        """End every process at once, whatever it does; nothing is finished."""
+        self.engine.kill()
+        if self._fronts is not None:
+            self._fronts.kill()
+
     def _deployment(self, entry: ModelEntry, source: ModelSource, cores: int) -> Deployment:
         return deployment_of(
             entry,
@@ -263,11 +254,6 @@ class Server:
 
     def _config_of(self, deployment: Deployment) -> ModelConfig:
         return complete_config(deployment.spec, self._control.config_of(deployment))
-
-    def _end_processes_now(self) -> None:
-        self.engine.kill()
-        if self._fronts is not None:
-            self._fronts.kill()
 
     def _front_settings(self, index: int, address: str, passed_on: str) -> FrontSettings:
         config, count = self._config, self._front_count

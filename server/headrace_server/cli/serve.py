@@ -65,11 +65,12 @@ async def _serve(repository: Path, config: ServerConfig, terminal: Console | Non
     logs.configure(config.log_format, config.log_level)
     view = None if terminal is None else LoadingView(terminal)
     server = Server(repository, config, [] if view is None else [view])
+    stop = stop_at_signals(server)
     with view or nullcontext():
         if view is not None:
             # The view tells what the log would, except what went wrong; that appears above it.
             logs.configure(config.log_format, "error" if config.log_level == "error" else "warning")
-        addresses = await _start(server)
+        addresses = await start(server, stop)
     logs.configure(config.log_format, config.log_level)
     if addresses is None:
         return
@@ -78,24 +79,20 @@ async def _serve(repository: Path, config: ServerConfig, terminal: Console | Non
     else:
         log.info("server ready", extra={"grpc": addresses.grpc, "metrics": addresses.metrics})
     _warn(server, config)
-    await server.run_until_stopped()
+    await stop.wait()
+    await server.drain()
 
 
-async def _start(server: Server) -> Addresses | None:
-    """Start; None when a signal came before it was done. Whatever happens, nothing is left
+async def start(server: Server, stop: asyncio.Event) -> Addresses | None:
+    """Start; None when it was to stop before that was done. Whatever happens, nothing is left
     running unless it started."""
     starting = asyncio.ensure_future(server.start())
-    loop = asyncio.get_running_loop()
-
-    def on_signal() -> None:
-        log.warning("stopping before everything was loaded")
-        starting.cancel()
-        for name in STOP_SIGNALS:  # the next one ends the process
-            loop.remove_signal_handler(name)
-
-    for name in STOP_SIGNALS:
-        loop.add_signal_handler(name, on_signal)
+    told = asyncio.ensure_future(stop.wait())
     try:
+        await asyncio.wait((starting, told), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            log.warning("stopping before everything was loaded")
+            starting.cancel()
         return await starting
     except asyncio.CancelledError:
         await server.stop()
@@ -103,6 +100,24 @@ async def _start(server: Server) -> Addresses | None:
     except Exception:
         await server.stop()
         raise
+    finally:
+        told.cancel()
+
+
+def stop_at_signals(server: Server) -> asyncio.Event:
+    """Set by the first signal, at whatever moment it comes; a second one ends everything."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            log.warning("second signal: stopping at once")
+            server.kill()
+            raise SystemExit(1)
+        stop.set()
+
+    for name in STOP_SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(name, on_signal)
+    return stop
 
 
 def _warn(server: Server, config: ServerConfig) -> None:
