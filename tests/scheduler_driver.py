@@ -147,7 +147,8 @@ class SchedulerDriver:
         return self.handle(RequestSubmitted(request))
 
     def cancel(self, request_id: int) -> list[Action]:
-        return self.handle(RequestCancelled(request_id))
+        """A caller goes, and nothing else happens at this moment."""
+        return self.handle(RequestCancelled(request_id)) + self.settle()
 
     def add_worker(self, worker_id: int) -> list[Action]:
         return self.handle(WorkerReady(worker_id))

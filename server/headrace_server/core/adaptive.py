@@ -161,8 +161,11 @@ class AdaptivePolicy:
     def arrived(self, request: Request, now: float) -> None:
         """See `BatchPolicy.arrived`."""
         curve = self.cost.curve
-        if curve is not None:
-            self._arriving.add(curve.at(request.rows, request.length), now)
+        if curve is None:
+            return
+        work_s = curve.at(request.rows, request.length)
+        if now + work_s <= request.deadline_s:  # else no worker will ever see it
+            self._arriving.add(work_s, now)
 
     def too_late(self, request: Request, opening: Opening) -> bool:
         """See `BatchPolicy.too_late`. Never before something is known of durations, and not

@@ -231,7 +231,7 @@ class Queue:
     def most_urgent(self) -> Request:
         """The request that anchors the next batch. The queue must not be empty."""
         heads = self._heads
-        while heads[0][1].place != heads[0][0]:
+        while heads[0][1].place is not heads[0][0]:
             heapq.heappop(heads)
         return heads[0][1]
 

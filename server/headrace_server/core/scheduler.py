@@ -187,7 +187,9 @@ class Scheduler:
         if request.waits:
             self._queue.remove(request)
             del self._live[request.id]
-        return self._decide(now)
+        if self._awaits_idle or self._decide_at_s < math.inf:
+            return self._decide_soon(now)  # without it, what is held may fit a size that is wanted
+        return self._drained_now()
 
     def _on_worker_ready(self, event: WorkerReady, now: float) -> list[Action]:
         if self._fleet.empty:
@@ -273,9 +275,9 @@ class Scheduler:
             elif len(batch.requests) == 1:
                 reason = Reason.OUT_OF_MEMORY if event.out_of_memory else Reason.MODEL_FAILED
                 actions.append(self._reject(request, reason))
-            elif event.out_of_memory:
+            elif event.out_of_memory and batch.padded_nbytes:
                 self._queue.push(request)
-            else:
+            else:  # inputs without bytes say nothing of the memory that they take
                 self._try_alone(request)
         if ran:
             actions += self._begin_staged(batch.worker_id, now)

@@ -101,6 +101,14 @@ class TestHolding:
         assert isinstance(decision, Formation)
         assert decision.reason is DispatchReason.LAST_MOMENT
 
+    def test_nobody_waits_for_those_who_ask_for_what_no_worker_can_do(self) -> None:
+        policy = AdaptivePolicy(MOST_ROWS, [(rows, 0, CURVE.at(rows, 0)) for rows in (1, 4, 16)])
+        for number in range(2_000):
+            moment_s = (number - 2_000) / 350
+            policy.arrived(make_request(-number, deadline_s=moment_s + 0.010), moment_s)
+        decision = decided(policy, dated(1), two_workers(0.0, other_s=0.012))
+        assert isinstance(decision, Formation)
+
     def test_silence_ends_the_wait(self) -> None:
         requests = dated(1, budget_s=0.1)
         held = decided(policy_under(350), requests, two_workers(0.0, other_s=0.012))

@@ -278,3 +278,16 @@ def test_one_tenant_finds_the_queue_that_it_always_found(
         assert ids(list(shared)) == ids(list(plain))
         assert shared.next_deadline_s() == plain.next_deadline_s()
         assert not shared.shared
+
+
+def test_who_is_put_back_behind_the_others_is_not_taken_for_the_head_it_was() -> None:
+    queue = fair(ahead=1)
+    first, *_ = requests = [make_request(i, tenant="a", at=0.0, key=i) for i in range(3)]
+    for request in [*requests, make_request(9, tenant="b", at=0.0, key=9)]:
+        queue.push(request)
+    assert queue.most_urgent() is first
+    queue.remove_batch([first])
+    # Its moment of arrival, the start of a process's time, is the start of virtual time, too.
+    queue.push(first)
+    queue.check_invariants()
+    assert ids(batch[0] for batch in served(queue)) == [9, 1, 0, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -82,3 +83,11 @@ def test_a_cancelled_member_does_not_ride_again(drive: Drive, policy: BatchPolic
     driver.settle()
     driver.cancel(1)
     assert dispatches(driver.run_out_of_memory(0)) == [[0]]
+
+
+def test_requests_without_bytes_are_tried_alone(drive: Drive, policy: BatchPolicy) -> None:
+    driver = drive(policy=policy)
+    for request_id in range(4):
+        driver.submit(request_id, nbytes=0)
+    assert run_all(driver, lambda batch: batch.requests[0].id == 3) == [4, 1, 1, 1, 1]
+    assert Counter(driver.outcomes.values()) == {Reason.OUT_OF_MEMORY: 3, "completed": 1}

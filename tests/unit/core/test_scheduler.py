@@ -9,9 +9,10 @@ import pytest
 
 from headrace_server.core.adaptive import AdaptivePolicy
 from headrace_server.core.errors import Reason
-from headrace_server.core.events import BatchCompleted, BatchFailed, Drained
+from headrace_server.core.events import BatchCompleted, BatchFailed, Drained, RequestCancelled
 from headrace_server.core.fleet import MAX_STAGE_LEAD_S, STAGE_LEAD_SHARE
-from headrace_server.core.queue import QueueLimits
+from headrace_server.core.policy import Decision, Opening, StaticPolicy, StaticSettings
+from headrace_server.core.queue import Queue, QueueLimits
 from headrace_server.core.request import DispatchReason
 from headrace_server.core.watchdog import Watchdog
 from scheduler_driver import SchedulerDriver, dispatches, rejections
@@ -361,6 +362,27 @@ class TestCancellation:
         assert driver.settle() == []
         assert dispatches(driver.cancel(2)) == [[1, 3]]
         assert driver.dispatched[0].reason is DispatchReason.PREFERRED
+
+    def test_however_many_go_at_one_moment_there_is_one_decision(self, drive: Drive) -> None:
+        class Counting(StaticPolicy):
+            decisions = 0
+
+            def form(self, queue: Queue, opening: Opening) -> Decision:
+                self.decisions += 1
+                return super().form(queue, opening)
+
+        policy = Counting(StaticSettings(64, preferred_sizes=(64,), max_delay_s=1.0))
+        driver = drive(policy=policy)
+        for request_id in range(60):
+            driver.submit(request_id)
+        driver.settle()
+        before = policy.decisions
+        for request_id in range(50):
+            driver.handle(RequestCancelled(request_id))
+        driver.settle()
+        assert policy.decisions == before + 1
+        driver.advance_to(1.0)
+        assert driver.dispatched[0].rows == 10
 
     def test_a_request_that_is_gone_is_ignored(self, drive: Drive) -> None:
         driver = drive()
