@@ -13,25 +13,36 @@ WORTHWHILE = 0.97
 where batching gains next to nothing, nobody waits for it."""
 
 
+WRITTEN = 1024
+"""Rows up to which a curve is written out. Its steps have ended by then (`CostModel.MOST_STEPS`):
+beyond, durations rise by the row, so that what is asked of them is found by bisection. A table of
+65,536 rows would take 10 ms to write, after every fit and for every length."""
+
+
 class Timetable:
     """Durations in seconds of batches of 0 to `most_rows` rows, all padded to one length.
 
     Costs one evaluation of the curve per row to write out, so it is kept as long as the curve is.
     """
 
-    __slots__ = ("_best", "_durations", "_most_rows", "_row_s")
+    __slots__ = ("_best", "_curve", "_durations", "_length", "_most_rows", "_row_s", "_written")
 
     def __init__(self, curve: Curve, length: int, most_rows: int) -> None:
+        self._curve = curve
+        self._length = length
         self._most_rows = most_rows
-        self._durations = [0.0, *curve.upto(most_rows, length)]
+        self._written = min(most_rows, WRITTEN)
+        self._durations = [0.0, *curve.upto(self._written, length)]
         self._row_s = self._durations[1]
         self._best: list[float] = []
 
     def duration_s(self, rows: int) -> float:
         """How long a batch of that many rows takes; beyond `most_rows`, in proportion."""
-        if rows <= self._most_rows:
+        if rows <= self._written:
             return self._durations[rows]
-        return self._durations[-1] * rows / self._most_rows
+        if rows <= self._most_rows:
+            return self._curve.at(rows, self._length)
+        return self.duration_s(self._most_rows) * rows / self._most_rows
 
     def work_s(self, requests: Sequence[Request], rows: int) -> float:
         """Seconds that these requests, of so many rows in all, would take one by one."""
@@ -41,7 +52,13 @@ class Timetable:
 
     def rows_within(self, seconds: float) -> int:
         """The largest batch that takes no longer, 0 to `most_rows` rows."""
-        return bisect_right(self._durations, seconds) - 1 if seconds >= 0 else 0
+        if seconds < 0:
+            return 0
+        rows = bisect_right(self._durations, seconds) - 1
+        if rows < self._written:
+            return rows
+        beyond = range(self._written + 1, self._most_rows + 1)
+        return rows + bisect_right(beyond, seconds, key=self.duration_s)
 
     def rate(self, rows: int, request_rows: int) -> float:
         """Work per second of a batch made of requests of `request_rows` rows: the seconds that
@@ -52,9 +69,10 @@ class Timetable:
     def enough(self, rows: int) -> int:
         """The smallest batch of requests of one row that is `WORTHWHILE` next to the best of all
         up to `rows` rows."""
-        best = self._best_rates()
-        # The first of up to so many rows that reaches a rate is the first that does so itself.
-        return max(1, bisect_left(best, WORTHWHILE * best[rows]))
+        best = self._best_rates()[min(rows, self._written)]
+        if rows > self._written:
+            best = max(best, self.rate(rows, 1))
+        return max(1, self.rows_for(WORTHWHILE * best))
 
     def quicker_alone(self, count: int, load: float) -> bool:
         """Whether so many requests of one row are answered earlier, on the mean, one after another
@@ -72,10 +90,15 @@ class Timetable:
     def rows_for(self, rate: float) -> int:
         """The smallest batch of requests of one row that does so much work per second; one row
         more than the largest batch where none does."""
-        return bisect_left(self._best_rates(), rate)
+        # The first of up to so many rows that reaches a rate is the first that does so itself.
+        rows = bisect_left(self._best_rates(), rate)
+        if rows <= self._written:
+            return rows
+        beyond = range(rows, self._most_rows + 1)
+        return rows + bisect_left(beyond, rate, key=lambda r: self.rate(r, 1))
 
     def _best_rates(self) -> list[float]:
-        """The most work per second of batches of up to 0, 1, 2, ... rows."""
+        """The most work per second of batches of up to 0, 1, 2, ... rows, as far as written."""
         if not self._best:
             # A loop: `accumulate` with `max` takes three times as long, and there is one of these
             # in the middle of every decision that follows a fit.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headrace_server.core.cost import Curve
-from headrace_server.core.timetable import Timetable
+from headrace_server.core.timetable import WORTHWHILE, WRITTEN, Timetable
 from scheduler_driver import make_request
 
 PAYS = Timetable(Curve(base=0.010, row=0.001, element=0.0, pair=0.0), 0, 8)
@@ -67,3 +67,23 @@ def test_two_are_quicker_alone_unless_they_save_enough(
     assert times.duration_s(1) == pytest.approx(1.0)
     assert times.duration_s(2) == pytest.approx(two_s)
     assert times.quicker_alone(2, load) is quicker
+
+
+@pytest.mark.parametrize("most_rows", [WRITTEN, WRITTEN + 1, 3 * WRITTEN])
+@pytest.mark.parametrize("base", [1e-6, 0.5, 50.0])
+def test_what_is_not_written_out_is_as_if_it_were(most_rows: int, base: float) -> None:
+    steps = (1.0, *(1.0 + (rows + 15) // 16 / 8 for rows in range(1, 512)))
+    curve = Curve(base, row=0.01, element=0.0, pair=0.0, steps=steps)
+    times = Timetable(curve, 0, most_rows)
+    durations = [0.0, *curve.upto(most_rows, 0)]
+    rates = [0.0] + [rows * durations[1] / s for rows, s in enumerate(durations[1:], 1)]
+    for rows in (1, WRITTEN - 1, WRITTEN, most_rows - 1, most_rows):
+        assert times.duration_s(rows) == durations[rows]
+        assert times.rows_within(durations[rows]) == rows
+        assert times.rows_within(durations[rows] * (1 - 1e-9)) == rows - 1
+        first = next(r for r in range(1, most_rows + 1) if rates[r] >= rates[rows])
+        assert times.rows_for(rates[rows]) == first
+        best = WORTHWHILE * max(rates[: rows + 1])
+        assert times.enough(rows) == next(r for r, rate in enumerate(rates) if rate >= best)
+    assert times.duration_s(2 * most_rows) == pytest.approx(2 * durations[-1])
+    assert times.rows_for(1.01 * max(rates)) == most_rows + 1
