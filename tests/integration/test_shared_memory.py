@@ -165,6 +165,9 @@ async def test_output_that_does_not_fit_is_tritons_error_and_its_neighbours_are_
         "least 16 bytes to hold the results",
     )
     assert file.read_bytes()[ANSWER_AT : ANSWER_AT + 16] == b"\xee" * 16
+    (told,) = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name="sums"))).model_stats
+    stats = told.inference_stats
+    assert (stats.success.count, stats.fail.count) == (1, 1)
 
 
 async def test_region_cut_short_fails_the_requests_that_lie_in_it_and_no_others(

@@ -41,7 +41,8 @@ class Request:
         tenant: on whose behalf; empty where nobody tells callers apart.
         weight: of that tenant beside others, above 0.
 
-    Where it stands in the queue, `place`, is the queue's alone to say.
+    Where it stands in the queue, `place`, is the queue's alone to say. `failed` is why it ends
+    without its answer though its batch has one.
     """
 
     id: int
@@ -55,6 +56,7 @@ class Request:
     priority: int = 1
     attempts: int = field(default=0, init=False)
     cancelled: bool = field(default=False, init=False)
+    failed: Reason | None = field(default=None, init=False)
     place: Place = field(default=NOWHERE, init=False)
     length: int = field(default=0, kw_only=True)
     tenant: str = field(default="", kw_only=True)

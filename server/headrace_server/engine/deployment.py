@@ -121,13 +121,15 @@ class Deployment:
 
     @property
     def queued_requests(self) -> int:
-        """Requests that wait."""
-        return 0 if self._dispatcher is None else self._dispatcher.queued_requests
+        """Requests that wait, those that wait to be prepared too."""
+        stage = 0 if self._preparation is None else self._preparation.queued_requests
+        return stage + (0 if self._dispatcher is None else self._dispatcher.queued_requests)
 
     @property
     def queued_bytes(self) -> int:
-        """Bytes of the inputs of requests that wait."""
-        return 0 if self._dispatcher is None else self._dispatcher.queued_bytes
+        """Bytes of the inputs of requests that wait, those that wait to be prepared too."""
+        stage = 0 if self._preparation is None else self._preparation.queued_bytes
+        return stage + (0 if self._dispatcher is None else self._dispatcher.queued_bytes)
 
     @property
     def devices(self) -> Sequence[str]:

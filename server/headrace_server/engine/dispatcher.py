@@ -256,6 +256,7 @@ class Dispatcher:
             try:
                 kept = self._kept(parts, ticket)
             except ServingError as error:  # of this request alone: its own memory is amiss
+                request.failed, error.counted = error.reason, True
                 ends.append((request.id, error))
             else:
                 ends.append((request.id, Answer(kept, batch.rows, queue_s, timing)))

@@ -54,7 +54,8 @@ class Observer:
         self, deployment: Deployment, batch: Batch, timing: BatchTiming, now: float
     ) -> None:
         """A batch was answered, and whoever waited was told; requests marked `cancelled` had nobody
-        waiting any more. Comes before any later request is read."""
+        waiting any more, and those that `failed` were told why. Comes before any later request is
+        read."""
 
     def worker_state_changed(
         self, deployment: Deployment, worker_id: int, state: WorkerState
@@ -116,9 +117,10 @@ class ObserverGroup(Observer):
 
 
 class RefusalsOf(Observer):
-    """Passes on which requests ended without an answer, and that readiness may have changed.
+    """Passes on which requests ended without an answer, which workers were lost, and that readiness
+    may have changed.
 
-    For a stage of a model: its batches are not the model's, its refusals are.
+    For a stage of a model: its batches are not the model's, its refusals and losses are.
 
     Args:
         observer: who is told.
@@ -140,4 +142,6 @@ class RefusalsOf(Observer):
     def worker_state_changed(
         self, deployment: Deployment, worker_id: int, state: WorkerState
     ) -> None:
+        if state is WorkerState.LOST:
+            self._observer.worker_state_changed(self._whole, worker_id, state)
         self._observer.deployment_changed(self._whole)

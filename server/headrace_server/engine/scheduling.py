@@ -75,17 +75,19 @@ class SchedulingRules:
     ) -> Request:
         """The scheduler's view of a call: its level, and the earliest of its deadlines.
 
-        The `timeout` parameter counts unless a queue policy does not allow it (Triton ignores it
-        also where the policy has no default timeout). Without fixed rules there are the levels
-        that the learned policy ages by.
+        The `timeout` parameter counts unless a queue policy does not allow it, and never for longer
+        than its default (Triton ignores it also where the policy has no default timeout). Without
+        fixed rules there are the levels that the learned policy ages by.
         """
         settings = self.settings
         arrival_s = now if call.arrived_s is None else call.arrived_s
         level = self._level(call)
         policy = settings.queue_policies.get(level, settings.default_queue_policy)
         timeout_s = policy.default_timeout_s
-        if call.timeout_s is not None and (policy.allow_timeout_override or not settings.static):
+        if call.timeout_s is not None and not settings.static:
             timeout_s = call.timeout_s
+        elif call.timeout_s is not None and policy.allow_timeout_override:
+            timeout_s = min(call.timeout_s, math.inf if timeout_s is None else timeout_s)
         deadline_s, late_reason, delay = math.inf, Reason.DEADLINE_EXCEEDED, False
         if settings.objective_s is not None:
             deadline_s, late_reason = arrival_s + settings.objective_s, Reason.OBJECTIVE_MISSED

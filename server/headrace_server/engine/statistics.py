@@ -85,8 +85,11 @@ class Statistics(Observer):
     ) -> None:
         """One execution and its requests."""
         counts = self.of(deployment)
-        requests = len(batch.requests)
-        arrivals_s = sum(request.arrival_s for request in batch.requests)
+        failed = [request for request in batch.requests if request.failed is not None]
+        for request in failed:
+            counts.fail.add(_ns(now - request.arrival_s))
+        requests = len(batch.requests) - len(failed)
+        arrivals_s = sum(r.arrival_s for r in batch.requests if r.failed is None)
         counts.last_inference_ms = int(self._wall_clock_s() * 1e3)
         counts.inference_count += batch.rows
         counts.execution_count += 1

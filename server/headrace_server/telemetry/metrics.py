@@ -122,7 +122,9 @@ class PrometheusMetrics(Observer, Collector):
         counts = self._of[_labels(deployment)]
         answered = 0
         for request in batch.requests:
-            if not request.cancelled:
+            if request.failed is not None:
+                counts.outcomes[request.failed.value] += 1
+            elif not request.cancelled:
                 answered += 1
                 counts.request_duration.observe(now - request.arrival_s)
                 counts.queue_duration.observe(batch.started_s - request.arrival_s)

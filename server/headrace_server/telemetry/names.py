@@ -36,7 +36,8 @@ REQUESTS = Metric(
 REFUSALS = Metric(
     "headrace_refusals",
     "counter",
-    "Requests refused or failed, by reason; model and version are empty for unknown models.",
+    "Requests refused or failed, by reason; those that never became requests have no version, and "
+    "no model where it is unknown.",
     (*MODEL, "reason"),
 )
 REQUEST_DURATION = Metric(

@@ -243,6 +243,20 @@ class TestPreparation:
         assert await drain
         assert (await answer).outputs[0].data == b"aa"
 
+    async def test_what_waits_and_who_is_lost_there_counts_for_the_whole(self) -> None:
+        spec = spec_of()
+        preparation = PuppetExecutor(spec)
+        stage = await serve(spec=replace(spec, prepared=spec.inputs), preparing=preparation)
+        answers = [asyncio.create_task(infer(stage.deployment, call_of(b"aa"))) for _ in range(5)]
+        await one_turn()
+        stage.clock.advance()
+        assert len(preparation.batches) == 2
+        assert (stage.deployment.queued_requests, stage.deployment.queued_bytes) == (3, 6)
+        preparation.lose(0)
+        assert f"worker 0 {WorkerState.LOST.value}" in stage.observer.told
+        await stage.deployment.stop()
+        await asyncio.gather(*answers, return_exceptions=True)
+
     async def test_what_its_preparation_refuses_counts_for_the_whole(self) -> None:
         spec = spec_of()
         preparation = PuppetExecutor(spec)

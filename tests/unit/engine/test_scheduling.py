@@ -111,6 +111,12 @@ class TestDeadline:
         got = request(allowing, timeout_s=1.0)
         assert (got.deadline_s, got.late_reason) == (11.0, Reason.QUEUE_TIMEOUT)
 
+    def test_a_timeout_shortens_that_of_the_policy_and_never_lengthens_it(self) -> None:
+        policy = QueuePolicy(default_timeout_s=3.0, allow_timeout_override=True)
+        allowing = rules(default_queue_policy=policy)
+        assert request(allowing, timeout_s=1.0).deadline_s == 11.0
+        assert request(allowing, timeout_s=60.0).deadline_s == 13.0
+
     def test_a_timeout_counts_where_there_is_no_policy(self) -> None:
         assert request(rules(static=False), timeout_s=1.0).deadline_s == 11.0
 

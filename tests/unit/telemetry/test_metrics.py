@@ -228,6 +228,20 @@ async def test_a_request_nobody_waits_for_counts_as_cancelled_and_not_as_answere
     assert value(metrics, "headrace_request_duration_seconds_count", DIGITS) == 1
 
 
+async def test_a_request_that_ends_without_the_answer_of_its_batch_counts_by_its_reason(
+    metrics: PrometheusMetrics, deployment: Deployment
+) -> None:
+    answered, failed = (Request(i, None, 1, 4, arrival_s=0.0) for i in range(2))
+    failed.failed = Reason.REGION_UNUSABLE
+    batch = batch_of(answered, failed, started_s=0.1)
+    metrics.batch_completed(deployment, batch, BatchTiming(0, 0, 0), 1.0)
+    for outcome in ("ok", "region_unusable"):
+        assert value(metrics, "headrace_requests_total", {**DIGITS, "outcome": outcome}) == 1
+    refused = {**DIGITS, "reason": "region_unusable"}
+    assert value(metrics, "headrace_refusals_total", refused) == 1
+    assert value(metrics, "headrace_request_duration_seconds_count", DIGITS) == 1
+
+
 async def test_a_refusal_counts_by_its_reason_as_an_outcome_and_as_a_refusal(
     metrics: PrometheusMetrics, deployment: Deployment
 ) -> None:
