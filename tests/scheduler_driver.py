@@ -190,9 +190,11 @@ class SchedulerDriver:
         actions: list[Action] = []
         while (wakeup_s := self.scheduler.next_wakeup()) is not None and wakeup_s <= moment_s:
             self.now = max(self.now, wakeup_s)
-            actions += self.handle(TimeAdvanced())
+            done = self.handle(TimeAdvanced())
+            actions += done
             again_s = self.scheduler.next_wakeup()
-            assert again_s is None or again_s > self.now, "asks for the same moment again and again"
+            moved_on = done or again_s is None or again_s > self.now
+            assert moved_on, "asks for the same moment again and again"
         self.now = moment_s
         return actions
 

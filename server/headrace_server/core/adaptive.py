@@ -36,11 +36,15 @@ from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refu
 from headrace_server.core.queue import Group, Queue, Urgency
 from headrace_server.core.request import Batch, DispatchReason, Request, cost_key
 from headrace_server.core.timetable import WORTHWHILE, Timetable
-from headrace_server.core.windows import Bounds, best_window, cheapest_group
+from headrace_server.core.windows import Bounds, Neighbours, best_window, cheapest_group
 
 MAX_REACH = 64
 """Neighbours on each side that are looked at: with batches of 64 rows, some 6,000 runs of them and
 about a millisecond. No more than a batch holds are looked at in any case."""
+
+RUN_S, SEARCH_SHARE = 1.5e-7, 0.02
+"""Seconds that one run of neighbours takes to look at, and the share of a batch that all of them
+may take: where it is more, batches are short and only coarse runs are looked at."""
 
 BRIEF_S = 0.002
 COMPANY, PLENTY = 4, 24
@@ -264,18 +268,22 @@ class AdaptivePolicy:
         deadline does not allow that, the window with the most work per second that it does."""
         head = group.head
         times = self._timetable(curve, head.length)
-        near, at = group.neighbours(min(self._max_rows - 1, MAX_REACH))
-        start_s, margin = opening.start_s, self._margin
-        bounds = Bounds(self._max_rows, self._memory.max_bytes, start_s, margin)
-        window = cheapest_group(near, at, curve, bounds)
+        requests, at = group.neighbours(min(self._max_rows - 1, MAX_REACH))
+        bounds = Bounds(self._max_rows, self._memory.max_bytes, opening.start_s, self._margin)
+        most = min(len(requests), self._max_rows)
+        short = SEARCH_SHARE * curve.at(most, head.length) < len(requests) * most * RUN_S
+        dated = head.deadline_s < math.inf
+        near = Neighbours(requests, at, bounds, coarse=short or dated)
+        if dated and self._gives_way(head, near, curve, bounds, opening):
+            return Refusal(head, Reason.OVERLOADED)
+        if dated and not short:
+            near = Neighbours(requests, at, bounds)
+        window = cheapest_group(near, curve, bounds)
         reason = DispatchReason.BEST_WINDOW
-        if start_s + margin * window.duration_s > window.deadline_s:
-            best, window = window, best_window(near, at, curve, bounds)
+        if bounds.too_late(window):
+            window = best_window(near, curve, bounds)
             reason = DispatchReason.IN_TIME
-            least = min(WORTHWHILE * best.rate, self._shed_below(head, times, opening))
-            if window.rate < least and head.deadline_s <= best.deadline_s:
-                return Refusal(head, Reason.OVERLOADED)
-        members = near[window.first : window.end]
+        members = requests[window.first : window.end]
         complete = window.rows == self._max_rows
         formation = Formation(members, window.rows, reason, complete)
         if complete or not self._may_wait(head, times, opening):
@@ -284,6 +292,18 @@ class AdaptivePolicy:
         return self._held(formation, head, window.rate, grown_s, times, opening)
 
     # -- parts of a decision --------------------------------------------------------------------
+
+    def _gives_way(
+        self, head: Request, near: Neighbours, curve: Curve, bounds: Bounds, opening: Opening
+    ) -> bool:
+        """Whether the head, whose deadline cuts its batch down, costs the others more than it is
+        worth. Under overload most heads do: this is asked far more often than a batch runs."""
+        best = cheapest_group(near, curve, bounds)
+        if not bounds.too_late(best) or head.deadline_s > best.deadline_s:
+            return False
+        below = self._shed_below(head, self._timetable(curve, head.length), opening)
+        least = min(WORTHWHILE * best.rate, below)
+        return best_window(near, curve, bounds).rate < least
 
     def _in_order(
         self, group: Group, times: Timetable | None, start_s: float

@@ -52,6 +52,9 @@ from headrace_server.core.watchdog import LATE_S, LEAST_S, Watchdog
 MAX_ATTEMPTS = 2
 """Times that a request may be running when its worker is lost, before it is given up."""
 
+MOST_REFUSALS = 16
+"""Of one decision: each may be a search of its own, and other models share the event loop."""
+
 
 class Scheduler:
     """Decides who waits, who rides and who is refused, for one model on any number of workers."""
@@ -350,6 +353,7 @@ class Scheduler:
         self._awaits_idle = False
         self._rows_considered = 0
         queue, fleet = self._queue, self._fleet
+        refused = 0
         while queue.rows:
             worker = fleet.candidate(now)
             if worker is None:
@@ -359,6 +363,10 @@ class Scheduler:
             if isinstance(decision, Refusal):
                 queue.remove(decision.request)
                 actions.append(self._reject(decision.request, decision.reason))
+                refused += 1
+                if refused == MOST_REFUSALS:
+                    self._decide_at_s = now
+                    break
                 continue
             if isinstance(decision, Hold):
                 self._decide_at_s = decision.until_s

@@ -9,11 +9,18 @@ import pytest
 
 from headrace_server.core.adaptive import AdaptivePolicy
 from headrace_server.core.errors import Reason
-from headrace_server.core.events import BatchCompleted, BatchFailed, Drained, RequestCancelled
+from headrace_server.core.events import (
+    BatchCompleted,
+    BatchFailed,
+    Drained,
+    RequestCancelled,
+    TimeAdvanced,
+)
 from headrace_server.core.fleet import MAX_STAGE_LEAD_S, STAGE_LEAD_SHARE
-from headrace_server.core.policy import Decision, Opening, StaticPolicy, StaticSettings
+from headrace_server.core.policy import Decision, Opening, Refusal, StaticPolicy, StaticSettings
 from headrace_server.core.queue import Queue, QueueLimits
 from headrace_server.core.request import DispatchReason
+from headrace_server.core.scheduler import MOST_REFUSALS
 from headrace_server.core.watchdog import Watchdog
 from scheduler_driver import SchedulerDriver, dispatches, rejections
 
@@ -659,3 +666,17 @@ class TestNextWakeup:
         driver.advance_to(0.4)
         assert driver.settle() == []
         assert driver.scheduler.next_wakeup() == 0.5
+
+
+class TestRefusals:
+    def test_no_more_than_a_few_are_decided_at_once(self, drive: Drive) -> None:
+        class Refusing(StaticPolicy):
+            def form(self, queue: Queue, opening: Opening) -> Decision:
+                return Refusal(queue.most_urgent(), Reason.OVERLOADED)
+
+        driver = drive(policy=Refusing(StaticSettings(8)))
+        for request_id in range(MOST_REFUSALS + 3):
+            driver.submit(request_id)
+        assert len(driver.handle(TimeAdvanced())) == MOST_REFUSALS
+        assert driver.scheduler.next_wakeup() == driver.now, "the others are next"
+        assert len(driver.settle()) == 3
