@@ -462,10 +462,8 @@ class AdaptivePolicy:
         )
 
     def _shed_below(self, head: Request, times: Timetable, opening: Opening) -> float:
-        """The work per second below which a batch that is cut short loses its head; no more than
-        the largest batch that is possible does. None is asked of those who have all the time."""
-        if head.deadline_s == math.inf:
-            return 0.0
+        """The work per second below which a batch that is cut short loses its head, who has a
+        deadline; no more than the largest batch that is possible does."""
         possible = self._rows_possible(head, times, len(opening.free_s))
         return min(SHED_BELOW * self._need(opening), self._most(head, times, possible))
 
