@@ -7,17 +7,31 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from headrace_server.core.queue import DELAYED_LEVEL, Queue, QueueLimits, Urgency
+from headrace_server.core.queue import DELAYED, Queue, QueueLimits, Urgency, is_delayed
 from headrace_server.core.request import NOWHERE, Place, Request
 
 _PLACE = attrgetter("place")
 
 
 @dataclass(slots=True, eq=False)
+class _Ahead:
+    """A request that policies see: the place it would have among its tenant's own, where it begins
+    in virtual time, and what it is charged."""
+
+    request: Request
+    place: Place
+    start: float
+    cost: float
+
+
+_OWN_PLACE = attrgetter("place")
+
+
+@dataclass(slots=True, eq=False)
 class _Share:
-    """What one tenant has waiting. `behind` is in order of urgency; `ahead` holds what policies
-    see, with what it was charged, in the order of being let ahead. In virtual time the last of
-    those begins at `start`, and all of them end at `finish`."""
+    """What one tenant has waiting, in its order of urgency: first what is `ahead`, then what is
+    `behind`. In virtual time the last one ahead begins at `start`, and all of them end at
+    `finish`."""
 
     weight: float = 1.0
     start: float = 0.0
@@ -26,7 +40,7 @@ class _Share:
     nbytes: int = 0
     rows_ahead: int = 0
     behind: list[Request] = field(default_factory=list)
-    ahead: dict[int, tuple[Request, float]] = field(default_factory=dict)
+    ahead: dict[int, _Ahead] = field(default_factory=dict)
 
     def drop(self, request: Request) -> None:
         """Keep no books of this one any more."""
@@ -38,8 +52,8 @@ class _Share:
     def last_first(self) -> Iterator[Request]:
         """All of it, the one whose turn is last first."""
         yield from reversed(self.behind)
-        for request, _ in reversed(self.ahead.values()):
-            yield request
+        for entry in reversed(self.ahead.values()):
+            yield entry.request
 
 
 class FairQueue(Queue):
@@ -50,8 +64,11 @@ class FairQueue(Queue):
     *ahead*, `rows_ahead` rows or the one that exceeds them. Policies see those alone, in the order
     of their start tags: a request begins, in virtual time, where the one before it of its tenant
     ends, and not before the batch that left last began; it ends by its work over its tenant's
-    weight later. So the head of the next batch belongs to the tenant that has had the least for its
-    weight, others fill the batch up in the same order, and everybody pays for its own work.
+    weight later. One that comes and is more urgent than some of those begins where the first of
+    these did, and all of these later: tenants are fair to each other, and each as it is alone.
+
+    So the head of the next batch belongs to the tenant that has had the least for its weight,
+    others fill the batch up in the same order, and everybody pays for its own work.
 
     Bounds. While two tenants wait all the time, what each had of the device over its weight differs
     by no more than one request of each over its weight, and what was let ahead of each: nobody
@@ -100,8 +117,7 @@ class FairQueue(Queue):
                 super().push(request)
                 return
             self._share_out()
-        level, moment_s = self._urgency(request)
-        self._add_behind(self._share_of(request), request, (level, moment_s, request.id))
+        self._add(self._share_of(request), request, self._place_for(request))
         self._watch_deadline(request)
 
     def remove(self, request: Request) -> None:
@@ -126,12 +142,12 @@ class FairQueue(Queue):
         self._end_if_empty()
 
     def demote(self, request: Request) -> None:
-        """See `Queue.demote`: behind all others of its tenant, and of what is ahead."""
+        """See `Queue.demote`: behind all others of its tenant and level, and of what is ahead."""
         if not self._shares:
             super().demote(request)
             return
         share = self._take_out(request)
-        self._add_behind(share, request, (DELAYED_LEVEL, request.arrival_s, request.id))
+        self._add(share, request, self._place_for(request, delayed=True))
 
     def displace_for(self, request: Request) -> list[Request]:
         """Where there is no room for this request: whom to refuse instead of it, taken out already.
@@ -180,18 +196,21 @@ class FairQueue(Queue):
             return
         ahead = {r.id: r for group in self.groups() for r in group.requests}
         assert ahead == {
-            request.id: request
+            entry.request.id: entry.request
             for share in self._shares.values()
-            for request, _ in share.ahead.values()
+            for entry in share.ahead.values()
         }, "what is ahead is misfiled"
         for tenant, share in self._shares.items():
-            places = [request.place for request in share.behind]
+            places = [entry.place for entry in share.ahead.values()]
+            places += [request.place for request in share.behind]
             assert places == sorted(places), "the order of urgency is broken"
-            own = [*share.behind, *(request for request, _ in share.ahead.values())]
+            starts = [entry.start for entry in share.ahead.values()]
+            assert starts == sorted(starts), "somebody begins before who is more urgent"
+            own = [*share.behind, *(entry.request for entry in share.ahead.values())]
             assert all(request.tenant == tenant for request in own), "a tenant pays for another"
             assert share.count == len(own), "a tenant's requests are miscounted"
             assert share.nbytes == sum(r.nbytes for r in own), "a tenant's bytes are miscounted"
-            assert share.rows_ahead == sum(r.rows for r, _ in share.ahead.values())
+            assert share.rows_ahead == sum(e.request.rows for e in share.ahead.values())
             assert share.rows_ahead >= self._rows_ahead or not share.behind, "somebody is held back"
 
     def _share_out(self) -> None:
@@ -200,7 +219,7 @@ class FairQueue(Queue):
         self._empty()
         share = self._share_of(waiting[0])
         for request in waiting:
-            self._add_behind(share, request, request.place, let_ahead=False)
+            self._add_behind(share, request, request.place)
         self._let_ahead(share)
 
     def _share_of(self, request: Request) -> _Share:
@@ -210,9 +229,33 @@ class FairQueue(Queue):
         share.weight = request.weight
         return share
 
-    def _add_behind(
-        self, share: _Share, request: Request, place: Place, *, let_ahead: bool = True
-    ) -> None:
+    def _add(self, share: _Share, request: Request, place: Place) -> None:
+        """Where its urgency has it, ahead or behind."""
+        if not share.ahead or place > next(reversed(share.ahead.values())).place:
+            self._add_behind(share, request, place)
+            self._let_ahead(share)
+            return
+        entries = list(share.ahead.values())
+        overtaken = entries[bisect_left(entries, place, key=_OWN_PLACE) :]
+        for entry in overtaken:
+            super().remove_batch([entry.request])
+            del share.ahead[entry.request.id]
+            share.rows_ahead -= entry.request.rows
+        share.start = share.finish = overtaken[0].start
+        share.count += 1
+        share.nbytes += request.nbytes
+        self._begin(share, request, place)
+        for entry in overtaken:
+            self._begin(share, entry.request, entry.place)
+        # As many as before, the last of which were the first behind.
+        while overtaken and share.rows_ahead - overtaken[-1].request.rows >= self._rows_ahead:
+            last = overtaken.pop()
+            share.finish -= share.ahead[last.request.id].cost
+            super().remove_batch([last.request])
+            share.drop(last.request)
+            self._add_behind(share, last.request, last.place)
+
+    def _add_behind(self, share: _Share, request: Request, place: Place) -> None:
         request.place = place
         if not share.behind or share.behind[-1].place < place:
             share.behind.append(request)
@@ -222,14 +265,12 @@ class FairQueue(Queue):
         share.nbytes += request.nbytes
         self._count += 1
         self.nbytes += request.nbytes
-        if let_ahead:
-            self._let_ahead(share)
 
     def _take_out(self, request: Request) -> _Share:
         """Out of the queue without having run: what it was charged is given back."""
         share = self._shares[request.tenant]
         if request.id in share.ahead:
-            share.finish -= share.ahead[request.id][1]
+            share.finish -= share.ahead[request.id].cost
             super().remove_batch([request])
         else:
             del share.behind[bisect_left(share.behind, request.place, key=_PLACE)]
@@ -244,14 +285,16 @@ class FairQueue(Queue):
             request = share.behind.pop(0)
             self._count -= 1
             self.nbytes -= request.nbytes
-            # What was given back must not let a request begin before one that is more urgent.
-            share.start = max(self._virtual, share.finish, share.start)
-            cost = self._work_s(request) / share.weight
-            share.finish = share.start + cost
-            share.ahead[request.id] = request, cost
-            share.rows_ahead += request.rows
-            level = DELAYED_LEVEL if request.place[0] == DELAYED_LEVEL else 0
-            self._insert(request, (level, share.start, request.id))
+            self._begin(share, request, request.place)
+
+    def _begin(self, share: _Share, request: Request, place: Place) -> None:
+        # What was given back must not let a request begin before one that is more urgent.
+        share.start = max(self._virtual, share.finish, share.start)
+        cost = self._work_s(request) / share.weight
+        share.finish = share.start + cost
+        share.ahead[request.id] = _Ahead(request, place, share.start, cost)
+        share.rows_ahead += request.rows
+        self._insert(request, (DELAYED if is_delayed(place) else 0, share.start, request.id))
 
     def _end_if_empty(self) -> None:
         if not self._count:

@@ -12,11 +12,23 @@ from operator import attrgetter
 
 from headrace_server.core.request import NOWHERE, Place, Request
 
-DELAYED_LEVEL = 2**64
-"""Behind every real priority level (they end at 2^64 - 1): where late, delayed requests wait."""
-
 Urgency = tuple[int, float]
 """A level, lower ones first, and within it a moment, earlier ones first."""
+
+DELAYED = 1
+"""Places are in ranks, two for each level: who is late and delayed stands in the odd one, behind
+all others of his level and before all of the next (as Triton's delayed requests do)."""
+
+
+def rank_of(level: int) -> int:
+    """Where requests of this level stand who are not delayed."""
+    return 2 * level
+
+
+def is_delayed(place: Place) -> bool:
+    """Whether that is a place of delayed requests."""
+    return place[0] % 2 == DELAYED
+
 
 _PLACE = attrgetter("place")
 
@@ -160,7 +172,7 @@ class Queue:
         self._groups: dict[Hashable, Group] = {}
         self._heads: list[tuple[Place, Request]] = []
         self._deadlines: list[tuple[float, int, Request]] = []
-        self._levels: Counter[int] = Counter()
+        self._ranks: Counter[int] = Counter()
         self._levels_matter = limits.bounds_levels
         self.rows = 0
         self.nbytes = 0
@@ -188,12 +200,12 @@ class Queue:
         bound = limits.max_requests_by_level.get(
             request.priority, limits.default_max_requests_by_level
         )
-        return bound == 0 or self._levels[self._urgency(request)[0]] < bound
+        rank = rank_of(self._urgency(request)[0])
+        return bound == 0 or self._ranks[rank] + self._ranks[rank + DELAYED] < bound
 
     def push(self, request: Request) -> None:
         """Add a request at its place."""
-        level, moment_s = self._urgency(request)
-        self._insert(request, (level, moment_s, request.id))
+        self._insert(request, self._place_for(request))
         self._watch_deadline(request)
 
     def remove(self, request: Request) -> None:
@@ -219,14 +231,14 @@ class Queue:
             self._note_head(group)
         if self._levels_matter:
             for request in requests:
-                self._leave_level(request.place[0])
+                self._leave_rank(request.place[0])
         for request in requests:
             request.place = NOWHERE
 
     def demote(self, request: Request) -> None:
-        """Put a waiting request behind all others, for good."""
+        """Put a waiting request behind all others of its level, for good."""
         self.remove(request)
-        self._insert(request, (DELAYED_LEVEL, request.arrival_s, request.id))
+        self._insert(request, self._place_for(request, delayed=True))
 
     def most_urgent(self) -> Request:
         """The request that anchors the next batch. The queue must not be empty."""
@@ -271,12 +283,18 @@ class Queue:
         assert self.rows == sum(g.rows for g in self._groups.values()), "rows are miscounted"
         assert self.nbytes == sum(r.nbytes for r in waiting), "bytes are miscounted"
         if self._levels_matter:
-            levels = Counter(r.place[0] for r in waiting)
-            assert self._levels == levels, "levels are miscounted"
+            ranks = Counter(r.place[0] for r in waiting)
+            assert self._ranks == ranks, "levels are miscounted"
         watched = {entry[1] for entry in self._deadlines}
         for request in waiting:
             timed = request.deadline_s != math.inf and _awaits_deadline(request)
             assert not timed or request.id in watched, "a deadline is not watched"
+
+    def _place_for(self, request: Request, *, delayed: bool = False) -> Place:
+        level, moment_s = self._urgency(request)
+        if delayed:
+            return rank_of(level) + DELAYED, request.arrival_s, request.id
+        return rank_of(level), moment_s, request.id
 
     def _insert(self, request: Request, place: Place) -> None:
         request.place = place
@@ -287,7 +305,7 @@ class Queue:
         if group.requests[0] is request:
             self._note_head(group)
         if self._levels_matter:
-            self._levels[place[0]] += 1
+            self._ranks[place[0]] += 1
         self._count += 1
         self.rows += request.rows
         self.nbytes += request.nbytes
@@ -307,10 +325,10 @@ class Queue:
         self._heads.clear()
         self._count = self.rows = self.nbytes = 0
 
-    def _leave_level(self, level: int) -> None:
-        self._levels[level] -= 1
-        if not self._levels[level]:
-            del self._levels[level]  # callers choose levels, and there are 2^64 of them
+    def _leave_rank(self, rank: int) -> None:
+        self._ranks[rank] -= 1
+        if not self._ranks[rank]:
+            del self._ranks[rank]  # callers choose levels, and there are 2^64 of them
 
     def _note_head(self, group: Group) -> None:
         head = group.head
@@ -321,5 +339,5 @@ class Queue:
 
 
 def _awaits_deadline(request: Request) -> bool:
-    """Whether it waits, and not behind all others already."""
-    return request.place is not NOWHERE and request.place[0] != DELAYED_LEVEL
+    """Whether it waits, and is not delayed already."""
+    return request.place is not NOWHERE and not is_delayed(request.place)

@@ -35,8 +35,8 @@ class Request:
         arrival_s: moment of arrival on the engine's clock.
         deadline_s: absolute moment by which the answer must have left; infinite when none.
         late_reason: what the client is told when the deadline passes in the queue.
-        delay_when_late: a request past its deadline goes behind all others instead of being
-            refused (Triton's queue policy DELAY).
+        delay_when_late: a request past its deadline goes behind all others of its level instead of
+            being refused (Triton's queue policy DELAY).
         priority: level, 1 is the most urgent.
         tenant: on whose behalf; empty where nobody tells callers apart.
         weight: of that tenant beside others, above 0.

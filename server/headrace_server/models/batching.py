@@ -31,7 +31,7 @@ class QueuePolicy:
 
     ``default_timeout_s`` None means no timeout; ``max_queue_size`` 0 means no bound of its own.
     A request that has waited too long is refused (``reject``) or goes behind all others
-    (``delay``).
+    of its level (``delay``).
     """
 
     timeout_action: Literal["reject", "delay"] = "reject"

@@ -16,7 +16,7 @@ from headrace_server.core.cost import CostModel
 from headrace_server.core.errors import Reason
 from headrace_server.core.events import Reject
 from headrace_server.core.fairness import FairQueue
-from headrace_server.core.queue import DELAYED_LEVEL, Queue, QueueLimits, by_level_and_arrival
+from headrace_server.core.queue import Queue, QueueLimits, by_level_and_arrival, is_delayed
 from headrace_server.core.request import Request
 from scheduler_driver import SchedulerDriver, make_request, rejections
 
@@ -152,7 +152,7 @@ def test_what_was_delayed_before_others_came_stays_behind() -> None:
     fill(queue, "a", 3, first=1)
     queue.demote(queue.most_urgent())
     fill(queue, "b", 1, first=11)
-    assert [r.id for r in queue if r.place[0] == DELAYED_LEVEL] == [1]
+    assert [r.id for r in queue if is_delayed(r.place)] == [1]
     assert [batch[0].id for batch in served(queue)][-1] == 1
 
 
@@ -280,14 +280,59 @@ def test_one_tenant_finds_the_queue_that_it_always_found(
         assert not shared.shared
 
 
-def test_who_is_put_back_behind_the_others_is_not_taken_for_the_head_it_was() -> None:
+def test_who_is_put_back_goes_before_those_of_its_tenant_that_came_later() -> None:
     queue = fair(ahead=1)
     first, *_ = requests = [make_request(i, tenant="a", at=0.0, key=i) for i in range(3)]
     for request in [*requests, make_request(9, tenant="b", at=0.0, key=9)]:
         queue.push(request)
     assert queue.most_urgent() is first
     queue.remove_batch([first])
-    # Its moment of arrival, the start of a process's time, is the start of virtual time, too.
     queue.push(first)
     queue.check_invariants()
-    assert ids(batch[0] for batch in served(queue)) == [9, 1, 0, 2]
+    assert ids(batch[0] for batch in served(queue)) == [9, 0, 1, 2]
+
+
+def test_what_is_urgent_goes_before_its_tenants_own_bulk_and_is_paid_for_all_the_same() -> None:
+    queue = fair()
+    fill(queue, "a", 40, first=1)
+    fill(queue, "b", 40, first=101)
+    assert tenants(queue, 4) == "abab"
+    urgent = [make_request(i, tenant="a", at=-1.0) for i in range(201, 205)]
+    for request in urgent:
+        queue.push(request)
+        queue.check_invariants()
+    served_next = ids(batch[0] for batch in islice(served(queue), 8))
+    assert [i for i in served_next if i < 101 or i > 200] == [201, 202, 203, 204]
+    assert sum(100 < i <= 200 for i in served_next) == 4, "the other tenant has its half"
+    assert ids(batch[0] for batch in served(queue) if batch[0].tenant == "a") == list(range(3, 41))
+
+
+def test_what_is_late_and_delayed_keeps_nothing_fresh_of_its_tenant_behind() -> None:
+    queue = fair()
+    fill(queue, "a", 2 * AHEAD, first=1)
+    fill(queue, "b", 100, first=101)
+    for request in [r for r in queue if r.tenant == "a"]:
+        queue.demote(request)
+    queue.check_invariants()
+    queue.push(make_request(201, tenant="a", at=99.0))
+    queue.check_invariants()
+    assert 201 in ids(batch[0] for batch in islice(served(queue), 2 * AHEAD))
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9), st.integers(1, 3))), st.data())
+def test_each_tenants_own_go_in_order_of_urgency(
+    arrivals: list[tuple[str, int, int]], data: st.DataObject
+) -> None:
+    queue = fair(ahead=data.draw(st.integers(1, 6)))
+    waiting: list[Request] = []
+    for request_id, (tenant, at, rows) in enumerate(arrivals):
+        if waiting and data.draw(st.booleans()):
+            head = queue.most_urgent()
+            own = [r for r in waiting if r.tenant == head.tenant]
+            assert head is min(own, key=lambda r: (r.priority, r.arrival_s, r.id))
+            queue.remove_batch([head])
+            waiting.remove(head)
+        request = make_request(request_id, tenant=tenant, at=float(at), rows=rows)
+        queue.push(request)
+        waiting.append(request)
+        queue.check_invariants()

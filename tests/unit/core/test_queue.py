@@ -187,16 +187,31 @@ class TestDeadlines:
         queue.push(returned)
         assert [r.id for r in queue.expire(2.0)] == [1, 2]
 
-    def test_a_demoted_request_goes_behind_all_others_and_is_not_named_again(self) -> None:
+    def test_a_demoted_request_goes_behind_all_others_of_its_level_and_is_not_named_again(
+        self,
+    ) -> None:
         queue = Queue(QueueLimits())
         late = make_request(1, deadline_s=1.0, priority=1)
         queue.push(late)
-        queue.push(make_request(2, priority=2**64 - 1))
+        queue.push(make_request(2, priority=1))
+        queue.push(make_request(3, priority=2**64 - 1))
         queue.demote(late)
-        assert ids(queue) == [2, 1]
-        assert [r.id for r in queue.group("a").requests] == [2, 1]
+        assert ids(queue) == [2, 1, 3]
+        assert [r.id for r in queue.group("a").requests] == [2, 1, 3]
         assert queue.next_deadline_s() == math.inf
         assert queue.expire(2.0) == []
+
+    def test_a_demoted_request_counts_where_its_level_is_bounded(self) -> None:
+        queue = Queue(QueueLimits(max_requests_by_level={1: 2}))
+        late = make_request(1, deadline_s=1.0, priority=1)
+        queue.push(late)
+        queue.demote(late)
+        queue.push(make_request(2, priority=1))
+        assert not queue.has_room_for(make_request(3, priority=1))
+        assert queue.has_room_for(make_request(3, priority=2))
+        queue.remove(late)
+        queue.check_invariants()
+        assert queue.has_room_for(make_request(3, priority=1))
 
     def test_memory_does_not_grow_with_requests_that_left_long_before_their_deadline(self) -> None:
         queue = Queue(QueueLimits())

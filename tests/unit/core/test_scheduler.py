@@ -321,16 +321,19 @@ class TestRefusal:
         driver.complete(0)
         assert driver.outcomes == {1: "completed"}
 
-    def test_a_late_request_may_go_behind_all_others_instead(self, drive: Drive) -> None:
+    def test_a_late_request_may_go_behind_all_others_of_its_level_instead(
+        self, drive: Drive
+    ) -> None:
         driver = drive(max_batch_size=1)
         driver.submit(1)
         driver.submit(2)
         driver.settle()
         driver.submit(3, deadline_s=1.0, delay=True)
-        driver.submit(4, priority=9)
-        assert driver.waiting == [3, 4]
+        driver.submit(4)
+        driver.submit(5, priority=9)
+        assert driver.waiting == [3, 4, 5]
         assert driver.advance_to(1.0) == []
-        assert driver.waiting == [4, 3]
+        assert driver.waiting == [4, 3, 5]
         assert dispatches(driver.complete(0)) == [[4]]
         assert dispatches(driver.complete(1)) == [[3]]
 
