@@ -98,7 +98,7 @@ bench-sim-validate: install  ## The simulator against the real server, on the sa
 	$(BIN)/python -m bench.simulate.validate --out docs
 
 clean:  ## Remove what the targets made
-	rm -rf .venv .venv-triton .venv-peers repository .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-triton .venv-peers repository/digits repository/sentences .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
