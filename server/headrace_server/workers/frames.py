@@ -9,6 +9,7 @@ users' code.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 import msgspec
 
@@ -201,11 +202,11 @@ class FrameSplitter:
         self._buffer = bytearray()
         self._max_bytes = max_bytes
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Bodies completed by these bytes, in order. Raises `FrameError` on an absurd length."""
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Bodies completed by these bytes, in order. Raises `FrameError` on an absurd length, after
+        what came before it."""
         buffer = self._buffer
         buffer += data
-        bodies = []
         start = 0
         while len(buffer) - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(buffer, start)
@@ -214,7 +215,6 @@ class FrameSplitter:
             end = start + _LENGTH.size + length
             if len(buffer) < end:
                 break
-            bodies.append(bytes(buffer[start + _LENGTH.size : end]))
+            yield bytes(buffer[start + _LENGTH.size : end])
             start = end
         del buffer[:start]
-        return bodies

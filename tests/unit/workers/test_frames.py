@@ -44,7 +44,7 @@ TO_WORKER: list[frames.ToWorker] = [
 
 
 def bodies(data: bytes) -> list[bytes]:
-    return FrameSplitter().feed(data)
+    return list(FrameSplitter().feed(data))
 
 
 @pytest.mark.parametrize("message", FROM_WORKER, ids=lambda m: type(m).__name__)
@@ -81,6 +81,13 @@ def test_a_stream_of_single_bytes_is_enough() -> None:
 def test_an_absurd_length_is_refused_before_its_bytes_come() -> None:
     with pytest.raises(FrameError, match=f"at most {frames.MAX_FRAME_BYTES} expected"):
         bodies(struct.pack("<I", frames.MAX_FRAME_BYTES + 1))
+
+
+def test_what_came_before_it_counts() -> None:
+    received = FrameSplitter().feed(frames.encode(frames.Stop()) + b"\xff" * 64)
+    assert frames.decode_to_worker(next(received)) == frames.Stop()
+    with pytest.raises(FrameError):
+        next(received)
 
 
 def test_the_largest_length_is_waited_for() -> None:
