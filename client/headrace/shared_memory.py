@@ -5,12 +5,12 @@ No input or output but that on the memory itself: the clients register it with t
 
 from __future__ import annotations
 
-import math
 import mmap
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -34,15 +34,16 @@ class SharedMemory:
     Made by `shared_memory` of a client, and used with that client until the `with` block ends. Not
     safe to allocate from in several threads at once.
 
-    It has a name in the file system only while the server opens it, so nothing stays behind
-    whatever ends this process. Only the user who made it may open it: the server runs as the same
-    one, or as root.
+    It has a name in the file system only until the server has opened it; from then on nothing
+    stays behind, whatever ends this process. One that is killed (SIGKILL) before that leaves a file
+    of this size in `/dev/shm`, `headrace-` and its process id. Only the user who made it may open
+    it: the server runs as the same one, or as root.
 
     Args:
         nbytes: its size; all of it is taken from the machine's memory at once.
 
     Raises:
-        InvalidInput: this system has no such memory, or not so much.
+        InvalidInput: this is no size, or this system has no such memory, or not so much.
 
     Example:
         >>> with client.shared_memory(1 << 20) as memory:
@@ -52,43 +53,63 @@ class SharedMemory:
     """
 
     def __init__(self, nbytes: int) -> None:
-        if nbytes < 1:
+        try:
+            self.nbytes = index(nbytes)
+        except TypeError:
+            raise InvalidInput(f"expected a whole number of bytes, got {nbytes!r}") from None
+        if self.nbytes < 1:
             raise InvalidInput(f"expected at least 1 byte of shared memory, got {nbytes}")
         if not os.path.isdir(_DIRECTORY):
             raise InvalidInput(f"shared memory needs {_DIRECTORY}, which this system lacks")
         self.name = f"headrace-{os.getpid()}-{secrets.token_hex(8)}"
-        self.nbytes = nbytes
         self._path = os.path.join(_DIRECTORY, self.name)
         self._used = 0
         try:
-            self._map: mmap.mmap | None = _mapped(self._path, nbytes)
-        except OSError as error:
+            self._map: mmap.mmap | None = _mapped(self._path, self.nbytes)
+            self._begin = np.frombuffer(self._map, np.uint8).__array_interface__["data"][0]
+        except (OSError, OverflowError) as error:
             self.unlink()
+            reason = getattr(error, "strerror", None) or error
             raise InvalidInput(
-                f"expected room for {nbytes} bytes in {_DIRECTORY}: {error.strerror}"
+                f"expected room for {nbytes} bytes in {_DIRECTORY}: {reason}"
             ) from None
-        self._begin = np.frombuffer(self._map, np.uint8).__array_interface__["data"][0]
+        except BaseException:  # Ctrl-C: much memory takes long
+            self.unlink()
+            raise
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32) -> Array:
         """An array of its own in this memory, with anything in it, as from `numpy.empty`.
 
         Give it to `infer` as an input, or in `into`, and its contents are not sent.
 
+        The elements of a BYTES tensor lie elsewhere: for an output of that datatype take bytes
+        (`np.uint8`), as many as the answer may have on the wire.
+
         Raises:
-            InvalidInput: so much is not left, or the `with` block has ended.
+            InvalidInput: there is no such array, so much is not left, or the `with` block has
+                ended.
         """
         if self._map is None:
             raise InvalidInput("expected an array before the end of its memory's with block")
-        kind = np.dtype(dtype)
-        size = math.prod((shape,) if isinstance(shape, int) else shape) * kind.itemsize
+        try:
+            array = np.broadcast_to(np.empty((), dtype), shape)  # one element, whatever the shape
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(
+                f"expected a shape and a dtype that numpy has, got {shape!r} and {dtype!r}: {error}"
+            ) from None
+        if array.dtype.hasobject:  # pointers, which are not the server's to write
+            raise InvalidInput(
+                "expected a dtype whose elements hold their bytes, such as np.uint8 for BYTES, "
+                f"got {array.dtype}"
+            )
         begin = -(-self._used // _ALIGNMENT) * _ALIGNMENT
-        if size < 0 or begin + size > self.nbytes:
+        if begin + array.nbytes > self.nbytes:
             raise InvalidInput(
                 f"expected at most {max(0, self.nbytes - begin)} bytes, which are left of "
-                f"{self.nbytes}, got an array of {size}"
+                f"{self.nbytes}, got an array of {array.nbytes}"
             )
-        self._used = begin + size
-        return np.ndarray(shape, kind, self._map, begin)
+        self._used = begin + array.nbytes
+        return np.ndarray(array.shape, array.dtype, self._map, begin)
 
     def offset_of(self, array: Array) -> int | None:
         """Where the array begins in this memory; None if it lies elsewhere or in pieces."""

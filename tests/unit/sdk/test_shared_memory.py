@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,10 @@ def memory() -> Iterator[SharedMemory]:
 
 def sent(memory: SharedMemory, array: np.ndarray) -> pb.ModelInferRequest:
     return infer_request("m", arrays_to_send("m", {"x": array}, None), memories=[memory])
+
+
+def names_of_this_process() -> list[str]:
+    return [name for name in os.listdir(DIRECTORY) if name.startswith(f"headrace-{os.getpid()}-")]
 
 
 def place(tensor: object) -> tuple[str, int, int]:
@@ -69,7 +74,7 @@ def test_an_array_outlives_its_memory(memory: SharedMemory) -> None:
         memory.empty(1)
 
 
-@pytest.mark.parametrize("shape", [1_001, (1_000, 2), -1])
+@pytest.mark.parametrize("shape", [1_001, (1_000, 2), (2**40,)])
 def test_more_than_is_left_is_refused_with_what_is(
     memory: SharedMemory, shape: int | tuple[int, ...]
 ) -> None:
@@ -78,13 +83,47 @@ def test_more_than_is_left_is_refused_with_what_is(
         memory.empty(shape, np.uint8)
 
 
-@pytest.mark.parametrize("nbytes", [0, -1, 1 << 62])
-def test_memory_that_there_is_not_is_refused_and_leaves_no_name(nbytes: int) -> None:
-    before = set(os.listdir(DIRECTORY))
+def test_whole_numbers_of_numpy_are_shapes_and_sizes() -> None:
+    memory = SharedMemory(np.int64(100))  # type: ignore[arg-type]
+    memory.unlink()
+    assert memory.registration().byte_size == 100
+    assert memory.empty(np.int64(3)).shape == (3,)  # type: ignore[arg-type]
+    assert memory.empty((np.int64(2), 1)).shape == (2, 1)
+
+
+@pytest.mark.parametrize("shape", [-1, (2, -1), 1.5, (1.5,), "ab", 2**64, (0, 2**62, 4), [1] * 99])
+def test_a_shape_that_is_none_is_refused(memory: SharedMemory, shape: Any) -> None:
+    with pytest.raises(InvalidInput, match="expected a shape and a dtype that numpy has, got"):
+        memory.empty(shape)
+
+
+@pytest.mark.parametrize("dtype", [object, [("number", "i4"), ("any", object)]])
+def test_pointers_are_not_for_a_server_to_write(memory: SharedMemory, dtype: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"such as np\.uint8 for BYTES, got"):
+        memory.empty(2, dtype)
+
+
+def test_a_dtype_that_is_none_is_refused(memory: SharedMemory) -> None:
+    with pytest.raises(InvalidInput, match="got 1 and 'float99'"):
+        memory.empty(1, "float99")
+
+
+@pytest.mark.parametrize("nbytes", [0, -1, 1 << 62, 1 << 64, 1.5, "1", None])
+def test_memory_that_there_is_not_is_refused_and_leaves_no_name(nbytes: Any) -> None:
     with pytest.raises(InvalidInput, match="expected"):
         SharedMemory(nbytes)
-    left = set(os.listdir(DIRECTORY)) - before
-    assert not [name for name in left if name.startswith(f"headrace-{os.getpid()}-")]
+    assert not names_of_this_process()
+
+
+def test_ctrl_c_while_memory_is_taken_leaves_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        assert names_of_this_process()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "posix_fallocate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        SharedMemory(100)
+    assert not names_of_this_process()
 
 
 def test_a_system_without_such_memory_is_told_so(
