@@ -423,7 +423,7 @@ class StreamPool(Generic[AnyStream]):
         self._models: set[tuple[str, str]] = set()
         self._opening = False
         self._opened_s: dict[AnyStream, float] = {}
-        self._failures = 0
+        self._pause_s = FIRST_PAUSE_S
         self._next_s = 0.0
 
     def choose(self, request: pb.ModelInferRequest) -> AnyStream | None:
@@ -483,13 +483,12 @@ class StreamPool(Generic[AnyStream]):
         """The stream is over."""
         self.streams.remove(stream)
         if self._clock() - self._opened_s.pop(stream) >= STABLE_S:
-            self._failures = 0
+            self._pause_s = FIRST_PAUSE_S
         self._pause()
 
     def _pause(self) -> None:
-        pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 4.0**self._failures)
-        self._failures += 1
-        self._next_s = self._clock() + pause_s
+        self._next_s = self._clock() + self._pause_s
+        self._pause_s = min(LONGEST_PAUSE_S, 4 * self._pause_s)
 
 
 def _in_flight(stream: Stream) -> int:

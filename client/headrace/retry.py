@@ -65,13 +65,17 @@ class RetryPolicy:
         """
         if attempt >= self.max_attempts or not _makes_sense(error):
             return None
-        ceiling_s = min(
-            self.max_backoff_s, self.initial_backoff_s * self.multiplier ** (attempt - 1)
-        )
-        delay_s = (error.retry_after_s or 0.0) + random.uniform(0.0, ceiling_s)
+        delay_s = (error.retry_after_s or 0.0) + random.uniform(0.0, self._ceiling_s(attempt))
         if remaining_s is not None and delay_s >= remaining_s:
             return None
         return delay_s
+
+    def _ceiling_s(self, attempt: int) -> float:
+        try:
+            growth = self.multiplier ** (attempt - 1)
+            return min(self.max_backoff_s, self.initial_backoff_s * growth)
+        except OverflowError:
+            return self.max_backoff_s if self.initial_backoff_s else 0.0
 
 
 DEFAULT_RETRY = RetryPolicy()

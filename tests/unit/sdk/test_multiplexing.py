@@ -356,6 +356,16 @@ def test_streams_that_cannot_be_opened_are_tried_less_and_less(
     assert pauses == [0, 1, 4, 16, 64, 256, LONGEST_PAUSE_S]
 
 
+def test_streams_that_can_never_be_opened_are_tried_for_ever(
+    pool: StreamPool[Open], clock: Time
+) -> None:
+    pool.answered_alone(request())
+    for _ in range(1_000):
+        assert pool.should_open()
+        pool.failed()
+        clock.now += LONGEST_PAUSE_S
+
+
 def test_stream_that_lasted_does_not_speak_against_the_next(
     pool: StreamPool[Open], clock: Time
 ) -> None:

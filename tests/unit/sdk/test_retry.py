@@ -58,6 +58,17 @@ def test_waits_are_spread_over_the_whole_range() -> None:
     assert min(quarters) > 200
 
 
+@pytest.mark.parametrize("multiplier", [2.0, 2])
+@pytest.mark.parametrize(("initial_backoff_s", "ceiling_s"), [(0.1, 0.3), (0.0, 0.0)])
+def test_after_any_number_of_attempts_the_ceiling_stays(
+    multiplier: float, initial_backoff_s: float, ceiling_s: float
+) -> None:
+    endless = RetryPolicy(10**9, initial_backoff_s, 0.3, multiplier)
+    for attempt in (1_024, 1_025, 5_000):
+        delay_s = endless.delay(attempt, UNREACHABLE, None, Random(1))
+        assert delay_s == Random(1).uniform(0.0, ceiling_s)
+
+
 def test_attempts_are_bounded() -> None:
     assert POLICY.delay(4, UNREACHABLE, None, Random(1)) is not None
     assert POLICY.delay(5, UNREACHABLE, None, Random(1)) is None
