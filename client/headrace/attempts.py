@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from random import Random
 from types import EllipsisType
 from typing import TypeAlias
 
-from headrace.errors import ServerError
+from headrace.errors import InvalidInput, ServerError
 from headrace.retry import RetryPolicy
 
-__all__ = ["Attempts", "Timeout"]
+__all__ = ["MAX_TIMEOUT_S", "Attempts", "Timeout"]
 
 Timeout: TypeAlias = float | EllipsisType | None
 """Seconds that a call may take: `...` for the client's default, None for no limit."""
+
+MAX_TIMEOUT_S = 1e9
+"""32 years; more is no limit. gRPC's own count overflows at about 7e9: such a deadline is over."""
 
 
 class Attempts:
@@ -23,6 +27,9 @@ class Attempts:
     Both clients drive it: take `remaining_s` as the deadline of an attempt, hand a failure to
     `delay_after`, and wait. A call that needs a second one to be made (the model's metadata)
     shares these attempts with it, so that the caller's timeout bounds both together.
+
+    Raises:
+        InvalidInput: the timeout is NaN.
     """
 
     __slots__ = ("_clock", "_deadline", "_failed", "_policy", "_random")
@@ -37,7 +44,12 @@ class Attempts:
         self._policy = policy
         self._random = random
         self._clock = clock
-        self._deadline = None if timeout_s is None else clock() + timeout_s
+        self._deadline: float | None = None
+        if timeout_s is not None:
+            if math.isnan(timeout_s):
+                raise InvalidInput(f"expected a timeout in seconds, got {timeout_s}")
+            if timeout_s <= MAX_TIMEOUT_S:
+                self._deadline = clock() + timeout_s
         self._failed = 0
 
     def remaining_s(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from random import Random
 
 import grpc
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.attempts import Attempts
-from headrace.errors import InvalidRequest, ServerError, Unavailable
+from headrace.attempts import MAX_TIMEOUT_S, Attempts
+from headrace.errors import InvalidInput, InvalidRequest, ServerError, Unavailable
 from headrace.retry import RetryPolicy
 
 UNREACHABLE = Unavailable(grpc.StatusCode.UNAVAILABLE, "connection refused")
@@ -98,3 +99,19 @@ def test_all_attempts_share_one_deadline() -> None:
     now_s = 103.0
     assert attempts.remaining_s() == 0.0
     assert Attempts(POLICY, None, Random(1)).remaining_s() is None
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "remaining_s"),
+    [(MAX_TIMEOUT_S, MAX_TIMEOUT_S), (1e10, None), (math.inf, None), (-math.inf, 0.0)],
+)
+def test_a_timeout_beyond_what_grpc_can_count_is_no_limit(
+    timeout_s: float, remaining_s: float | None
+) -> None:
+    attempts = Attempts(POLICY, timeout_s, Random(1), clock=lambda: 0.0)
+    assert attempts.remaining_s() == remaining_s
+
+
+def test_a_timeout_that_is_no_number_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="expected a timeout in seconds, got nan"):
+        Attempts(POLICY, math.nan, Random(1))
