@@ -88,6 +88,8 @@ _NUMBERS = {
 _TEXT_KINDS = frozenset("SUOT")
 # What a Python value may become: a number turns into one that can say more, never into less.
 _RANK = {"b": 0, "u": 1, "i": 1, "f": 2}
+_WHOLE = (int, np.integer)
+_MEMBERS = {"b": (), "u": _WHOLE, "i": _WHOLE, "f": (*_WHOLE, float, np.floating)}
 
 _LENGTH = struct.Struct("<I")
 
@@ -153,13 +155,18 @@ def array_of(value: object, datatype: str) -> Array:
     if natural.size == 0:
         return natural.astype(dtype)
     if _RANK.get(natural.dtype.kind, 3) > _RANK[dtype.kind]:
-        raise TensorError(f"expected {datatype} elements, got {natural.dtype}")
+        # For whole numbers that none of its integers can hold together numpy takes floats, or
+        # objects: [2**63, 1] and [2**64].
+        numbers = np.array(value, dtype=object)
+        if not all(isinstance(number, _MEMBERS[dtype.kind]) for number in numbers.flat):
+            raise TensorError(f"expected {datatype} elements, got {natural.dtype}")
+        natural = numbers
     if dtype.kind in "ui":
         _check_range(natural, datatype, dtype)
     try:
         with np.errstate(over="raise"):
             return natural.astype(dtype)
-    except FloatingPointError:
+    except (FloatingPointError, OverflowError):
         raise TensorError(
             f"expected {datatype} elements, got {np.abs(natural).max()}, which is out of range"
         ) from None

@@ -128,7 +128,7 @@ def checked_array(value: object, tensor: TensorMetadata) -> Array:
     """
     try:
         array = array_of(value, tensor.datatype)
-    except (TensorError, OverflowError) as error:
+    except TensorError as error:
         raise CommandError(f"input '{tensor.name}': {error}", USAGE) from None
     if tensor.datatype == "BYTES" and not all(isinstance(v, str) for v in array.ravel().tolist()):
         raise CommandError(f"input '{tensor.name}': expected text in even rows", USAGE)
