@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -14,10 +15,13 @@ import grpc
 from headrace.channels import ChannelOptions, channel_options
 from headrace.errors import InvalidInput
 
-__all__ = ["OPEN_ACCESS", "Access", "Tls", "access_of"]
+__all__ = ["OPEN_ACCESS", "Access", "Tls", "access_of", "metadata_of"]
 
 _File: TypeAlias = str | os.PathLike[str]
 _Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
+
+_KEY = re.compile(r"[a-z0-9_.-]+")
+_PRINTABLE = re.compile(r"[ -~]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,13 @@ class Access:
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
     def channel(self, target: str, options: ChannelOptions = ()) -> grpc.Channel:
-        """A channel for threads. Raises `InvalidInput` for files that make no TLS."""
+        """A channel for threads.
+
+        Raises:
+            InvalidInput: files make no TLS, or the target is no text.
+        """
         credentials, chosen = self._credentials(), channel_options(options)
+        _check_target(target)
         if credentials is None:
             return grpc.insecure_channel(target, chosen)
         return grpc.secure_channel(target, credentials, chosen)
@@ -84,6 +93,7 @@ class Access:
     def aio_channel(self, target: str, options: ChannelOptions = ()) -> grpc.aio.Channel:
         """The same for asyncio."""
         credentials, chosen = self._credentials(), channel_options(options)
+        _check_target(target)
         if credentials is None:
             return grpc.aio.insecure_channel(target, chosen)
         return grpc.aio.secure_channel(target, credentials, chosen)
@@ -110,6 +120,42 @@ def access_of(
         raise InvalidInput("expected a token of printable ASCII characters without spaces")
     chosen = tls if isinstance(tls, Tls) else Tls() if tls else None
     return Access(chosen, token, credentials)
+
+
+def metadata_of(metadata: Mapping[str, str | bytes]) -> _Metadata:
+    """The pairs of a client's metadata, checked as gRPC would check them at each call.
+
+    Raises:
+        InvalidInput: one of them cannot travel; its value, which may be a secret, is not told.
+    """
+    for key, value in metadata.items():
+        if not _KEY.fullmatch(key):
+            raise InvalidInput(
+                "expected metadata with keys of lower-case letters, digits, '-', '_' and '.', "
+                f"got {key!r}"
+            )
+        if key.endswith("-bin"):
+            if not isinstance(value, bytes):
+                raise InvalidInput(f"metadata '{key}': expected bytes, got {type(value).__name__}")
+            continue
+        if not isinstance(value, str | bytes):
+            raise InvalidInput(
+                f"metadata '{key}': expected str or bytes, got {type(value).__name__}"
+            )
+        text = value if isinstance(value, str) else value.decode("latin-1")
+        if not _PRINTABLE.fullmatch(text):
+            raise InvalidInput(
+                f"metadata '{key}': expected printable ASCII characters, got others, "
+                "which need bytes and a key that ends in '-bin'"
+            )
+    return tuple(metadata.items())
+
+
+def _check_target(target: str) -> None:
+    try:
+        target.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"target: expected text that UTF-8 can express: {error}") from None
 
 
 def _check(file: _File, what: str, load: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 import grpc
 
 from headrace import messages
-from headrace.access import Tls, access_of
+from headrace.access import Tls, access_of, metadata_of
 from headrace.aio_streams import AsyncStreams
 from headrace.answers import (
     IndexEntry,
@@ -75,7 +75,8 @@ class AsyncClient:
 
     Raises:
         RuntimeError: no event loop runs.
-        InvalidInput: `tls` names files that cannot be used, or `token` is none.
+        InvalidInput: `tls` names files that cannot be used, `token` is none, or `target` or
+            `metadata` cannot be sent.
 
     Example:
         >>> async with AsyncClient("127.0.0.1:8001") as client:
@@ -99,12 +100,12 @@ class AsyncClient:
         asyncio.get_running_loop()  # gRPC would bind to a loop that nobody runs
         access = access_of(tls, token, credentials)
         self._channel = access.aio_channel(target, options)
-        self._call_metadata = (*access.metadata, *(metadata or {}).items())
         self._stub = GRPCInferenceServiceStub(self._channel)
         self._explanation_stub = ExplanationServiceStub(self._channel)
         unary = self._channel.unary_unary(
             INFER_METHOD, request_serializer=serialized, response_deserializer=parse_response
         )
+        self._call_metadata = (*access.metadata, *metadata_of(metadata or {}))
         self._streams = (
             AsyncStreams(self._channel, unary, self._call_metadata, multiplex)
             if multiplex
@@ -265,7 +266,7 @@ class AsyncClient:
 
     async def model_ready(self, model: str, version: str = "", *, timeout: Timeout = ...) -> bool:
         """Whether a model takes inference requests."""
-        request = pb.ModelReadyRequest(name=model, version=version)
+        request = messages.model_request(pb.ModelReadyRequest, model, version)
         return (await self._call(self._stub.ModelReady, request, self._attempts(timeout))).ready
 
     async def server_metadata(self, *, timeout: Timeout = ...) -> ServerMetadata:
@@ -284,14 +285,14 @@ class AsyncClient:
         self, model: str, version: str = "", *, timeout: Timeout = ...
     ) -> ModelConfig:
         """The configuration that a model runs with, as the protocol's own message."""
-        request = pb.ModelConfigRequest(name=model, version=version)
+        request = messages.model_request(pb.ModelConfigRequest, model, version)
         return (await self._call(self._stub.ModelConfig, request, self._attempts(timeout))).config
 
     async def statistics(
         self, model: str = "", version: str = "", *, timeout: Timeout = ...
     ) -> list[ModelStatistics]:
         """Counts and durations for each version of a model; of every model if none is named."""
-        request = pb.ModelStatisticsRequest(name=model, version=version)
+        request = messages.model_request(pb.ModelStatisticsRequest, model, version)
         response = await self._call(self._stub.ModelStatistics, request, self._attempts(timeout))
         return messages.model_statistics(response)
 
@@ -302,7 +303,7 @@ class AsyncClient:
 
         Only a Headrace server answers that; others end the call as `Unimplemented`.
         """
-        request = explanation_pb2.ExplainModelRequest(name=model, version=version)
+        request = messages.model_request(explanation_pb2.ExplainModelRequest, model, version)
         method = self._explanation_stub.ExplainModel
         response = await self._call(method, request, self._attempts(timeout))
         return messages.model_explanation(response)
@@ -339,7 +340,7 @@ class AsyncClient:
 
         The server must allow it (`headrace serve --model-control-mode explicit`).
         """
-        request = pb.RepositoryModelUnloadRequest(model_name=model)
+        request = messages.unload_request(model)
         await self._call(self._stub.RepositoryModelUnload, request, self._attempts(timeout))
 
     async def _signature(self, model: str, version: str, attempts: Attempts) -> ModelMetadata:
@@ -350,7 +351,7 @@ class AsyncClient:
         return known
 
     async def _model_metadata(self, model: str, version: str, attempts: Attempts) -> ModelMetadata:
-        request = pb.ModelMetadataRequest(name=model, version=version)
+        request = messages.model_request(pb.ModelMetadataRequest, model, version)
         response = await self._call(self._stub.ModelMetadata, request, attempts)
         return messages.model_metadata(response)
 

@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 import grpc
 
 from headrace import messages
-from headrace.access import Tls, access_of
+from headrace.access import Tls, access_of, metadata_of
 from headrace.answers import (
     IndexEntry,
     InferResult,
@@ -72,7 +72,8 @@ class Client:
         options: gRPC channel options, on top of the SDK's own.
 
     Raises:
-        InvalidInput: `tls` names files that cannot be used, or `token` is none.
+        InvalidInput: `tls` names files that cannot be used, `token` is none, or `target` or
+            `metadata` cannot be sent.
 
     Example:
         >>> with Client("127.0.0.1:8001") as client:
@@ -94,8 +95,8 @@ class Client:
         options: ChannelOptions = (),
     ) -> None:
         access = access_of(tls, token, credentials)
+        self._call_metadata = (*access.metadata, *metadata_of(metadata or {}))
         self._channel = access.channel(target, options)
-        self._call_metadata = (*access.metadata, *(metadata or {}).items())
         self._stub = GRPCInferenceServiceStub(self._channel)
         self._explanation_stub = ExplanationServiceStub(self._channel)
         unary = self._channel.unary_unary(
@@ -257,7 +258,7 @@ class Client:
 
     def model_ready(self, model: str, version: str = "", *, timeout: Timeout = ...) -> bool:
         """Whether a model takes inference requests."""
-        request = pb.ModelReadyRequest(name=model, version=version)
+        request = messages.model_request(pb.ModelReadyRequest, model, version)
         return self._call(self._stub.ModelReady, request, self._attempts(timeout)).ready
 
     def server_metadata(self, *, timeout: Timeout = ...) -> ServerMetadata:
@@ -274,14 +275,14 @@ class Client:
 
     def model_config(self, model: str, version: str = "", *, timeout: Timeout = ...) -> ModelConfig:
         """The configuration that a model runs with, as the protocol's own message."""
-        request = pb.ModelConfigRequest(name=model, version=version)
+        request = messages.model_request(pb.ModelConfigRequest, model, version)
         return self._call(self._stub.ModelConfig, request, self._attempts(timeout)).config
 
     def statistics(
         self, model: str = "", version: str = "", *, timeout: Timeout = ...
     ) -> list[ModelStatistics]:
         """Counts and durations for each version of a model; of every model if none is named."""
-        request = pb.ModelStatisticsRequest(name=model, version=version)
+        request = messages.model_request(pb.ModelStatisticsRequest, model, version)
         response = self._call(self._stub.ModelStatistics, request, self._attempts(timeout))
         return messages.model_statistics(response)
 
@@ -290,7 +291,7 @@ class Client:
 
         Only a Headrace server answers that; others end the call as `Unimplemented`.
         """
-        request = explanation_pb2.ExplainModelRequest(name=model, version=version)
+        request = messages.model_request(explanation_pb2.ExplainModelRequest, model, version)
         method = self._explanation_stub.ExplainModel
         response = self._call(method, request, self._attempts(timeout))
         return messages.model_explanation(response)
@@ -327,7 +328,7 @@ class Client:
 
         The server must allow it (`headrace serve --model-control-mode explicit`).
         """
-        request = pb.RepositoryModelUnloadRequest(model_name=model)
+        request = messages.unload_request(model)
         self._call(self._stub.RepositoryModelUnload, request, self._attempts(timeout))
 
     def _signature(self, model: str, version: str, attempts: Attempts) -> ModelMetadata:
@@ -338,7 +339,7 @@ class Client:
         return known
 
     def _model_metadata(self, model: str, version: str, attempts: Attempts) -> ModelMetadata:
-        request = pb.ModelMetadataRequest(name=model, version=version)
+        request = messages.model_request(pb.ModelMetadataRequest, model, version)
         return messages.model_metadata(self._call(self._stub.ModelMetadata, request, attempts))
 
     def _attempts(self, timeout: Timeout) -> Attempts:

@@ -7,8 +7,9 @@ No input or output here. What the caller got wrong is `InvalidInput`, what the s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -62,9 +63,11 @@ __all__ = [
     "load_request",
     "model_explanation",
     "model_metadata",
+    "model_request",
     "model_statistics",
     "needs_metadata",
     "server_metadata",
+    "unload_request",
 ]
 
 Inputs: TypeAlias = Mapping[str, npt.ArrayLike]
@@ -73,9 +76,33 @@ Parameters: TypeAlias = Mapping[str, ParameterValue]
 ConfigOverride: TypeAlias = str | Mapping[str, Any]
 Typed: TypeAlias = tuple[npt.NDArray[Any], str]
 
+Arguments = ParamSpec("Arguments")
+Request = TypeVar("Request")
+ModelRequest = TypeVar(
+    "ModelRequest",
+    pb.ModelReadyRequest,
+    pb.ModelMetadataRequest,
+    pb.ModelConfigRequest,
+    pb.ModelStatisticsRequest,
+    explanation_pb2.ExplainModelRequest,
+)
+
 _PYTHON_VALUES = (list, tuple, bool, int, float, str, bytes)
 _INT64_MAX = 2**63 - 1
 _UINT64_MAX = 2**64 - 1
+
+
+def _of_text(build: Callable[Arguments, Request]) -> Callable[Arguments, Request]:
+    """`build`, for which text that the protocol cannot carry is `InvalidInput`."""
+
+    @wraps(build)
+    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Request:
+        try:
+            return build(*args, **kwargs)
+        except UnicodeEncodeError as error:
+            raise InvalidInput(f"expected text that UTF-8 can express: {error}") from None
+
+    return checked
 
 
 def needs_metadata(inputs: Inputs) -> bool:
@@ -109,6 +136,7 @@ def arrays_to_send(model: str, inputs: Inputs, metadata: ModelMetadata | None) -
     return arrays
 
 
+@_of_text
 def infer_request(
     model: str,
     arrays: Mapping[str, Typed],
@@ -126,8 +154,8 @@ def infer_request(
     `outputs` None asks for those that `into` names, and for all of them if it names none.
 
     Raises:
-        InvalidInput: an element, a parameter or the priority cannot be sent, or an array of `into`
-            is in no memory.
+        InvalidInput: an element, a name, a parameter or the priority cannot be sent, or an array
+            of `into` is in no memory.
     """
     request = pb.ModelInferRequest(model_name=model, model_version=version, id=request_id)
     contents: list[Buffer] = []
@@ -267,13 +295,30 @@ def model_explanation(response: explanation_pb2.ExplainModelResponse) -> ModelEx
     )
 
 
+@_of_text
+def model_request(kind: type[ModelRequest], model: str, version: str) -> ModelRequest:
+    """A question about a model. Raises `InvalidInput` for a name or version that is no text."""
+    return kind(name=model, version=version)
+
+
+@_of_text
 def load_request(model: str, config: ConfigOverride | None) -> pb.RepositoryModelLoadRequest:
-    """A request to load a model. `config` is a configuration: JSON, or what becomes JSON."""
+    """A request to load a model. `config` is a configuration: JSON, or what becomes JSON.
+
+    Raises:
+        InvalidInput: the name or the configuration is no text.
+    """
     request = pb.RepositoryModelLoadRequest(model_name=model)
     if config is not None:
         text = config if isinstance(config, str) else json.dumps(config)
         request.parameters["config"].string_param = text
     return request
+
+
+@_of_text
+def unload_request(model: str) -> pb.RepositoryModelUnloadRequest:
+    """A request to unload a model. Raises `InvalidInput` for a name that is no text."""
+    return pb.RepositoryModelUnloadRequest(model_name=model)
 
 
 def index_entries(response: pb.RepositoryIndexResponse) -> list[IndexEntry]:

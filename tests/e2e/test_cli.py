@@ -168,6 +168,21 @@ def test_calling_where_no_server_is_says_so_in_one_line(taken_port: int) -> None
     assert "DEADLINE_EXCEEDED" in line or "UNAVAILABLE" in line
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("infer", "\udcff", "1"),
+        ("infer", "echo", "1", "--version", "\udcff"),
+        ("load", "\udcff"),
+        ("explain", "\udcff"),
+        ("bench", "\udcff"),
+        ("models", "--address", "\udcff:1"),
+    ],
+)
+def test_a_name_that_is_no_text_is_one_line(arguments: tuple[str, ...]) -> None:
+    assert "expected text that UTF-8 can express" in refusal(2, *arguments)
+
+
 # -- checking ---------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -35,6 +36,7 @@ from headrace.protocol.model_config_pb2 import ModelConfig
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Infer = Callable[..., Awaitable[InferResult]]
+Ask = Callable[..., Awaitable[Any]]
 
 QUICK = RetryPolicy(max_attempts=3, initial_backoff_s=0.001)
 TYPES = {"floats": "FP32", "halves": "BF16", "counts": "INT64", "text": "BYTES"}
@@ -260,6 +262,13 @@ async def test_arrays_alone_need_no_metadata(client: AsyncClient, echo: Echo) ->
         ({"inputs": {"a": np.array([None])}}, "input 'a' for model 'echo': .* got NoneType"),
         ({"inputs": {}, "parameters": {"p": 2**64}}, "parameter 'p': expected a bool"),
         ({"inputs": {}, "parameters": {"p": "\ud800"}}, "parameter 'p': expected text that"),
+        ({"inputs": {}, "parameters": {"\ud800": 1}}, "expected text that UTF-8 can express"),
+        ({"inputs": {}, "version": "\ud800"}, "expected text that UTF-8 can express"),
+        ({"inputs": {}, "request_id": "\ud800"}, "expected text that UTF-8 can express"),
+        ({"inputs": {}, "outputs": ["\ud800"]}, "expected text that UTF-8 can express"),
+        ({"inputs": {"\ud800": np.zeros(1)}}, "expected text that UTF-8 can express"),
+        ({"inputs": {"floats": [1]}, "version": "\ud800"}, "expected text that UTF-8 can express"),
+        ({"inputs": {}, "timeout": math.nan}, "expected a timeout in seconds, got nan"),
         ({"inputs": {}, "priority": -1}, "expected a priority from 0"),
         ({"inputs": {}, "outputs": "a"}, "expected a sequence of names of outputs, got 'a'"),
     ],
@@ -272,14 +281,68 @@ async def test_arguments_that_make_no_request_are_refused_before_sending(
     assert echo.service.requests == []
 
 
+@pytest.fixture(params=["asyncio", "blocking"])
+def ask(request: pytest.FixtureRequest, client: AsyncClient, blocking_client: Client) -> Ask:
+    """Any method of either client, by name, as a coroutine function."""
+
+    async def ask(method: str, *args: Any, **kwargs: Any) -> Any:
+        if request.param == "asyncio":
+            return await getattr(client, method)(*args, **kwargs)
+        return await asyncio.to_thread(getattr(blocking_client, method), *args, **kwargs)
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("model_ready", "model_metadata", "model_config", "statistics", "explain"),
+        *("load_model", "unload_model"),
+    ],
+)
+async def test_a_name_that_is_no_text_is_refused(ask: Ask, method: str) -> None:
+    with pytest.raises(InvalidInput, match="expected text that UTF-8 can express"):
+        await ask(method, "a\ud800")
+
+
+async def test_a_configuration_that_is_no_text_is_refused(ask: Ask) -> None:
+    with pytest.raises(InvalidInput, match="expected text that UTF-8 can express"):
+        await ask("load_model", "echo", config="{\ud800}")
+
+
+@pytest.mark.parametrize("client_class", [AsyncClient, Client])
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"target": "\ud800:1"}, "target: expected text that UTF-8 can express"),
+        ({"metadata": {"X-Team": "a"}}, "keys of lower-case letters.*got 'X-Team'"),
+        ({"metadata": {"": "a"}}, "keys of lower-case letters.*got ''"),
+        ({"metadata": {"x team": "a"}}, "keys of lower-case letters.*got 'x team'"),
+        ({"metadata": {"x-team": "ä"}}, "'x-team': expected printable ASCII"),
+        ({"metadata": {"x-team": "a\n"}}, "'x-team': expected printable ASCII"),
+        ({"metadata": {"x-team": b"\xff"}}, "'x-team': expected printable ASCII"),
+        ({"metadata": {"x-team": 5}}, "'x-team': expected str or bytes, got int"),
+        ({"metadata": {"x-team-bin": "a"}}, "'x-team-bin': expected bytes, got str"),
+    ],
+)
+async def test_what_no_call_could_be_made_with_makes_no_client(
+    client_class: Callable[..., object], arguments: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(InvalidInput, match=text):
+        client_class(**arguments)
+
+
 async def test_priority_parameters_and_metadata_travel(echo: Echo) -> None:
-    async with AsyncClient(echo.address, metadata={"x-team": "a"}) as client:
+    metadata: dict[str, str | bytes] = {"x-team": "a ~", "x-key": b"b", "x-raw-bin": b"\xff\0"}
+    async with AsyncClient(echo.address, metadata=metadata) as client:
         await client.infer("echo", {}, priority=2**63, parameters={"f": 0.5, "u": 2**64 - 1})
     parameters = echo.service.requests[0].parameters
     assert parameters["priority"].uint64_param == 2**63
     assert parameters["f"].double_param == 0.5
     assert parameters["u"].uint64_param == 2**64 - 1
-    assert echo.service.call_metadata["x-team"] == "a"
+    assert echo.service.call_metadata["x-team"] == "a ~"
+    assert echo.service.call_metadata["x-key"] == "b"
+    assert echo.service.call_metadata["x-raw-bin"] == b"\xff\0"
 
 
 async def test_refusal_with_a_hint_is_tried_again(infer: Infer, echo: Echo) -> None:
