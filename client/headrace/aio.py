@@ -27,7 +27,14 @@ from headrace.answers import (
 )
 from headrace.attempts import Attempts, Timeout
 from headrace.channels import ChannelOptions
-from headrace.errors import InvalidRequest, InvalidResponse, NotFound, ServerError, server_error
+from headrace.errors import (
+    InvalidRequest,
+    InvalidResponse,
+    NotFound,
+    ServerError,
+    client_closed,
+    server_error,
+)
 from headrace.explanations import ModelExplanation
 from headrace.large_messages import INFER_METHOD, parse_response, serialized
 from headrace.messages import ConfigOverride, Inputs, Into, Parameters
@@ -99,19 +106,20 @@ class AsyncClient:
     ) -> None:
         asyncio.get_running_loop()  # gRPC would bind to a loop that nobody runs
         access = access_of(tls, token, credentials)
+        self._call_metadata = (*access.metadata, *metadata_of(metadata or {}))
         self._channel = access.aio_channel(target, options)
         self._stub = GRPCInferenceServiceStub(self._channel)
         self._explanation_stub = ExplanationServiceStub(self._channel)
         unary = self._channel.unary_unary(
             INFER_METHOD, request_serializer=serialized, response_deserializer=parse_response
         )
-        self._call_metadata = (*access.metadata, *metadata_of(metadata or {}))
         self._streams = (
             AsyncStreams(self._channel, unary, self._call_metadata, multiplex)
             if multiplex
             else None
         )
         self._model_infer = self._streams or unary
+        self._closed = asyncio.Event()
         self._timeout_s = timeout
         self._retry = retry
         self._random = Random()
@@ -130,7 +138,9 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; calls that still wait are cancelled."""
+        """Close the connection; calls that are under way are cancelled. Those that wait for their
+        next attempt, and every later one, end as `Cancelled`."""
+        self._closed.set()
         if self._streams is not None:
             await self._streams.close()
         await self._channel.close()
@@ -366,7 +376,7 @@ class AsyncClient:
         attempts: Attempts,
         request_id: str = "",
     ) -> Response:
-        while True:
+        while not self._closed.is_set():
             cause: Exception | None = None
             try:
                 response = await method(
@@ -379,7 +389,13 @@ class AsyncClient:
                 error = told
             except grpc.aio.AioRpcError as failure:
                 error, cause = server_error(failure, request_id), failure
+            except grpc.aio.UsageError:  # what gRPC raises once its channel is closed
+                if not self._closed.is_set():
+                    raise
+                break
             delay_s = attempts.delay_after(error)
             if delay_s is None:
                 raise error from cause
-            await asyncio.sleep(delay_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), delay_s)
+        raise client_closed(request_id)

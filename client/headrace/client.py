@@ -6,10 +6,10 @@ in `retry`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from random import Random
+from threading import Event
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -27,7 +27,7 @@ from headrace.answers import (
 from headrace.attempts import Attempts, Timeout
 from headrace.blocking_streams import BlockingStreams
 from headrace.channels import ChannelOptions
-from headrace.errors import InvalidRequest, NotFound, ServerError, server_error
+from headrace.errors import InvalidRequest, NotFound, ServerError, client_closed, server_error
 from headrace.explanations import ModelExplanation
 from headrace.large_messages import INFER_METHOD, parse_response, serialized
 from headrace.messages import ConfigOverride, Inputs, Into, Parameters
@@ -108,6 +108,7 @@ class Client:
             else None
         )
         self._model_infer = self._streams or unary
+        self._closed = Event()
         self._timeout_s = timeout
         self._retry = retry
         self._random = Random()
@@ -126,7 +127,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; calls that still wait in other threads end as `Cancelled`."""
+        """Close the connection; calls that still wait in other threads end as `Cancelled`, and so
+        does every later one."""
+        self._closed.set()
         if self._streams is not None:
             self._streams.close()
         self._channel.close()
@@ -353,7 +356,7 @@ class Client:
         attempts: Attempts,
         request_id: str = "",
     ) -> Response:
-        while True:
+        while not self._closed.is_set():
             cause: Exception | None = None
             try:
                 return method(request, timeout=attempts.remaining_s(), metadata=self._call_metadata)
@@ -361,7 +364,12 @@ class Client:
                 error = told
             except grpc.RpcError as failure:
                 error, cause = server_error(failure, request_id), failure
+            except ValueError:  # what gRPC raises once its channel is closed
+                if not self._closed.is_set():
+                    raise
+                break
             delay_s = attempts.delay_after(error)
             if delay_s is None:
                 raise error from cause
-            time.sleep(delay_s)
+            self._closed.wait(delay_s)
+        raise client_closed(request_id)

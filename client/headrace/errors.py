@@ -47,6 +47,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "client_closed",
     "error_of_code",
     "pack_status",
     "server_error",
@@ -260,3 +261,8 @@ def error_of_code(
     """The exception of this module for a status; the arguments are those of `ServerError`."""
     error_class = _CLASSES.get(code, ServerError)
     return error_class(code, message, reason, request_id, retry_after_s)
+
+
+def client_closed(request_id: str = "") -> ServerError:
+    """What a call gets whose client is closed."""
+    return error_of_code(grpc.StatusCode.CANCELLED, "the client is closed", request_id=request_id)

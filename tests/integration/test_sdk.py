@@ -426,6 +426,53 @@ async def test_closing_a_blocking_client_ends_its_calls(echo: Echo) -> None:
         await call
 
 
+@pytest.mark.parametrize("multiplex", [False, True])
+async def test_a_closed_client_cancels_every_call(echo: Echo, multiplex: bool) -> None:
+    client, blocking = (
+        AsyncClient(echo.address, multiplex=multiplex),
+        Client(echo.address, multiplex=multiplex),
+    )
+    await client.infer("echo", {})
+    await asyncio.to_thread(blocking.infer, "echo", {})
+    await client.close()
+    blocking.close()
+    for call in (
+        client.infer("echo", {}, request_id="r"),
+        asyncio.to_thread(blocking.infer, "echo", {}, request_id="r"),
+    ):
+        with pytest.raises(Cancelled, match="the client is closed") as raised:
+            await call
+        error = raised.value
+        assert (error.code, error.request_id) == (grpc.StatusCode.CANCELLED, "r")
+    with pytest.raises(Cancelled, match="the client is closed"):
+        await client.server_live()
+    with pytest.raises(Cancelled, match="the client is closed"):
+        await asyncio.to_thread(blocking.server_live)
+
+
+PATIENT = RetryPolicy(initial_backoff_s=600, max_backoff_s=600)
+
+
+async def test_closing_ends_the_pause_before_the_next_attempt(echo: Echo) -> None:
+    echo.service.refusals = 9
+    client, blocking = (made(echo.address, retry=PATIENT) for made in (AsyncClient, Client))
+    calls = [
+        asyncio.create_task(call)
+        for call in (
+            client.infer("busy", {}, timeout=None),
+            asyncio.to_thread(blocking.infer, "busy", {}, timeout=None),
+        )
+    ]
+    while len(echo.service.requests) < 2:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)  # the refusals have arrived
+    await client.close()
+    blocking.close()
+    for call in calls:
+        with pytest.raises(Cancelled, match="the client is closed"):
+            await asyncio.wait_for(call, 10)
+
+
 async def test_typed_answers_are_understood(infer: Infer) -> None:
     result = await infer("typed", {"a": np.array([[0.5, 2.0]], dtype=np.float32)})
     assert result["a"].tolist() == [[0.5, 2.0]]
