@@ -14,6 +14,12 @@ Gaps = npt.NDArray[np.float64]
 BLOCK = 1024
 """Gaps drawn at a time: numpy costs as much for one as for hundreds."""
 
+MAX_CV = 1_000
+"""The burstiest there is; squares of far larger ones overflow."""
+
+MIN_CV = 1e-6
+"""Anything less is a metronome; inverse squares of far smaller ones overflow."""
+
 
 class Arrivals(Protocol):
     """A process of arrivals, whatever its rate."""
@@ -29,20 +35,25 @@ class Renewal:
     1 a Poisson process, more comes in bursts.
 
     Raises:
-        ValueError: `cv` is negative or no number.
+        ValueError: `cv` is not from 0 to `MAX_CV`.
     """
 
     cv: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.cv < np.inf:
-            raise ValueError(f"expected a coefficient of variation of at least 0, got {self.cv:g}")
+        if not 0 <= self.cv <= MAX_CV:
+            raise ValueError(
+                f"expected a coefficient of variation from 0 to {MAX_CV}, got {self.cv:g}"
+            )
 
     def gaps(self, random: np.random.Generator) -> Iterator[Gaps]:
         """Gamma of shape 1/cv² and scale cv²."""
         variance = self.cv**2
         while True:
-            yield np.ones(BLOCK) if not variance else random.gamma(1 / variance, variance, BLOCK)
+            if self.cv < MIN_CV:
+                yield np.ones(BLOCK)
+            else:
+                yield random.gamma(1 / variance, variance, BLOCK)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from headrace_server.cli.options import (
     TokenFile,
     Version,
     WithTls,
+    in_range,
 )
 
 app = typer.Typer()
@@ -295,18 +296,21 @@ def bench(
         typer.Option(
             help="Most seconds that a step is measured, in six windows; it ends earlier, from "
             "half of that, once three windows in a row agree.",
-            min=0.06,
+            callback=in_range(0.06, "seconds"),
         ),
     ] = 2.4,
     warmup: Annotated[
-        float, typer.Option(help="Seconds of load before a step is measured.", min=0)
+        float,
+        typer.Option(
+            help="Seconds of load before a step is measured.", callback=in_range(0, "seconds")
+        ),
     ] = 0.4,
     stable_within: Annotated[
         float,
         typer.Option(
             metavar="PERCENT",
             help="How far apart windows that agree may lie, in throughput and in p99.",
-            min=0,
+            callback=in_range(0, "per cent"),
         ),
     ] = 10.0,
     processes: Annotated[

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from headrace_server.cli.errors import USAGE, CommandError
+
 DEFAULT_ADDRESS = "127.0.0.1:8001"
+
+MOST = 1_000_000_000
+"""Of seconds 32 years, which every clock can still count."""
+
+
+def in_range(least: float, unit: str) -> Callable[[typer.CallbackParam, float], float]:
+    """A callback for a flag that takes numbers from `least` to `MOST`.
+
+    It raises `CommandError` for others: click's own range lets NaN pass.
+    """
+
+    def checked(param: typer.CallbackParam, value: float) -> float:
+        if not least <= value <= MOST:
+            raise CommandError(
+                f"expected {param.opts[0]} from {least:g} to {MOST:,} {unit}, got {value:g}", USAGE
+            )
+        return value
+
+    return checked
+
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="Name of the model.", show_default=False)
@@ -43,5 +66,7 @@ TokenFile = Annotated[
         show_default=False,
     ),
 ]
-Timeout = Annotated[float, typer.Option(help="Seconds that a call may take.", min=0.001)]
+Timeout = Annotated[
+    float, typer.Option(help="Seconds that a call may take.", callback=in_range(0.001, "seconds"))
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

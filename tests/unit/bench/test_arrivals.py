@@ -56,7 +56,12 @@ def test_times_that_do_not_ascend_are_no_trace(times: list[float]) -> None:
         Trace(times)
 
 
-@pytest.mark.parametrize("cv", [-1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("cv", [1e-170, 1e-160, 1e-8])
+def test_next_to_no_burstiness_is_a_metronome(cv: float) -> None:
+    assert gaps(Renewal(cv), rate=1.0) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("cv", [-1.0, 1e200, float("inf"), float("nan")])
 def test_a_burstiness_that_makes_no_sense_is_refused(cv: float) -> None:
-    with pytest.raises(ValueError, match="coefficient of variation of at least 0"):
+    with pytest.raises(ValueError, match="coefficient of variation from 0 to 1000"):
         Renewal(cv)

@@ -41,6 +41,18 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install() -> None:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [("infer", "m", "1"), ("models",), ("load", "m"), ("unload", "m"), ("explain", "m")],
+)
+@pytest.mark.parametrize("seconds", ["inf", "nan", "0", "-1"])
+def test_a_timeout_that_is_none_is_one_line(words: tuple[str, ...], seconds: str) -> None:
+    root: Any = typer.main.get_command(commands.app)
+    with pytest.raises(CommandError, match=r"expected --timeout from 0\.001 to") as refused:
+        root.main([*words, "--timeout", seconds], standalone_mode=False)
+    assert refused.value.status == 2
+
+
+@pytest.mark.parametrize(
     ("host", "expected"),
     [
         ("127.0.0.1", True),
