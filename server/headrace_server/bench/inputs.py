@@ -172,13 +172,19 @@ def serialised(
     requests = []
     for _ in range(math.ceil(len(samples) / rows)):
         group = list(islice(endless, rows))
+        given = dict.fromkeys(f"[{', '.join(sorted(sample))}]" for sample in group)
+        if len(given) > 1:
+            raise ValueError(
+                f"expected {rows} rows with the same inputs in one request, "
+                f"got {', '.join(given)}: order the samples by inputs, or send --rows 1"
+            )
         arrays = {}
         for name, first in group[0].items():
             if not batched:
                 arrays[name] = (first, datatypes[name])
                 continue
-            shapes = dict.fromkeys(str(list(s[name].shape)) for s in group if name in s)
-            if len(shapes) > 1 or any(name not in sample for sample in group):
+            shapes = dict.fromkeys(str(list(sample[name].shape)) for sample in group)
+            if len(shapes) > 1:
                 raise ValueError(
                     f"expected {rows} rows of equal shapes for input '{name}' in one request, "
                     f"got {', '.join(shapes)}: order the samples by shape, or send --rows 1"

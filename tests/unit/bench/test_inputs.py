@@ -108,6 +108,16 @@ def test_rows_of_different_shapes_cannot_ride_in_one_request() -> None:
         serialised(model(IDS), samples, batched=True, rows=2, version="")
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_rows_with_different_inputs_cannot_ride_in_one_request(order: tuple[int, int]) -> None:
+    ids = np.zeros(2, np.int64)
+    samples: list[Sample] = [{"ids": ids}, {"ids": ids, "mask": ids > 0}]
+    with pytest.raises(ValueError, match="2 rows with the same inputs") as refused:
+        serialised(model(IDS, MASK), [samples[i] for i in order], batched=True, rows=2, version="")
+    assert "[ids]" in str(refused.value)
+    assert "[ids, mask]" in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
