@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,13 @@ from headrace.answers import ModelMetadata, TensorMetadata
 from headrace.tensors import DATATYPES
 from headrace_server.bench.inputs import Sample, row_shape
 from headrace_server.cli.errors import USAGE, CommandError
-from headrace_server.cli.values import checked_array, in_shape, known_input, parse_json
+from headrace_server.cli.values import (
+    checked_array,
+    in_shape,
+    known_input,
+    loading,
+    parse_json,
+)
 
 SUFFIXES = (".npz", ".json", ".jsonl", ".txt")
 
@@ -56,8 +61,8 @@ def read_samples(file: Path, metadata: ModelMetadata, *, batched: bool) -> list[
                     USAGE,
                 )
     except OSError as error:
-        raise CommandError(f"cannot read {file}: {error.strerror or error}") from None
-    except (ValueError, EOFError, BadZipFile) as error:  # no numpy archive, or no UTF-8
+        raise CommandError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise CommandError(f"cannot read {file}: {error}") from None
     if not samples:
         raise CommandError(f"expected samples in {file}, found none", USAGE)
@@ -76,17 +81,17 @@ def _from_columns(source: str, columns: Mapping[str, Sequence[Array]]) -> list[S
 def _numpy_columns(
     file: Path, tensors: Mapping[str, TensorMetadata], model: str
 ) -> dict[str, Sequence[Array]]:
-    columns: dict[str, Sequence[Array]] = {}
-    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
+    with loading(file), file.open("rb") as opened:
+        archive = np.load(opened, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("expected an archive of arrays, got a single one")
-        for name in archive.files:
-            tensor = known_input(name, tensors, model)
-            array = archive[name]
-            if array.ndim == 0:
-                raise CommandError(f"{file}: expected samples of input '{name}', got a scalar")
-            array = _as_datatype(array, tensor, file)
-            columns[name] = [in_shape(row, tensor) for row in array]
+        arrays: dict[str, Array] = dict(archive)
+    columns: dict[str, Sequence[Array]] = {}
+    for name, array in arrays.items():
+        tensor = known_input(name, tensors, model)
+        if array.ndim == 0:
+            raise CommandError(f"{file}: expected samples of input '{name}', got a scalar")
+        columns[name] = [in_shape(row, tensor) for row in _as_datatype(array, tensor, file)]
     return columns
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -152,7 +154,8 @@ def _read_file(file: Path, tensor: TensorMetadata) -> Array:
     try:
         match file.suffix:
             case ".npy":
-                array: Array = np.load(file, allow_pickle=False)
+                with loading(file), file.open("rb") as opened:
+                    array: Array = np.lib.format.read_array(opened, allow_pickle=False)
                 return array
             case ".json":
                 return checked_array(parse_json(file.read_text(), str(file)), tensor)
@@ -160,7 +163,7 @@ def _read_file(file: Path, tensor: TensorMetadata) -> Array:
                 return np.array(file.read_bytes().removesuffix(b"\n"), dtype=object)
     except OSError as error:
         raise CommandError(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, EOFError) as error:  # no numpy file, or no UTF-8
+    except UnicodeDecodeError as error:
         raise CommandError(f"cannot read {file}: {error}") from None
     kinds = ".npy, .json or .txt" if tensor.datatype == "BYTES" else ".npy or .json"
     raise CommandError(
@@ -168,6 +171,18 @@ def _read_file(file: Path, tensor: TensorMetadata) -> Array:
         f"got {file}",
         USAGE,
     )
+
+
+@contextmanager
+def loading(file: Path) -> Iterator[None]:
+    """The block has numpy load a file; whatever goes wrong ends the command with one line."""
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"cannot read {file}: {error.strerror or error}") from None
+    except Exception as error:  # ten kinds at least, of numpy, zipfile, zlib, ast and tokenize
+        reason = shorten(str(error), 200) or type(error).__name__
+        raise CommandError(f"cannot read {file}: {reason}") from None
 
 
 def _read_object(source: str) -> Mapping[str, object]:
@@ -195,7 +210,7 @@ def parse_json(text: str, what: str) -> object:
     """
     try:
         value: object = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         shown = text if len(text) <= 40 else text[:39] + "…"
         raise CommandError(f"{what}: expected JSON, got {shown!r}: {error}", USAGE) from None
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,7 @@ def test_without_batch_dimension_a_sample_is_the_whole_input(tmp_path: Path) -> 
         ("a.csv", "1", "ends in .npz, .json, .jsonl, .txt, got"),
         ("a.npz", "no archive", "cannot read"),
         ("a.npz", "PK\x03\x04", "cannot read"),
+        ("a.json", "[" * 100_000, "expected JSON, got '[[["),
         ("a.json", "[1]", "expected a JSON object with the model's inputs, got '[1]'"),
         ("a.json", '{"id": [1]}', "no input 'id'; it takes ids, score"),
         ("a.json", '{"ids": 1}', "expected a list of samples of input 'ids'"),
@@ -100,6 +102,22 @@ def test_a_file_of_anything_else_is_refused(
 def test_numbers_of_another_kind_are_not_rounded(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", ids=np.array([[1.5]]))
     assert "input 'ids' is INT64, got float64" in refusal(tmp_path / "a.npz", IDS)
+
+
+def test_a_damaged_archive_is_read_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.npz"
+    np.savez_compressed(file, ids=np.arange(1_000).reshape(10, 100))
+    whole = file.read_bytes()
+    for at in range(30, len(whole), 7):
+        file.write_bytes(whole[:at] + b"\x00\xff\x07\x63" + whole[at + 4 :])
+        with suppress(CommandError):
+            read(file, IDS)
+
+
+def test_a_single_array_is_no_archive(tmp_path: Path) -> None:
+    with (tmp_path / "a.npz").open("wb") as file:
+        np.save(file, np.ones((2, 2)))
+    assert "expected an archive of arrays" in refusal(tmp_path / "a.npz", IDS)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -103,10 +103,39 @@ def test_a_pickle_in_a_npy_file_is_not_run(tmp_path: Path) -> None:
     assert "a.npy" in refusal(IMAGE, rows=(f"@{tmp_path / 'a.npy'}",))
 
 
-@pytest.mark.parametrize("name", ["missing.npy", "missing.json", "a.csv", "broken.npy"])
-def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str) -> None:
-    (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY")
-    (tmp_path / "a.csv").write_text("1,2")
+def of_shape(shape: str) -> bytes:
+    """The beginning of a .npy file that says so."""
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+def archive() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, image=np.ones((2, 2), np.float32))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("missing.npy", None),
+        ("missing.json", None),
+        ("a.csv", b"1,2"),
+        ("broken.npy", b"\x93NUMPY"),
+        ("archive.npy", archive()),
+        ("zip.npy", b"PK\x03\x04"),
+        ("endless.npy", of_shape("(1099511627776,)")),
+        ("odd.npy", of_shape(f"({2**70},)")),
+        ("open.npy", of_shape("(")),
+        ("deep.json", b"[" * 100_000),
+        ("latin.json", b'["\xff"]'),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
     assert name in refusal(IMAGE, rows=(f"@{tmp_path / name}",))
 
 
@@ -142,6 +171,8 @@ def test_zeros_fill_only_what_is_not_given() -> None:
     [
         (("image=[1, 2",), "input 'image' (FP32): expected JSON"),
         (("image=[[1, 2], [3]]",), "input 'image'"),
+        (("image=" + "[" * 100_000,), "input 'image' (FP32): expected JSON"),
+        (("image=" + "[" * 100 + "]" * 100,), "input 'image': expected FP32"),
         (('image=["a"]',), "input 'image': expected FP32"),
         (("count=300",), "input 'count': expected INT8"),
         (("count=1.5",), "input 'count': expected INT8"),
