@@ -9,6 +9,7 @@ from rich.text import Text
 from headrace import Client
 from headrace.access import Access
 from headrace.answers import IndexEntry, ModelStatistics
+from headrace.errors import NotFound, Unavailable
 from headrace_server.cli.connection import connected
 from headrace_server.cli.output import print_json, result_console, state_text, table
 
@@ -47,9 +48,17 @@ def models(address: str, access: Access, *, timeout: float, as_json: bool) -> No
 
 
 def _row(client: Client, entry: IndexEntry, counted: ModelStatistics | None) -> Row:
+    bare = Row(entry.name, entry.version, entry.state, entry.reason)
     if entry.state != "READY" or counted is None:
-        return Row(entry.name, entry.version, entry.state, entry.reason)
-    metadata = client.model_metadata(entry.name, entry.version)
+        return bare
+    try:
+        metadata = client.model_metadata(entry.name, entry.version)
+    except NotFound:  # it was unloaded since, and is gone
+        return bare
+    except Unavailable as error:
+        if error.reason is None:  # nobody answers
+            raise
+        return bare
     batches = sum(size.compute_infer.count for size in counted.batch_stats)
     compute_ns = sum(size.compute_infer.ns for size in counted.batch_stats)
     executions = counted.execution_count
