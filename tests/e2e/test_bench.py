@@ -140,6 +140,13 @@ def test_what_cannot_be_measured_is_one_line(
     assert all(word in line for word in words)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_file_that_cannot_be_written_is_named(address: str) -> None:
+    done = bench(address, "affine", "--concurrency", "1", *QUICK, "--json", "/dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "headrace: cannot write /dev/full: No space left on device\n"
+
+
 def test_a_server_that_is_not_there_is_one_line() -> None:
     line = refusal(1, "bench", "affine", "--address", "127.0.0.1:1")
     assert "no server answers at 127.0.0.1:1" in line

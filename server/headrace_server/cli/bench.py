@@ -145,14 +145,14 @@ def _silent(step: Step) -> bool:
 
 def _write(options: Options, steps: Sequence[Step]) -> None:
     try:
-        if options.json_file is not None:
-            options.json_file.write_text(report(options, steps) + "\n")
-        if options.plot_file is not None:
+        if (file := options.json_file) is not None:
+            file.write_text(report(options, steps) + "\n")
+        if (file := options.plot_file) is not None:
             from headrace_server.cli.bench_plot import draw
 
-            draw(steps, f"{options.model} at {options.address}", options.plot_file)
+            draw(steps, f"{options.model} at {options.address}", file)
     except OSError as error:
-        raise CommandError(f"cannot write {error.filename}: {error.strerror}") from None
+        raise CommandError(f"cannot write {file}: {error.strerror}") from None
 
 
 class _Progress:
