@@ -296,6 +296,16 @@ def test_infer_prints_names_types_shapes_and_values(address: str) -> None:
 )
 def test_a_refusal_of_the_server_is_one_line_with_code_and_reason(
     address: str, arguments: tuple[str, ...], words: tuple[str, ...]
+def test_infer_names_the_numbers_that_json_lacks(address: str) -> None:
+    done = headrace(
+        "infer", "echo", "[NaN, 1]", "[Infinity, -Infinity]", "--address", address, "--json"
+    )
+    assert done.returncode == 0
+    assert json.loads(done.stdout, parse_constant=pytest.fail) == {
+        "y": [["NaN", 1], ["Infinity", "-Infinity"]]
+    }
+
+
 ) -> None:
     line = refusal(1, "infer", *arguments, "--address", address)
     assert all(word in line for word in words)

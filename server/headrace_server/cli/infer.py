@@ -68,7 +68,14 @@ def abbreviated(array: Array) -> str:
 
 
 def _plain(array: Array) -> Any:
-    """Nested lists of numbers and text; bytes that are not UTF-8 appear as escapes."""
+    """Nested lists of numbers and text; bytes that are not UTF-8 appear as escapes, and numbers
+    that are none in JSON by the names that protobuf's mapping gives them."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        named = array.astype(object)
+        named[np.isnan(array)] = "NaN"
+        named[np.isposinf(array)] = "Infinity"
+        named[np.isneginf(array)] = "-Infinity"
+        return named.tolist()
     if array.dtype != object:
         return array.tolist()
     texts = [_text(element) for element in array.ravel().tolist()]
