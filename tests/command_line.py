@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 
 COMMAND = (sys.executable, "-m", "headrace_server.cli")
 TIMEOUT_S = 60.0
@@ -12,6 +14,20 @@ TIMEOUT_S = 60.0
 def headrace(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+
+
+def redirected(
+    redirections: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The command as a shell runs it with these redirections."""
+    return subprocess.run(
+        ["sh", "-c", f'"$@" {redirections}', "sh", *COMMAND, *arguments],
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
     )
 
 

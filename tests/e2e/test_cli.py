@@ -16,7 +16,14 @@ from typing import Any
 
 import pytest
 
-from command_line import COMMAND, TIMEOUT_S, headrace, headrace_without, refusal
+from command_line import (
+    COMMAND,
+    TIMEOUT_S,
+    headrace,
+    headrace_without,
+    redirected,
+    refusal,
+)
 from headrace_server.testing import ServerProcess
 from written_models import write_model
 
@@ -87,6 +94,15 @@ def taken_port() -> Iterator[int]:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         yield taken.getsockname()[1]
+
+
+QUICK_BENCH = ("bench", "echo", "--concurrency", "1", "--duration", "0.06", "--warmup", "0")
+
+
+def at(address: str, arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """The arguments, and where the server is if they call one."""
+    calls = arguments[0] in ("infer", "models", "bench")
+    return (*arguments, "--address", address) if calls else arguments
 
 
 # -- without a server -------------------------------------------------------------------------
@@ -280,6 +296,16 @@ def test_infer_sends_named_and_piped_and_zero_inputs(address: str) -> None:
     assert answer(address, "echo", "--zeros", "--version", "1") == {"y": [[0, 0]]}
 
 
+def test_infer_names_the_numbers_that_json_lacks(address: str) -> None:
+    done = headrace(
+        "infer", "echo", "[NaN, 1]", "[Infinity, -Infinity]", "--address", address, "--json"
+    )
+    assert done.returncode == 0
+    assert json.loads(done.stdout, parse_constant=pytest.fail) == {
+        "y": [["NaN", 1], ["Infinity", "-Infinity"]]
+    }
+
+
 def test_infer_prints_names_types_shapes_and_values(address: str) -> None:
     done = headrace("infer", "echo", "[1, 2.5]", "--address", address)
     assert done.returncode == 0
@@ -296,16 +322,6 @@ def test_infer_prints_names_types_shapes_and_values(address: str) -> None:
 )
 def test_a_refusal_of_the_server_is_one_line_with_code_and_reason(
     address: str, arguments: tuple[str, ...], words: tuple[str, ...]
-def test_infer_names_the_numbers_that_json_lacks(address: str) -> None:
-    done = headrace(
-        "infer", "echo", "[NaN, 1]", "[Infinity, -Infinity]", "--address", address, "--json"
-    )
-    assert done.returncode == 0
-    assert json.loads(done.stdout, parse_constant=pytest.fail) == {
-        "y": [["NaN", 1], ["Infinity", "-Infinity"]]
-    }
-
-
 ) -> None:
     line = refusal(1, "infer", *arguments, "--address", address)
     assert all(word in line for word in words)
@@ -333,6 +349,62 @@ def test_models_shows_states_and_counts_and_a_broken_model_disturbs_no_other(
     assert rows["echo"]["mean_compute_ms"] > 0
     table = headrace("models", "--address", address).stdout
     assert all(word in table for word in ("broken", "UNAVAILABLE", "echo", "READY"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"),
+    [
+        (("--version",), ""),
+        (("token",), ""),
+        (("models",), ""),
+        (("models", "--json"), ""),
+        (("models", "--json"), "1"),
+        (QUICK_BENCH, ""),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line(
+    address: str, arguments: tuple[str, ...], unbuffered: str
+) -> None:
+    environment = {"PYTHONUNBUFFERED": unbuffered}
+    done = redirected("> /dev/full", *at(address, arguments), environment=environment)
+    assert done.returncode == 1
+    assert done.stderr == "headrace: cannot write to standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed"),
+    [
+        (("models",), "<&-"),
+        (("models",), ">&-"),
+        (("models",), "2>&-"),
+        (("models", "--json"), "<&- >&- 2>&-"),
+        (QUICK_BENCH, "<&- >&- 2>&-"),
+    ],
+)
+def test_closed_streams_are_nothing_to_read_or_write(
+    address: str, arguments: tuple[str, ...], closed: str
+) -> None:
+    done = redirected(closed, *at(address, arguments))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (">&-" not in closed.split())
+
+
+def test_a_closed_standard_input_holds_no_json(address: str) -> None:
+    done = redirected("<&-", *at(address, ("infer", "echo", "--json-input", "-")))
+    assert done.returncode == 2
+    assert done.stderr.startswith("headrace: -: expected JSON, got ''")
+    assert done.stderr.count("\n") == 1
+
+
+def test_errors_do_not_go_to_standard_output_where_there_is_no_other(address: str) -> None:
+    done = redirected("2>&-", *at(address, ("infer", "nobody", "1")))
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_a_reader_that_has_enough_is_no_error(address: str) -> None:
+    done = redirected("| true", *at(address, ("models", "--json")))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # -- stopping -----------------------------------------------------------------------------------

@@ -9,15 +9,17 @@ from __future__ import annotations
 import sys
 
 from headrace_server.cli.errors import CommandError, require_server_extra
+from headrace_server.cli.streams import standard_streams
 
 
 def main() -> None:
     """Run the command in `sys.argv` and exit: 0 fine, 1 failed, 2 usage."""
     try:
-        require_server_extra(*sys.argv[1:2], modules=("typer", "rich", "msgspec"))
-        from headrace_server.cli.commands import app
+        with standard_streams():
+            require_server_extra(*sys.argv[1:2], modules=("typer", "rich", "msgspec"))
+            from headrace_server.cli.commands import app
 
-        app(prog_name="headrace")
+            app(prog_name="headrace")
     except CommandError as error:
         print(f"headrace: {error}", file=sys.stderr)
         sys.exit(error.status)

@@ -11,5 +11,5 @@ def token() -> None:
     """Print the token on standard output, alone so that it can be piped into a file, and what the
     tokens file needs on standard error."""
     made = new_token()
-    print(made)
+    print(made, flush=True)
     print(f'for the tokens file:  tokens = ["{hash_of(made)}"]', file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import typer
 
 from headrace_server.cli import commands
 from headrace_server.cli.errors import CommandError, require_server_extra
+from headrace_server.cli.streams import standard_streams
 from headrace_server.cli.summary import sample_command
 from headrace_server.config import ServerConfig, flag_of, is_loopback, variable_of
 from headrace_server.models.spec import ModelSpec, TensorSpec
@@ -50,6 +52,11 @@ def test_a_timeout_that_is_none_is_one_line(words: tuple[str, ...], seconds: str
     with pytest.raises(CommandError, match=r"expected --timeout from 0\.001 to") as refused:
         root.main([*words, "--timeout", seconds], standalone_mode=False)
     assert refused.value.status == 2
+
+
+def test_another_file_that_finds_no_room_is_not_taken_for_standard_output() -> None:
+    with pytest.raises(OSError, match="'/tmp/other'"), standard_streams():
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/other")
 
 
 @pytest.mark.parametrize(
