@@ -114,6 +114,13 @@ def test_a_client_without_certificate_is_refused(
         with pytest.raises(Unavailable) as refused:
             client.server_metadata()
         assert refused.value.reason is None
+    address = ("--address", mutual.grpc_address, "--timeout", "5")
+    for flags, hint in (
+        ((), "does it ask for TLS (--tls)?"),
+        (("--tls-ca", str(server_pair.cert)), "does it ask for a certificate of yours (--tls-cert"),
+    ):
+        line = refusal(1, "models", *address, *flags)
+        assert hint in line
 
 
 def test_a_client_with_a_certificate_of_somebody_else_is_refused(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from headrace_server.cli.errors import CommandError, require_server_extra
+from headrace_server.cli.errors import CommandError, require_extra
 from headrace_server.cli.streams import standard_streams
 
 
@@ -16,7 +16,9 @@ def main() -> None:
     """Run the command in `sys.argv` and exit: 0 fine, 1 failed, 2 usage."""
     try:
         with standard_streams():
-            require_server_extra(*sys.argv[1:2], modules=("typer", "rich", "msgspec"))
+            command = sys.argv[1:2]
+            extra = "server" if command in (["serve"], ["check"]) else "cli"
+            require_extra(extra, " ".join(["headrace", *command]), ("typer", "rich", "msgspec"))
             from headrace_server.cli.commands import app
 
             app(prog_name="headrace")

@@ -33,7 +33,7 @@ def connected(address: str, timeout_s: float, access: Access) -> Iterator[Client
         ) as client:
             yield client
     except HeadraceError as error:
-        raise _command_error(address, error) from None
+        raise _command_error(address, error, secured=access.tls is not None) from None
 
 
 def access_from(
@@ -60,12 +60,15 @@ def access_from(
     return Access(Tls(ca, cert, key) if secured else None, token)
 
 
-def _command_error(address: str, error: HeadraceError) -> CommandError:
+def _command_error(address: str, error: HeadraceError, *, secured: bool) -> CommandError:
     if isinstance(error, InvalidInput):
         return CommandError(str(error), USAGE)
     text = " ".join(str(error).split())
     if isinstance(error, Unavailable) and error.reason is None:
         text = f"no server answers at {address}: {text}"
+        if "Socket closed" in text:  # somebody listens there, and hangs up
+            wanted = "a certificate of yours (--tls-cert, --tls-key)" if secured else "TLS (--tls)"
+            text += f"; does it ask for {wanted}?"
     if isinstance(error, Unimplemented) and error.reason is None:
         text = f"the server at {address} does not offer this: {text}"
     return CommandError(text, FAILED)

@@ -20,14 +20,13 @@ class CommandError(Exception):
         self.status = status
 
 
-def require_server_extra(*command: str, modules: Sequence[str] = SERVING_MODULES) -> None:
+def require_server_extra(command: str, modules: Sequence[str] = SERVING_MODULES) -> None:
     """Check, without importing them, that modules of the server extra are installed.
 
     Raises:
         CommandError: the first one that is missing, and what to install.
     """
-    named = " ".join(["headrace", *(word for word in command if not word.startswith("-"))])
-    require_extra("server", named, modules)
+    require_extra("server", f"headrace {command}", modules)
 
 
 def require_extra(extra: str, command: str, modules: Sequence[str]) -> None:
