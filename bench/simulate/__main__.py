@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         findings = examine(study, processes=options.processes)
     pictures: list[Path] = []
     if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
         try:
             from bench.simulate.plots import draw
         except ModuleNotFoundError as error:
