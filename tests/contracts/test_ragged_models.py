@@ -303,10 +303,46 @@ class Saturated(torch.nn.Module):
         return torch.sigmoid(1000.0 + ids.sum(1, keepdim=True) + attention_mask[:, :1])
 
 
-@pytest.mark.parametrize("module", [Inverted(), Leaking(), Answering(), Doubling(), Saturated()])
+class Choosing(Attention):
+    """Names the place of the largest score, which with `leaks` may be padding."""
+
+    def __init__(self, sign: int, *, leaks: bool) -> None:
+        super().__init__()
+        self.sign, self.leaks = sign, leaks
+
+    def forward(self, ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        answer = super().forward(ids, attention_mask)
+        scores = self.sign * answer["tokens"][:, :, 0]
+        if not self.leaks:
+            scores = scores.masked_fill(attention_mask == 0, -torch.inf)
+        return {**answer, "best": scores.argmax(1)}
+
+
+class Judging(torch.nn.Module):
+    """Its float says nothing of padding; its boolean does where the mask is forgotten."""
+
+    def forward(self, ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        short = (ids + 2 * attention_mask).amin(1) > 1
+        return {"first": ids[:, :1] * 0.5, "short": short}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(Inverted(), Leaking(), Answering(), Doubling(), Saturated(), Judging()),
+        *(Choosing(1, leaks=True), Choosing(-1, leaks=True)),
+    ],
+)
 def test_padding_that_would_show_is_not_derived(tmp_path: Path, module: torch.nn.Module) -> None:
     export_attention(tmp_path / "m", module)
     assert [tensor.pad for tensor in load(tmp_path / "m").spec.inputs] == [None, None]
+
+
+async def test_a_choice_that_heeds_the_mask_is_padded_for(tmp_path: Path) -> None:
+    export_attention(tmp_path / "m", Choosing(1, leaks=False))
+    model = load(tmp_path / "m")
+    assert [tensor.pad for tensor in model.spec.inputs] == [0, 0]
+    await answers_are_those_of_each_alone(model, mask=True)
 
 
 def test_nothing_is_derived_without_a_mask(tmp_path: Path) -> None:
@@ -341,10 +377,18 @@ def test_an_answer_that_cannot_be_cut_back_is_no_answer(tmp_path: Path) -> None:
         load(tmp_path / "m")
 
 
+class Counting(torch.nn.Module):
+    """Says how long its rows are, padding included."""
+
+    def forward(self, ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(ids * attention_mask).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("module", [Leaking(), Counting()])
 def test_declared_padding_that_shows_is_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, module: torch.nn.Module
 ) -> None:
-    export_attention(tmp_path / "m", Leaking(), SENT_MASK)
+    export_attention(tmp_path / "m", module, SENT_MASK)
     with caplog.at_level(logging.WARNING, "headrace.models"):
         assert load(tmp_path / "m").spec.inputs[0].pad == 0
     assert "padding as declared changes the answers" in caplog.text

@@ -48,7 +48,9 @@ def padded(
     only dynamic dimension behind the batch is that of every input that has one, all dynamic
     dimensions of the outputs are that one too, and the program has answered requests padded under
     that mask like the same requests alone, but not without the mask. Masks that mean it the other
-    way round, or sums, means and neighbourhoods that run over the padding, all show then.
+    way round, or sums, means and neighbourhoods that run over the padding, all show then. Outputs
+    that are whole numbers or booleans must be the same to the bit, whatever the padding is, and
+    prove nothing for the others.
 
     Args:
         spec: reconciled, with all inputs of the program in its order.
@@ -78,7 +80,9 @@ def padded(
         return declared
     # The control: a trial in which padding would not show without the mask has shown nothing.
     unmasked = [1 if _named_mask(name) else 0 for name in names]
-    if _alike(call, tensors, length, unmasked, device) is not False:
+    if _alike(call, tensors, length, unmasked, device, floats_alone=True) is not False:
+        return declared
+    if not _choices_stay(call, tensors, length, device):
         return declared
     log.info("requests of different lengths are padded with 0, and so are their masks")
     return replace(
@@ -149,43 +153,94 @@ def _lengths(tensor: NamedTensor) -> list[Any]:
 
 
 def _alike(
-    call: Call, tensors: ProgramTensors, length: Any, pads: Sequence[float], device: str
+    call: Call,
+    tensors: ProgramTensors,
+    length: Any,
+    pads: Sequence[float],
+    device: str,
+    *,
+    floats_alone: bool = False,
 ) -> bool | None:
     """Try whether one row of random numbers gets the same answer padded; None if nothing shows.
 
-    Masks are all ones before they are padded. Whole numbers tell nothing: the largest of several
-    may stay the same while all change.
+    Masks are all ones before they are padded. That whole numbers and booleans stay tells nothing:
+    the largest of several may stay the same while all change.
     """
-    allowed = tensors.lengths.get(length)
     told = None
     for trial in range(TRIALS):
-        least, most = allowed.bounds if allowed else (0, DYNAMIC)
-        own = max(least, 3 + 2 * trial)
-        longest = PADDING_FACTOR * own if most == DYNAMIC else min(most, PADDING_FACTOR * own)
+        own, longest = _lengths_to_try(tensors, length, 3 + 2 * trial)
         if longest <= own:
             return told
         row = _random_row(tensors, {length: own}, trial, device)
-        try:
-            with torch.inference_mode():
-                alone = call(row)
-                together = call(
-                    [
-                        _longer(tensor, _axes(named, length), longest - own, pad)
-                        for tensor, named, pad in zip(row, tensors.inputs, pads, strict=True)
-                    ]
-                )
-        except Exception:
-            return None  # random numbers may be invalid for the program
-        for named, answer, padded_answer in zip(tensors.outputs, alone, together, strict=True):
-            if not answer.is_floating_point() or not answer.isfinite().all():
-                continue
-            cut = padded_answer
-            for axis in _axes(named, length):
-                cut = cut.narrow(axis, 0, own)
-            if not _close(answer, cut):
-                return False
-            told = True
+        answers = _answers(call, tensors, length, longest, row, pads)
+        if answers is None:
+            return None
+        for answer, padded_answer in answers:
+            if not answer.is_floating_point():
+                if not floats_alone and not torch.equal(answer, padded_answer):
+                    return False
+            elif answer.isfinite().all():
+                if not _close(answer, padded_answer):
+                    return False
+                told = True
     return told
+
+
+def _choices_stay(call: Call, tensors: ProgramTensors, length: Any, device: str) -> bool:
+    """Try whether masked padding leaves whole numbers and booleans alone, be it above or below
+    everything else: a largest or smallest element that is chosen in it shows in one of the two."""
+    for data, pad in ((0, 1), (1, 0)):
+        own, longest = _lengths_to_try(tensors, length, 1)
+        row = _random_row(tensors, {length: own}, 0, device)
+        pads = []
+        for index, tensor in enumerate(tensors.inputs):
+            mask = _named_mask(tensor.name)
+            pads.append(0 if mask else pad)
+            if not mask:
+                row[index] = torch.full_like(row[index], data)
+        answers = _answers(call, tensors, length, longest, row, pads)
+        if any(
+            not answer.is_floating_point() and not torch.equal(answer, padded_answer)
+            for answer, padded_answer in answers or ()
+        ):
+            return False
+    return True
+
+
+def _lengths_to_try(tensors: ProgramTensors, length: Any, wanted: int) -> tuple[int, int]:
+    """The length of a row and the one that it is padded to, as near to what is wanted as the
+    program takes them."""
+    allowed = tensors.lengths.get(length)
+    least, most = allowed.bounds if allowed else (0, DYNAMIC)
+    own = max(least, wanted)
+    return own, PADDING_FACTOR * own if most == DYNAMIC else min(most, PADDING_FACTOR * own)
+
+
+def _answers(
+    call: Call,
+    tensors: ProgramTensors,
+    length: Any,
+    longest: int,
+    row: Sequence[torch.Tensor],
+    pads: Sequence[float],
+) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+    """Each output for one row, alone and then padded and cut back; None if the program raises,
+    for which such numbers may be invalid."""
+    axes = [_axes(named, length) for named in tensors.inputs]
+    own = next(tensor.shape[found[0]] for tensor, found in zip(row, axes, strict=True) if found)
+    filled = [
+        _longer(tensor, found, longest - own, pad)
+        for tensor, found, pad in zip(row, axes, pads, strict=True)
+    ]
+    try:
+        with torch.inference_mode():
+            alone, together = call(row), call(filled)
+    except Exception:
+        return None
+    return [
+        (answer, _shorter(padded_answer, _axes(named, length), own))
+        for named, answer, padded_answer in zip(tensors.outputs, alone, together, strict=True)
+    ]
 
 
 def _random_row(
@@ -213,6 +268,12 @@ def _longer(tensor: torch.Tensor, axes: Sequence[int], more: int, pad: float) ->
     for axis in axes:
         shape = [*tensor.shape[:axis], more, *tensor.shape[axis + 1 :]]
         tensor = torch.cat([tensor, tensor.new_full(shape, pad)], axis)
+    return tensor
+
+
+def _shorter(tensor: torch.Tensor, axes: Sequence[int], own: int) -> torch.Tensor:
+    for axis in axes:
+        tensor = tensor.narrow(axis, 0, own)
     return tensor
 
 
