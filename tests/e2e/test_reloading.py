@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -201,6 +203,32 @@ async def test_the_number_of_workers_changes_in_place_under_load(
             answered = load.answered  # more will be, before the reply has come
             (statistics,) = await client.statistics("tagged")
             assert statistics.success.count >= answered, "it does not count anew"
+
+
+async def test_a_worker_that_would_load_other_files_does_not_start(
+    explicit: ServerProcess, tmp_path: Path
+) -> None:
+    """What a model writes beside itself is no change; what somebody writes over it is one."""
+    writes = """
+        def load(self, context):
+            (context.directory / "written").write_text("by each worker")
+    """
+    refused = "model.py changed since the model was loaded"
+    write_version(tmp_path, "tagged", 1, TAGGED.replace("TAG", "0") + writes)
+    write_config(tmp_path, "instance_group { kind: KIND_CPU count: 2 }")
+    with explicit as server:
+        async with Load.on(server) as load, AsyncClient(server.grpc_address) as client:
+            stays, killed = workers_of(server.pid)
+            write_version(tmp_path, "tagged", 1, TAGGED.replace("TAG", "1") + writes)
+            os.kill(killed, signal.SIGKILL)
+            await until(lambda: any(refused in line for line in server.log))
+            await load.more(2 * CALLERS)
+            assert load.tags == {0}
+            assert workers_of(server.pid) == [stays]
+            await client.load_model("tagged", timeout=60.0)
+            await load.answers_of(1)
+            await until(lambda: stays not in workers_of(server.pid))
+            assert len(workers_of(server.pid)) == 2
 
 
 async def test_workers_that_cannot_all_be_had_leave_nothing_to_those_that_came(

@@ -5,7 +5,7 @@ Front-safe: standard library and protobuf only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,15 +34,25 @@ class Stamp:
         return same and self.instances != other.instances
 
 
+def file_stamps(source: ModelSource) -> frozenset[FileStamp]:
+    """The files of one version as they lie there now. One that cannot be read counts as none."""
+    return frozenset(_file_stamps(source))
+
+
+def changed_files(stamps: Collection[FileStamp]) -> list[FileStamp]:
+    """Those of these files that are not what they were, by name."""
+    return [stamp for stamp in sorted(stamps) if _file_stamp(Path(stamp[0])) != stamp]
+
+
 def stamp_of(source: ModelSource, config: ModelConfig | None) -> Stamp:
-    """The stamp of one version as it lies there now. A file that cannot be read counts as none."""
+    """The stamp of one version as it lies there now, as by `file_stamps`."""
     rest, instances = ModelConfig(), ModelConfig()
     if config is not None:
         rest.CopyFrom(config)
         instances.instance_group.extend(config.instance_group)
         rest.ClearField("instance_group")
     return Stamp(
-        frozenset(_file_stamps(source)),
+        file_stamps(source),
         rest.SerializeToString(deterministic=True),
         instances.SerializeToString(deterministic=True),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from headrace_server.models.repository import ModelSource
 from headrace_server.models.spec import ModelSpec, Role
+from headrace_server.models.stamps import FileStamp, changed_files, file_stamps
 from headrace_server.workers.backoff import Backoff
 from headrace_server.workers.executor import (
     BatchOutput,
@@ -43,7 +44,9 @@ class ProcessExecutor:
     which timed batches are kept from one load to the next. A worker that is not ready
     `load_timeout_s` seconds after its start is ended: one that hangs would hang again, so a first
     one is not tried twice, while one that replaces a lost worker is started again with back-off.
-    `pins` are the cores that CPU workers are pinned to, if any.
+    All workers are loaded from the files that the first one found: where one of these has changed,
+    no other worker starts. Files that have come since, and those that the first load changed, are
+    the model's own. `pins` are the cores that CPU workers are pinned to, if any.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class ProcessExecutor:
         self._weights: int | None = None
         self._listener: ExecutorListener | None = None
         self._spec: ModelSpec | None = None
+        self._files: frozenset[FileStamp] = frozenset()
         self._cuda_devices = 0
         self._placements: dict[int, Placement] = {}
         self._dismissed: set[int] = set()
@@ -192,6 +196,7 @@ class ProcessExecutor:
 
     async def _start_first(self) -> tuple[WorkerProcess, Loaded]:
         for attempt in range(1, MAX_FIRST_STARTS + 1):
+            self._files = await asyncio.to_thread(file_stamps, self._source)
             process = self._new_process(0)
             try:
                 async with self._in_time(process):
@@ -200,7 +205,9 @@ class ProcessExecutor:
                     self._placements.clear()
                     self._next_seat = 0
                     self._seats_for(self._placed(self._groups))
-                    return process, await self._load(process, 0, sweep=True)
+                    loaded = await self._load(process, 0, sweep=True)
+                await self._let_write()
+                return process, loaded
             except WorkerDiedError as error:
                 del self._processes[process]
                 if attempt == MAX_FIRST_STARTS:
@@ -221,12 +228,14 @@ class ProcessExecutor:
             served_s = 0.0
             try:
                 if process is None:
+                    await self._require_same_files()
                     process = self._new_process(seat)
                     async with self._in_time(process):
                         await process.spawn()
                         loaded = await self._load(process, seat, sweep=False)
+                    await self._require_same_files()
                     if loaded.spec != self._spec:
-                        raise ModelLoadError("the files of the model changed while it was served")
+                        raise ModelLoadError("its signature is another one than at the first load")
                     if losses:
                         log.info("worker %d of model '%s' is ready again", seat, name)
                 if not ready.done():
@@ -266,6 +275,26 @@ class ProcessExecutor:
                 "worker %d of model '%s' %s; starting it again %s", seat, name, detail, when
             )
             await asyncio.sleep(delay_s)
+
+    async def _let_write(self) -> None:
+        """Leave to the model what changed while it was first loaded: it may keep files of its own
+        beside its code. The code itself nobody writes but who changes the model."""
+        changed = await asyncio.to_thread(changed_files, self._files)
+        if changed:
+            paths = ", ".join(path for path, *_ in changed)
+            log.warning("model '%s': changed while it was loaded: %s", self._source.name, paths)
+        code = self._source.kind.value
+        self._files -= {stamp for stamp in changed if not stamp[0].endswith(code)}
+
+    async def _require_same_files(self) -> None:
+        """Raise `ModelLoadError` if another load would not find what the first one did: workers
+        of one model that answer differently are worse than one worker less."""
+        changed = await asyncio.to_thread(changed_files, self._files)
+        if changed:
+            raise ModelLoadError(
+                f"{changed[0][0]} changed since the model was loaded; no other worker of it starts "
+                "until the model is loaded again"
+            )
 
     async def _serve(self, seat: int, process: WorkerProcess) -> None:
         """Let a worker take batches until it is lost, and say so at once: what it held must not
