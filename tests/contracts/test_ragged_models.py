@@ -15,6 +15,7 @@ import ragged_networks
 from headrace_server.core.errors import ServingError
 from headrace_server.models.completion import complete_config
 from headrace_server.models.errors import ConfigError, ModelError
+from headrace_server.models.following import with_following
 from headrace_server.models.loading import LoadedModel, load_model
 from headrace_server.models.repository import ModelKind, read_model
 from headrace_server.models.spec import MadeInput, Making, Role, TensorSpec
@@ -392,6 +393,60 @@ def test_declared_padding_that_shows_is_warned_of(
     with caplog.at_level(logging.WARNING, "headrace.models"):
         assert load(tmp_path / "m").spec.inputs[0].pad == 0
     assert "padding as declared changes the answers" in caplog.text
+
+
+# -- what follows the length ------------------------------------------------------------------
+
+
+class Ranking(torch.nn.Module):
+    """ids [rows, length] -> a score for each, one for each pair, and 5 labels for each row."""
+
+    def forward(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        scores = ids.float()
+        best = torch.arange(5).expand(ids.size(0), 5)
+        return {"scores": scores, "pairs": scores[:, :, None] * scores[:, None, :], "best": best}
+
+
+RANKING_CLASS = """
+    import torch
+    from headrace_server import Model, TensorSpec
+
+    class Ranking(Model):
+        inputs = [TensorSpec("ids", "INT64", [-1], pad=0)]
+        outputs = [TensorSpec("scores", "FP32", [-1]), TensorSpec("pairs", "FP32", [-1, -1]),
+                   TensorSpec("best", "INT64", [-1])]
+        max_batch_size = 8
+
+        def forward(self, ids):
+            scores = ids.float()
+            best = torch.arange(5).expand(len(ids), 5)
+            return scores, scores[:, :, None] * scores[:, None, :], best
+"""
+RANKING = """
+max_batch_size: 8
+input { name: "ids" data_type: TYPE_INT64 dims: [ -1 ] }
+output { name: "scores" data_type: TYPE_FP32 dims: [ -1 ] }
+output { name: "pairs" data_type: TYPE_FP32 dims: [ -1, -1 ] }
+output { name: "best" data_type: TYPE_INT64 dims: [ -1 ] }
+parameters { key: "pad:ids" value { string_value: "0" } }
+"""
+
+
+@pytest.mark.parametrize("kind", [ModelKind.TORCHSCRIPT, ModelKind.PYTHON])
+def test_what_follows_the_length_is_found_out(
+    tmp_path: Path, kind: ModelKind, caplog: pytest.LogCaptureFixture
+) -> None:
+    if kind is ModelKind.TORCHSCRIPT:
+        write_script(tmp_path / "m", Ranking(), RANKING)
+    else:
+        write_model(tmp_path, "m", RANKING_CLASS)
+    assert with_following(load(tmp_path / "m")).following == ((0,), (0, 1), ())
+    write_model(tmp_path, "narrow", RANKING_CLASS.replace("pad=0", "pad=0, bounds=[(1, 6)]"))
+    assert with_following(load(tmp_path / "narrow")).following == ((0,), (0, 1), ())
+    assert not caplog.records
+    write_model(tmp_path, "fails", RANKING_CLASS.replace("ids.float()", "ids @ ids"))
+    assert with_following(load(tmp_path / "fails")).following is None
+    assert "on ones of length 16 the model could not be tried" in caplog.text
 
 
 # -- optional inputs ------------------------------------------------------------------------

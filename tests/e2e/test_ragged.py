@@ -1,4 +1,4 @@
-"""Models that no Python was written for take requests of all lengths at once, over the wire."""
+"""Models of every kind take requests of all lengths at once, over the wire."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from headrace.aio import AsyncClient
 from headrace_server.testing import ServerProcess
 from ragged_networks import Attention, Segments, export_attention, export_segments, write_script
+from written_models import write_model
 
 pytestmark = pytest.mark.e2e
 
@@ -34,15 +35,32 @@ output { name: "sums" data_type: TYPE_FP32 dims: [ 1 ] }
 output { name: "doubled" data_type: TYPE_FP32 dims: [ -1 ] }
 batch_output { kind: BATCH_SCATTER_WITH_INPUT_SHAPE target_name: "doubled" source_input: "values" }
 """
+BEST = """
+    import time
+    import torch
+    from headrace_server import Model, TensorSpec
+
+    class Best(Model):
+        inputs = [TensorSpec("ids", "INT64", [-1], pad=0)]
+        outputs = [TensorSpec("best", "INT64", [-1]), TensorSpec("tripled", "INT64", [-1])]
+        max_batch_size = 64
+
+        def forward(self, ids):
+            time.sleep(0.05)  # the next ones ride together
+            return torch.arange(8).expand(len(ids), 8), ids * 3
+"""
+"""Of its two outputs only one follows the length, which may be 8."""
 
 
-async def test_exported_programs_and_scripts_take_all_lengths_at_once(tmp_path: Path) -> None:
+async def test_models_take_all_lengths_at_once(tmp_path: Path) -> None:
     export_attention(tmp_path / "derived")
     write_script(tmp_path / "masked", Attention(), MADE_MASK)
     export_segments(tmp_path / "exported", CONCATENATED)
+    write_model(tmp_path, "best", BEST)
     write_script(tmp_path / "scripted", Segments(), CONCATENATED)
     draw = np.random.default_rng(1)
     texts = [draw.integers(0, 50, (rows, n)) for rows in (1, 2) for n in range(1, 65)]
+    eights = [draw.integers(0, 50, (1, n)) for n in (8, 3, 5, 1, 8, 2) * 8]
     series = [draw.integers(0, 9, (1, n)).astype(np.float32) for n in range(1, 80)]
 
     async def ask(client: AsyncClient, model: str, inputs: list[dict[str, Any]]) -> list[Any]:
@@ -56,6 +74,7 @@ async def test_exported_programs_and_scripts_take_all_lengths_at_once(tmp_path: 
                 "masked": await ask(client, "masked", [{"ids": ids} for ids in texts]),
                 "exported": await ask(client, "exported", [{"values": v} for v in series]),
                 "scripted": await ask(client, "scripted", [{"values": v} for v in series]),
+                "best": await ask(client, "best", [{"ids": ids} for ids in eights]),
             }
             batches = {
                 model: (await client.statistics(model))[0].execution_count for model in answers
@@ -74,4 +93,8 @@ async def test_exported_programs_and_scripts_take_all_lengths_at_once(tmp_path: 
         for values, answer in zip(series, answers[model], strict=True):
             np.testing.assert_array_equal(answer["sums"], [[values.sum()]])
             np.testing.assert_array_equal(answer["doubled"], 2 * values)
+    assert batches["best"] < len(eights)
+    for ids, answer in zip(eights, answers["best"], strict=True):
+        np.testing.assert_array_equal(answer["best"], [range(8)])
+        np.testing.assert_array_equal(answer["tripled"], 3 * ids)
     assert [tensor.name for tensor in metadata.inputs] == ["ids"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from headrace_server.core.errors import Reason, ServingError
 from headrace_server.engine.calls import AnswerTensor
-from headrace_server.models.spec import DYNAMIC, ModelSpec
+from headrace_server.models.spec import ModelSpec
 from headrace_server.workers.executor import BatchOutput
 from headrace_server.workers.regions import RegionError, Span
 
@@ -18,12 +18,8 @@ def ragged_output_axes(spec: ModelSpec) -> Sequence[tuple[int, ...]]:
     """For each output the dimensions, batch included, that may follow the padded length."""
     if all(tensor.pad is None for tensor in spec.batched_inputs):
         return [()] * len(spec.outputs)
-    return [
-        tuple(axis + 1 for axis, dim in enumerate(tensor.shape) if dim == DYNAMIC)
-        if tensor.datatype != "BYTES" and not tensor.shaped_like
-        else ()
-        for tensor in spec.outputs
-    ]
+    found = spec.dynamic_outputs if spec.following is None else spec.following
+    return [tuple(axis + 1 for axis in axes) for axes in found]
 
 
 def rows_of(

@@ -16,3 +16,12 @@ class ConfigError(Exception):
 
 class ModelError(Exception):
     """A model file cannot be loaded, or what the model returned does not fit its signature."""
+
+
+def described(error: BaseException) -> str:
+    """Its type and its text; models bring exceptions of their own, whose text may fail."""
+    try:
+        text = str(error)
+    except Exception as failure:
+        text = f"(its text cannot be had: {type(failure).__name__})"
+    return f"{type(error).__name__}: {text}"

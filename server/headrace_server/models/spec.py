@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 DYNAMIC = -1
@@ -40,7 +40,7 @@ class TensorSpec:
     shorter ones are filled up with this value along the one dynamic dimension. The model has to
     tell padding from data by a mask: another ragged input with ``pad=0`` that clients send, or
     one with ``mask_of`` that they do not. All ragged inputs of a request have the same length.
-    Dynamic dimensions of outputs that are as long as the padded batch are cut back to it.
+    Dynamic dimensions of outputs that follow it (`ModelSpec.following`) are cut back to it.
 
     ``mask_of`` names a ragged input: this input is then no client's business but made by the
     server for each batch, 1 along its dynamic dimension where a request has data, 0 where it was
@@ -226,6 +226,10 @@ class ModelSpec:
     they queue; empty for models without that stage.
 
     ``made`` are the inputs that the server makes, from the prepared ones where there are any.
+
+    ``following`` are, for each output, the dimensions that are as long as the padded batch; where
+    nothing is known (None), any dynamic one may be. A finding, not part of the signature: specs
+    that differ in it alone are equal.
     """
 
     name: str
@@ -236,6 +240,7 @@ class ModelSpec:
     outputs: tuple[TensorSpec, ...]
     prepared: tuple[TensorSpec, ...] = ()
     made: tuple[MadeInput, ...] = ()
+    following: tuple[tuple[int, ...], ...] | None = field(default=None, compare=False)
 
     @property
     def batched_inputs(self) -> tuple[TensorSpec, ...]:
@@ -252,3 +257,13 @@ class ModelSpec:
     def model_inputs(self) -> tuple[TensorSpec, ...]:
         """What the model takes: `batched_inputs` and behind them what the server makes."""
         return (*self.batched_inputs, *(made.tensor for made in self.made))
+
+    @property
+    def dynamic_outputs(self) -> tuple[tuple[int, ...], ...]:
+        """For each output the dimensions that may follow the padded length, if there is one."""
+        return tuple(
+            tuple(axis for axis, dim in enumerate(tensor.shape) if dim == DYNAMIC)
+            if tensor.datatype != "BYTES" and not tensor.shaped_like
+            else ()
+            for tensor in self.outputs
+        )

@@ -117,7 +117,7 @@ def warmup_inputs(
         (
             AUTOMATIC,
             {
-                tensor.name: _zeros(tensor, _full(_example_shape(tensor, example_shapes), rows))
+                tensor.name: _zeros(tensor, _full(example_shape(tensor, example_shapes), rows))
                 for tensor in spec.batched_inputs
             },
         )
@@ -130,7 +130,7 @@ def synthetic_inputs(model: LoadedModel, rows: int) -> dict[str, Tensor]:
     spec = model.spec
     inputs: dict[str, Tensor] = {}
     for tensor in spec.batched_inputs:
-        shape = _example_shape(tensor, model.example_shapes)
+        shape = example_shape(tensor, model.example_shapes)
         full = _full(shape, rows if spec.max_batch_size else None)
         masks = tensor.datatype == "BOOL"
         inputs[tensor.name] = torch.ones(full, dtype=torch.bool) if masks else _random(tensor, full)
@@ -232,9 +232,11 @@ def _random(tensor: TensorSpec, shape: tuple[int, ...]) -> Tensor:
     return drawn.to(dtype)
 
 
-def _example_shape(
+def example_shape(
     tensor: TensorSpec, example_shapes: Mapping[str, Sequence[int]]
 ) -> tuple[int, ...]:
+    """The shape, without rows, that an input is tried with: that of `Program.example_shapes`, or
+    dynamic dimensions as near to `DEFAULT_LENGTH` as it admits."""
     return tensor.nearest(example_shapes.get(tensor.name) or [DEFAULT_LENGTH] * len(tensor.shape))
 
 

@@ -33,10 +33,11 @@ class Hello(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Front to worker: load this model. `config` is a serialized ModelConfig, empty for none;
-    `role` a value of `models.spec.Role`; `sweep` asks for timed batches, which may come from the
-    directory `cache` and are kept there unless it is empty; `pickle` as in `ModelSource`;
-    `pinned_to` as in `Placement`; with `shares_weights` the descriptor of the memory file that
-    holds them is sent along."""
+    `role` a value of `models.spec.Role`; `sweep` asks for what is found out once for all workers:
+    which outputs follow the padded length, and timed batches, which may come from the directory
+    `cache` and are kept there unless it is empty; `pickle` as in `ModelSource`; `pinned_to` as in
+    `Placement`; with `shares_weights` the descriptor of the memory file that holds them is sent
+    along."""
 
     model: str
     version: int

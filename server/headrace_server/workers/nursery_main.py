@@ -30,7 +30,7 @@ from headrace_server.workers.nursery import ROOM_FOR_NAMES, WORKER_MAIN
 from headrace_server.workers.parents import end_with_the_parent, fork_for_the_parent
 
 IMPORTED = (
-    "headrace_server.models.warmup",
+    "headrace_server.models.following",
     "headrace_server.workers.path",
     "headrace_server.workers.runner",
     "headrace_server.workers.sweep_cache",

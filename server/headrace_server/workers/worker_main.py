@@ -103,6 +103,7 @@ class _Session:
     def _serve_model(
         self, load: frames.Load, config: ModelConfig | None, messages: Iterator[frames.ToWorker]
     ) -> int:
+        from headrace_server.models.following import with_following
         from headrace_server.models.loading import load_model
         from headrace_server.models.warmup import warm_up
         from headrace_server.workers.runner import BatchRunner
@@ -119,6 +120,7 @@ class _Session:
             os.close(self._weights)  # what is mapped stays
         self._send(frames.Progress(WorkerState.WARMING_UP.value))
         warm_up(model, config, source)
+        spec = with_following(model) if load.sweep else model.spec
         graphs = self._device is not None and gpu_options(config).graphs
         samples: tuple[Sample, ...] = ()
         if load.sweep or graphs:  # which batches to capture is up to what they cost
@@ -128,7 +130,7 @@ class _Session:
 
             model, samples = with_graphs(model, samples, cuda_capture())
         path = self._path(BatchRunner(model))
-        self._send(frames.Loaded(model.spec, samples))
+        self._send(frames.Loaded(spec, samples))
         for message in messages:
             match message:
                 case frames.RunBatch():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -58,7 +60,9 @@ def test_only_outputs_with_a_dynamic_dimension_of_ragged_models_are_cut() -> Non
 
 def test_every_dimension_that_follows_the_length_is_cut() -> None:
     outputs = (TensorSpec("attention", "FP32", [2, -1, -1]),)
-    assert ragged_output_axes(ModelSpec("m", 1, "python", 8, (RAGGED,), outputs)) == [(2, 3)]
+    spec = ModelSpec("m", 1, "python", 8, (RAGGED,), outputs)
+    assert ragged_output_axes(spec) == [(2, 3)]
+    assert ragged_output_axes(replace(spec, following=((2,),))) == [(3,)], "it was found out"
     batch = np.arange(2 * 2 * 4 * 4, dtype=np.float32).reshape(2, 2, 4, 4)
     part = rows_of(output(batch), 1, 2, (2, 3), 3, 4)
     assert part.shape == (1, 2, 3, 3)
