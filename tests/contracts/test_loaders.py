@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
+import py_compile
 import re
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable
@@ -545,6 +548,36 @@ class TestPython:
         def forward(self, x):
             {forward}
     """
+
+    def test_code_is_that_of_its_source_whatever_bytecode_says(
+        self, repository: Repository, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Bytecode passes for that of a source of the same size and time of change."""
+        monkeypatch.setattr(sys, "dont_write_bytecode", False)
+        file = repository.file(self.kind)
+        helper = file.with_name("code_of_the_test") / "helper.py"
+        helper.parent.mkdir()
+
+        def write(number: int) -> None:
+            helper.write_text(f"HELPED = {number}")
+            code = self.ECHO.format(forward=f"return x * 0 + {number} * 10 + HELPED")
+            save_python(
+                "from code_of_the_test.helper import HELPED\n" + textwrap.dedent(code), file
+            )
+            for path in (helper, file):
+                os.utime(path, (1_700_000_000, 1_700_000_000))
+
+        def bytecode() -> dict[Path, bytes]:
+            return {path: path.read_bytes() for path in repository.root.rglob("*.pyc")}
+
+        write(1)
+        for path in (helper, file):
+            py_compile.compile(str(path))
+        kept = bytecode()
+        write(2)
+        assert answer(repository.load(), x=torch.zeros(1, 3))["y"][0, 0] == 22
+        assert len(kept) == 2
+        assert bytecode() == kept
 
     def test_context_says_what_the_model_needs(self, repository: Repository) -> None:
         model = self.load(

@@ -18,7 +18,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any, NoReturn
 
 from headrace.protocol.model_config_pb2 import ModelConfig
-from headrace_server.models.errors import ModelError
+from headrace_server.models.errors import ModelError, described
 from headrace_server.models.load_options import load_options
 from headrace_server.models.model import Model, ModelContext
 from headrace_server.models.program import Inputs, Parameters, Program
@@ -26,6 +26,7 @@ from headrace_server.models.python_networks import speed_up
 from headrace_server.models.ragged import RaggedRules, read_rules, with_ragged_inputs
 from headrace_server.models.repository import ModelSource
 from headrace_server.models.signature import Signature, reconcile
+from headrace_server.models.source_imports import SourceImports, SourceLoader
 from headrace_server.models.spec import DYNAMIC, ModelSpec, Role, TensorSpec
 
 PLATFORM = "python"
@@ -46,8 +47,7 @@ def load_python(
             its declarations make no sense or do not fit its `forward`.
         ConfigError: the configuration contradicts the class.
     """
-    directory = str(source.directory.resolve())
-    sys.path.insert(0, directory)
+    imports = SourceImports(source.directory.resolve())
     try:
         cls = _model_class(_import(source), source.file)
         rules = read_rules(source, config)
@@ -78,11 +78,11 @@ def load_python(
         if role is Role.SERVE:
             speed_up(model, load_options(config), device, source.file)
     except BaseException:
-        sys.path.remove(directory)
+        imports.close()
         raise
     if role is Role.PREPARE:
-        return PythonModel(model, model.prepare, preparation_spec(spec), directory)
-    return PythonModel(model, model.forward, spec, directory)
+        return PythonModel(model, model.prepare, preparation_spec(spec), imports)
+    return PythonModel(model, model.forward, spec, imports)
 
 
 class PythonModel:
@@ -92,10 +92,14 @@ class PythonModel:
     overwrites_outputs = True
 
     def __init__(
-        self, model: Model, method: Callable[..., object], spec: ModelSpec, directory: str
+        self,
+        model: Model,
+        method: Callable[..., object],
+        spec: ModelSpec,
+        imports: SourceImports,
     ) -> None:
         self._model: Model | None = model
-        self._directory = directory
+        self._imports = imports
         self._forward = method
         self._wants_parameters = PARAMETERS in inspect.signature(method).parameters
         self.spec = spec
@@ -114,7 +118,7 @@ class PythonModel:
         if self._model is None:
             return
         model, self._model = self._model, None
-        sys.path.remove(self._directory)
+        self._imports.close()
         model.unload()
 
 
@@ -135,14 +139,14 @@ def preparation_spec(spec: ModelSpec) -> ModelSpec:
 
 def _import(source: ModelSource) -> ModuleType:
     name = re.sub(r"\W", "_", f"headrace_model_{source.name}_{source.version}")
-    spec = importlib.util.spec_from_file_location(name, source.file)
+    loader = SourceLoader(name, str(source.file))
+    spec = importlib.util.spec_from_file_location(name, source.file, loader=loader)
     assert spec is not None, "the file name ends in .py"
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Where dataclasses and pickle look a class's module up.
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         _refuse(source.file, "cannot be imported", error)
@@ -242,4 +246,4 @@ def _refuse(file: Path, what: str, error: Exception) -> NoReturn:
         if Path(frame.filename) == file
     ]
     where = f"{file}, line {lines[-1]}" if lines else str(file)
-    raise ModelError(f"{where}: {what}: {type(error).__name__}: {error}") from error
+    raise ModelError(f"{where}: {what}: {described(error)}") from error
