@@ -239,6 +239,18 @@ class TestPrecision:
         with pytest.raises(ModelError, match="found none"):
             load(version.parent, "precision=bf16")
 
+    @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+    def test_layers_with_hooks_stay_as_they_are(self) -> None:
+        normed = torch.nn.utils.weight_norm(torch.nn.Linear(4, 4))
+        parametrized = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 4))
+        scaled, doubled, plain = (torch.nn.Linear(4, 4) for _ in range(3))
+        scaled.register_forward_hook(lambda module, inputs, output: 10 * output)
+        doubled.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+        left = [normed, parametrized, scaled, doubled]
+        network, count = lower_module(torch.nn.Sequential(*left, plain), "bf16")
+        assert count == 1
+        assert [*network.children()][:4] == left
+
     def test_a_gpu_worker_is_refused(self) -> None:
         model = holding(torch.nn.Linear(4, 4))
         with pytest.raises(ModelError, match="for CPU workers, not for cuda:0"):

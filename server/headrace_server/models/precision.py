@@ -101,9 +101,11 @@ class LoweredLinear(nn.Module):
 
 def lower_module(module: nn.Module, precision: str) -> tuple[nn.Module, int]:
     """Replace the linear layers in a module that are worth it; returns it, or what takes its place,
-    and how many were replaced. Subclasses of `torch.nn.Linear` stay: they may mean more."""
+    and how many were replaced. Subclasses of `torch.nn.Linear` stay, they may mean more, and so do
+    layers with hooks, which make their weight (`weight_norm`) or change what they answer."""
     if type(module) is nn.Linear:
-        if not is_worth_it(module.weight, precision):
+        hooked = module._forward_pre_hooks or module._forward_hooks
+        if hooked or not is_worth_it(module.weight, precision):
             return module, 0
         return LoweredLinear(module, precision), 1
     count = 0
