@@ -86,17 +86,20 @@ def known_sweep(
     kept = _Kept(cache / DIRECTORY)
     try:
         place, key = _place(model, source, role), _key(model, source, config, role)
-    except OSError as error:
-        log.warning("the sweep is not kept: the model's files cannot be read: %s", error)
+        samples = kept.find(key)
+    except Exception as error:
+        log.warning("the sweep is not kept, it or the model's files cannot be read: %s", error)
         return sweep(model)
-    samples = kept.find(key)
     if samples and still_holds(model, samples):
         return samples
     if samples:
         log.info("batches take another time than at an earlier load; timing them anew")
     samples = sweep(model)
     if samples:
-        kept.put(place, key, _entry(model, source, samples))
+        try:
+            kept.put(place, key, _entry(model, source, samples))
+        except Exception as error:
+            log.warning("the sweep cannot be kept in %s: %s", cache / DIRECTORY, error)
     return samples
 
 
@@ -140,20 +143,17 @@ class _Kept:
         return ()
 
     def put(self, place: str, key: str, entry: _Entry) -> None:
-        """Write an entry, whole or not at all, and drop those that it replaces."""
+        """Write an entry, whole or not at all, and drop those that it replaces. Raises OSError."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, written = tempfile.mkstemp(dir=self._directory, prefix=UNFINISHED)
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor, written = tempfile.mkstemp(dir=self._directory, prefix=UNFINISHED)
-            try:
-                with open(descriptor, "wb") as file:
-                    file.write(msgspec.json.encode(entry))
-                os.replace(written, self._directory / f"{place}-{key}.json")
-            except BaseException:
-                os.unlink(written)
-                raise
-            self._clean(place, key)
-        except OSError as error:
-            log.warning("the sweep cannot be kept in %s: %s", self._directory, error)
+            with open(descriptor, "wb") as file:
+                file.write(msgspec.json.encode(entry))
+            os.replace(written, self._directory / f"{place}-{key}.json")
+        except BaseException:
+            os.unlink(written)
+            raise
+        self._clean(place, key)
 
     def _clean(self, place: str, key: str) -> None:
         """Drop what was kept at this place before, and beyond `MAX_ENTRIES` what was used least
@@ -177,7 +177,7 @@ def _entry(model: LoadedModel, source: ModelSource, samples: tuple[Sample, ...])
 
 
 def _place(model: LoadedModel, source: ModelSource, role: Role) -> str:
-    directory = str(source.directory.resolve())
+    directory = _in_utf8(source.directory.resolve())
     return _digest([directory, role.value, device_name(model.device), torch.get_num_threads()])
 
 
@@ -211,11 +211,16 @@ def _contents(source: ModelSource) -> Iterator[tuple[str, int, int, str]]:
                 file.seek(-WHOLE_BYTES, os.SEEK_END)
             digest.update(file.read(WHOLE_BYTES))
         yield (
-            str(path.relative_to(source.directory)),
+            _in_utf8(path.relative_to(source.directory)),
             status.st_size,
             status.st_mtime_ns if partly else 0,
             digest.hexdigest(),
         )
+
+
+def _in_utf8(path: Path) -> str:
+    """The path, with bytes that are no UTF-8 written out."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _used_ns(file: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -253,6 +254,32 @@ def test_a_model_file_that_cannot_be_read_again_costs_a_warning(
     bench.file.unlink()
     assert bench.load()
     assert "cannot be read" in caplog.text
+    assert not bench.entries
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names are Unicode")
+def test_a_name_that_is_no_utf_8_is_one_like_others(bench: Bench) -> None:
+    odd = bench.file.with_name(os.fsdecode(b"\xff.txt"))
+    odd.write_text("x")
+    first = bench.load()
+    assert bench.load() == first
+    assert bench.hit
+    odd.write_text("y")
+    bench.load()
+    assert not bench.hit
+
+
+def test_nothing_in_the_cache_fails_a_load(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(*_: object) -> str:
+        raise ValueError("not today")
+
+    for part in ("_key", "_entry"):
+        with monkeypatch.context() as broken:
+            broken.setattr(sweep_cache, part, breaks)
+            assert bench.load()
+    assert caplog.text.count("not today") == 2
     assert not bench.entries
 
 
