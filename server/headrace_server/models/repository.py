@@ -172,7 +172,7 @@ def _checked_config(directory: Path, override: ModelConfig | None) -> ModelConfi
     locate: Locate = locate_nowhere
     config = override
     if config is None:
-        if not file.exists():
+        if not os.path.lexists(file):  # a link to nothing was meant to say something
             return None
         if not lies_in(directory.parent, file):
             raise ConfigError(f"{file} {ESCAPES}")
@@ -250,7 +250,8 @@ ESCAPES = "leads out of the repository; expected a file, or a link, that stays i
 
 def lies_in(repository: Path, file: Path) -> bool:
     """Whether that is so once every link on the way is followed. The repository may be one."""
-    return file.resolve().is_relative_to(repository.resolve())
+    # Unlike `Path.resolve`, this takes links that lead in a circle.
+    return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(repository))
 
 
 def _is_by_product(path: Path, directory: Path) -> bool:

@@ -166,6 +166,15 @@ def test_broken_configuration_breaks_its_own_model_only(tmp_path: Path) -> None:
     assert second.error is None
 
 
+@pytest.mark.parametrize("target", ["nothing.pbtxt", "config.pbtxt"])
+def test_a_configuration_that_leads_to_nothing_is_an_error(tmp_path: Path, target: str) -> None:
+    repository = put(tmp_path, "m/1/model.py")
+    (repository / "m" / "config.pbtxt").symlink_to(target)
+    entry = only(scan(repository))
+    assert entry.error is not None
+    assert "config.pbtxt: cannot be read: " in entry.error
+
+
 def test_configuration_comes_with_the_entry(tmp_path: Path) -> None:
     put(tmp_path, "m/1/model.pt2", m="max_batch_size: 8")
     assert only(scan(tmp_path)).config == ModelConfig(max_batch_size=8)
