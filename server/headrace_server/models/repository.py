@@ -24,6 +24,9 @@ WARMUP_DIRECTORY = "warmup"
 
 _VERSION = re.compile(r"[1-9][0-9]*")
 
+GREATEST_VERSION = 2**63 - 1
+"""That the protocol, the policy and the messages to workers have room for."""
+
 
 class ModelKind(Enum):
     """What a model file is. The value is the end of its name."""
@@ -75,7 +78,8 @@ class ModelEntry:
     """One model directory, broken or not.
 
     ``versions`` are those to serve: selected by the version policy, oldest first, with exactly one
-    model file. A selected version without that is in ``broken_versions`` with the reason.
+    model file. A selected version without that, or with a number beyond `GREATEST_VERSION`, is in
+    ``broken_versions`` with the reason.
     ``error`` says why the model as a whole cannot be served; then there are no ``versions``.
     ``notes`` name what lies in the directory and is not looked at.
     """
@@ -149,6 +153,11 @@ def read_model(directory: Path, override: ModelConfig | None = None) -> ModelEnt
     versions: list[ModelSource] = []
     broken: dict[int, str] = {}
     for number in selected:
+        if number > GREATEST_VERSION:
+            broken[number] = (
+                f"expected a version of at most {GREATEST_VERSION}, got {directory / str(number)}"
+            )
+            continue
         try:
             file, kind = _model_file(directory / str(number), config)
             versions.append(ModelSource(name, number, file, kind))

@@ -102,6 +102,19 @@ def test_a_broken_version_leaves_the_others_served(tmp_path: Path) -> None:
     assert "No such file" in entry.broken_versions[3]
 
 
+def test_a_version_beyond_the_protocol_is_refused_and_the_others_are_not(tmp_path: Path) -> None:
+    put(tmp_path, f"m/{2**63 - 1}/model.py", f"m/{2**63}/model.py")
+    entry = only(scan(tmp_path))
+    assert not entry.versions
+    assert entry.error == (
+        f"expected a version of at most 9223372036854775807, got {tmp_path / 'm'}/{2**63}"
+    )
+    put(tmp_path, m="version_policy { all { } }")
+    entry = only(scan(tmp_path))
+    assert versions(entry) == [2**63 - 1]
+    assert list(entry.broken_versions) == [2**63]
+
+
 def test_odd_directories_are_ignored_with_a_note(tmp_path: Path) -> None:
     put(tmp_path, "m/1/model.pt2", "m/007/model.pt2", "m/0/model.pt2", "m/warmup/x", "m/.git/x")
     entry = only(scan(tmp_path))
