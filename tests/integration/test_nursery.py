@@ -65,6 +65,14 @@ async def test_a_signal_is_told_by_its_name_and_leaves_no_zombie() -> None:
     assert not exists(process.pid)
 
 
+@pytest.mark.usefixtures("bounded", "forks")
+async def test_what_the_server_killed_itself_is_told_with_its_reason() -> None:
+    process = worker()
+    await process.spawn()
+    process.give_up()
+    assert await process.died == "ended by the server: it took too long"
+
+
 @forking
 @pytest.mark.usefixtures("bounded")
 async def test_workers_outlive_their_nursery_and_the_next_one_has_another(

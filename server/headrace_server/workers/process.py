@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -80,6 +81,7 @@ class WorkerProcess:
         self._slab_of: dict[int, int] = {}
         self._outputs: dict[int, ReadableSlab] = {}
         self._reaper: asyncio.Task[None] | None = None
+        self._killed_because = ""
 
     @property
     def pid(self) -> int | None:
@@ -180,18 +182,19 @@ class WorkerProcess:
         try:
             await asyncio.wait_for(asyncio.shield(self._reaper), timeout_s)
         except TimeoutError:
-            self.kill()
+            self.kill(f"it had not ended {timeout_s:g} s after it was told to")
             await self._reaper
 
-    def kill(self) -> None:
-        """End the process at once; `died` follows."""
+    def kill(self, reason: str) -> None:
+        """End the process at once; `died` follows, and gives the reason."""
         if self._process is not None and self._process.returncode is None:
+            self._killed_because = self._killed_because or reason
             self._process.kill()
 
     def give_up(self) -> None:
         """End the process at once and take it for lost from now on: it may take a while until the
         kernel has ended it."""
-        self.kill()
+        self.kill("it took too long")
         if self._connection is not None:
             self._connection.close()
         if not self.lost.done():
@@ -251,7 +254,8 @@ class WorkerProcess:
         # process says itself how it ended. One that closed its socket and lives on is of no use.
         log.debug("a worker's socket: %s", detail)
         self.lost.set_result(None)
-        asyncio.get_running_loop().call_later(CLOSED_GRACE_S, self.kill)
+        reason = f"it had not ended {CLOSED_GRACE_S:g} s after it closed its connection"
+        asyncio.get_running_loop().call_later(CLOSED_GRACE_S, self.kill, reason)
 
     async def _reap(self, process: Child) -> None:
         status = await process.wait()
@@ -266,4 +270,7 @@ class WorkerProcess:
             written.close()
         for read in self._outputs.values():
             read.close()
-        self.died.set_result(how_it_ended(status))
+        if status == -signal.SIGKILL and self._killed_because:
+            self.died.set_result(f"ended by the server: {self._killed_because}")
+        else:
+            self.died.set_result(how_it_ended(status))

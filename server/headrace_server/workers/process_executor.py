@@ -172,7 +172,7 @@ class ProcessExecutor:
         for seat in self._seats.values():
             seat.cancel()
         for process in self._processes:
-            process.kill()
+            process.kill("the server ends at once")
 
     def devices(self) -> Sequence[str]:
         """See `Executor.devices`."""
@@ -338,7 +338,7 @@ class ProcessExecutor:
                 yield
             self._load_s = loop.time() - began_s
         except TimeoutError:
-            process.kill()
+            process.kill("it took too long to load the model")
             raise ModelLoadError(
                 f"expected the model to load and warm up within {self._load_timeout_s:g} s "
                 "(--load-timeout), and ended a worker that had not"

@@ -18,6 +18,7 @@ import select
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.awake import AwakeWaiting
 from headrace_server.core.cost import Sample
-from headrace_server.models.errors import ConfigError, ModelError
+from headrace_server.models.errors import ConfigError, ModelError, described
 from headrace_server.models.gpu_options import gpu_options
 from headrace_server.models.repository import ModelKind, ModelSource
 from headrace_server.models.spec import Role
@@ -36,6 +37,7 @@ from headrace_server.workers.parents import end_with_the_parent
 from headrace_server.workers.slab import ReadableSlab, WritableSlab
 
 if TYPE_CHECKING:  # import torch, which the worker does once it has said that it starts
+    from headrace_server.models.loading import LoadedModel
     from headrace_server.workers.cuda_device import CudaDevice
     from headrace_server.workers.path import BatchPath
     from headrace_server.workers.runner import BatchRunner
@@ -88,21 +90,29 @@ class _Session:
         load = next(messages, None)
         if not isinstance(load, frames.Load):
             return 0
-        _stay_on(load.pinned_to)
-        torch.set_num_threads(load.threads)
-        torch.set_num_interop_threads(1)  # batches come one after the other
-        config = ModelConfig.FromString(load.config) if load.config else None
         try:
+            _stay_on(load.pinned_to)
+            torch.set_num_threads(load.threads)
+            torch.set_num_interop_threads(1)  # batches come one after the other
+            config = ModelConfig.FromString(load.config) if load.config else None
             if torch.device(load.device).type == "cuda":
                 self._device = _gpu(load.device, config)
-            return self._serve_model(load, config, messages)
+            model, path, loaded = self._load(load, config)
         except (ModelError, ConfigError) as error:
             self._send(frames.LoadFailed(frames.sendable(str(error))))
             return 1
+        except BaseException as error:  # whatever a model raises, SystemExit as well
+            log.error("the model could not be loaded:\n%s", traceback.format_exc())
+            self._send(frames.LoadFailed(frames.sendable(described(error))))
+            return 1
+        self._send(loaded)
+        self._run_batches(messages, path)
+        model.close()
+        return 0
 
-    def _serve_model(
-        self, load: frames.Load, config: ModelConfig | None, messages: Iterator[frames.ToWorker]
-    ) -> int:
+    def _load(
+        self, load: frames.Load, config: ModelConfig | None
+    ) -> tuple[LoadedModel, BatchPath, frames.Loaded]:
         from headrace_server.models.following import with_following
         from headrace_server.models.loading import load_model
         from headrace_server.models.warmup import warm_up
@@ -129,8 +139,9 @@ class _Session:
             from headrace_server.workers.cuda_graphs import cuda_capture, with_graphs
 
             model, samples = with_graphs(model, samples, cuda_capture())
-        path = self._path(BatchRunner(model))
-        self._send(frames.Loaded(spec, samples))
+        return model, self._path(BatchRunner(model)), frames.Loaded(spec, samples)
+
+    def _run_batches(self, messages: Iterator[frames.ToWorker], path: BatchPath) -> None:
         for message in messages:
             match message:
                 case frames.RunBatch():
@@ -144,8 +155,6 @@ class _Session:
             read.close()
         for written in self._outputs.values():
             written.close()
-        model.close()
-        return 0
 
     def _path(self, runner: BatchRunner) -> BatchPath:
         if self._device is None:
