@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from headrace.aio import AsyncClient
+from headrace.errors import ServerError
 from headrace_server.testing import ServerProcess
 from written_models import write_model
 
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.e2e
 ONE = {"x": np.ones((1, 1), np.float32)}
 
 HEADER = """
+    import logging
     import sys
     from headrace_server import Model, TensorSpec
 
@@ -32,11 +34,32 @@ EXITS = """
             sys.exit("weights are missing")
 """
 
+UNSPEAKABLE = """
+        def forward(self, x):
+            class Unspeakable(RuntimeError):
+                def __str__(self):
+                    raise ValueError("no words")
+
+            raise Unspeakable
+"""
+
+MISFORMATS = """
+        def load(self, context):
+            self.forward(None)
+
+        def forward(self, x):
+            logging.getLogger("library").warning("%d rows", "two")
+            return x
+"""
+
+
+MODELS = {"exits": EXITS, "unspeakable": UNSPEAKABLE, "misformats": MISFORMATS}
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     repository = tmp_path_factory.mktemp("unruly")
-    for name, methods in {"exits": EXITS}.items():
+    for name, methods in MODELS.items():
         write_model(repository, name, HEADER + methods)
     explicit = ("--model-control-mode", "explicit", "--load-model", "*")
     with ServerProcess(repository, *explicit, "--cache-dir", "none") as started:
@@ -60,3 +83,21 @@ async def test_one_that_exits_while_it_loads_is_asked_once(
     assert reasons["exits"] == "SystemExit: weights are missing"
     assert logged(server, "the model could not be loaded:")
     assert not logged(server, "model 'exits' killed")
+
+
+async def test_an_exception_without_a_text_costs_its_batch_alone(
+    server: ServerProcess, client: AsyncClient
+) -> None:
+    """Also when it is raised in the warm-up."""
+    for _ in range(2):
+        with pytest.raises(ServerError, match="failed to run this request"):
+            await client.infer("unspeakable", ONE)
+    assert logged(server, "Unspeakable: (its text cannot be had: ValueError)")
+    assert not logged(server, "worker 0 of model 'unspeakable' exited")
+
+
+async def test_a_wrong_call_of_logging_costs_no_request(
+    server: ServerProcess, client: AsyncClient
+) -> None:
+    np.testing.assert_array_equal((await client.infer("misformats", ONE))["y"], ONE["x"])
+    assert logged(server, "--- Logging error ---")

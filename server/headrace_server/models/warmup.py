@@ -18,7 +18,7 @@ from headrace.tensors import TensorError, split_byte_elements
 from headrace_server.models.compilation import compile_no_more, compiled_graphs
 from headrace_server.models.config_text import locate_in
 from headrace_server.models.datatypes import config_type, config_type_name
-from headrace_server.models.errors import ConfigError, ModelError
+from headrace_server.models.errors import ConfigError, ModelError, described
 from headrace_server.models.load_options import COMPILE
 from headrace_server.models.loading import LoadedModel
 from headrace_server.models.program import Tensor
@@ -69,7 +69,7 @@ def warm_up(model: LoadedModel, config: ModelConfig | None, source: ModelSource)
         except (ModelError, torch.OutOfMemoryError) as error:
             raise ModelError(f"{name} warm-up with {_shapes(inputs)}: {error}") from error
         except Exception as error:
-            what = f"{name} warm-up with {_shapes(inputs)}: {type(error).__name__}: {error}"
+            what = f"{name} warm-up with {_shapes(inputs)}: {described(error)}"
             if model.compiles_when_called:
                 raise ModelError(
                     f"{what}; what cannot run cannot be compiled: drop '{COMPILE}', or give inputs "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from headrace_server.models.errors import described
 from headrace_server.models.loading import LoadedModel
 from headrace_server.workers.executor import (
     BatchOutput,
@@ -83,8 +84,8 @@ class InlineExecutor:
         try:
             written, times = self._runner.run(inputs.view, places, parameters, outputs.reserve)
         except Exception as error:
-            detail = f"{type(error).__name__}: {error}"
-            self._listener.batch_failed(batch_id, detail, self._runner.ran_out_of_memory(error))
+            full = self._runner.ran_out_of_memory(error)
+            self._listener.batch_failed(batch_id, described(error), full)
             return
         answers = [
             BatchOutput(

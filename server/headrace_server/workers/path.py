@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import Protocol
 
+from headrace_server.models.errors import described
 from headrace_server.workers import frames
 from headrace_server.workers.runner import BatchRunner, RunTimes
 
@@ -72,5 +73,5 @@ def success(
 def failure(runner: BatchRunner, message: frames.RunBatch, error: Exception) -> frames.BatchError:
     """What the front is told when the model fails: its batch's failure, never the worker's end."""
     log.warning("the model failed on a batch:\n%s", traceback.format_exc())
-    detail = frames.sendable(f"{type(error).__name__}: {error}")
+    detail = frames.sendable(described(error))
     return frames.BatchError(message.batch_id, detail, runner.ran_out_of_memory(error))

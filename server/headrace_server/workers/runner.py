@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from headrace.tensors import DATATYPES, encode_tensor, split_byte_elements
-from headrace_server.models.errors import ModelError
+from headrace_server.models.errors import ModelError, described
 from headrace_server.models.loading import LoadedModel
 from headrace_server.models.spec import DYNAMIC, TensorSpec
 from headrace_server.models.torch_types import TORCH_DTYPES
@@ -124,7 +124,7 @@ class BatchRunner:
         """Whether `run` failed for want of memory, so that a smaller batch may succeed. What the
         failed one left behind is given back to the device."""
         # On CPU torch has no exception of its own for that.
-        on_cpu = isinstance(error, RuntimeError) and CPU_IS_FULL in str(error)
+        on_cpu = isinstance(error, RuntimeError) and CPU_IS_FULL in described(error)
         if not on_cpu and not isinstance(error, MemoryError | torch.OutOfMemoryError):
             return False
         traceback.clear_frames(error.__traceback__)

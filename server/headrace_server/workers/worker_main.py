@@ -255,7 +255,12 @@ class _ToServer(logging.Handler):
         self._session = session
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._session.log(record.levelno, self.format(record))
+        try:
+            text = self.format(record)
+        except Exception:  # a call whose arguments do not fit its format, say
+            self.handleError(record)
+        else:
+            self._session.log(record.levelno, text)
 
 
 _NOTHING = memoryview(b"")
