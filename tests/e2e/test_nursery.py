@@ -66,7 +66,7 @@ TELLTALE = """
             for method in ("fork", "spawn"):
                 pool = multiprocessing.get_context(method).Pool(1)
                 answers[method] = pool.apply(abs, (-3,))
-                pool.close()  # SIGTERM, which ends it otherwise, is ignored in workers
+                pool.terminate()
                 pool.join()
             same = {
                 "threads": torch.get_num_threads(),

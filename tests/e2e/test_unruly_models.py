@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,15 +14,20 @@ import pytest
 from headrace.aio import AsyncClient
 from headrace.errors import ServerError
 from headrace_server.testing import ServerProcess
+from worker_processes import alive, command_of, workers_of
 from written_models import write_model
 
 pytestmark = pytest.mark.e2e
 
+SECONDS = 60.0
 ONE = {"x": np.ones((1, 1), np.float32)}
 
 HEADER = """
     import logging
+    import multiprocessing
+    import subprocess
     import sys
+    import time
     from headrace_server import Model, TensorSpec
 
     class Unruly(Model):
@@ -52,13 +61,35 @@ MISFORMATS = """
             return x
 """
 
+EMPLOYS = """
+        def load(self, context):
+            self.told = context.directory / "told"
+            self.forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(99,))
+            self.forked.start()
+            self.executed = subprocess.Popen(["sleep", "99"])
 
-MODELS = {"exits": EXITS, "unspeakable": UNSPEAKABLE, "misformats": MISFORMATS}
+        def unload(self):
+            self.forked.terminate()
+            self.executed.terminate()
+            self.forked.join()
+            self.told.write_text(f"{self.forked.exitcode} {self.executed.wait()}")
+"""
+
+MODELS = {
+    "exits": EXITS,
+    "unspeakable": UNSPEAKABLE,
+    "misformats": MISFORMATS,
+    "employs": EMPLOYS,
+}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    repository = tmp_path_factory.mktemp("unruly")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("unruly")
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[ServerProcess]:
     for name, methods in MODELS.items():
         write_model(repository, name, HEADER + methods)
     explicit = ("--model-control-mode", "explicit", "--load-model", "*")
@@ -101,3 +132,22 @@ async def test_a_wrong_call_of_logging_costs_no_request(
 ) -> None:
     np.testing.assert_array_equal((await client.infer("misformats", ONE))["y"], ONE["x"])
     assert logged(server, "--- Logging error ---")
+
+
+async def test_what_a_model_starts_ends_when_the_model_says_so(
+    repository: Path, server: ServerProcess, client: AsyncClient
+) -> None:
+    """SIGTERM ends it, though not the worker."""
+    (worker,) = (pid for pid in workers_of(server.pid) if "employs" in command_of(pid))
+    os.kill(worker, signal.SIGTERM)
+    os.kill(worker, signal.SIGINT)
+    np.testing.assert_array_equal((await client.infer("employs", ONE))["y"], ONE["x"])
+    await client.unload_model("employs")
+    await until(lambda: not alive(worker))
+    assert (repository / "employs" / "1" / "told").read_text() == "-15 -15"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0.02)

@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from headrace.protocol.model_config_pb2 import ModelConfig
@@ -45,14 +46,19 @@ if TYPE_CHECKING:  # import torch, which the worker does once it has said that i
 RECEIVE_BYTES = 1 << 16
 MAX_DESCRIPTORS = 8
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+
 log = logging.getLogger("headrace.worker")
 
 
 def main() -> int:
     """Serve the socket whose descriptor is the first argument; returns the exit status."""
     # Service managers signal every process of a service; only the front decides when workers end.
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.SIG_IGN)
+    # What is ignored stays ignored in whatever a model starts, which then could not be ended.
+    for number in ENDING:
+        signal.signal(number, _pass_over)
+        signal.siginterrupt(number, False)
+    os.register_at_fork(after_in_child=_end_as_usual)
     end_with_the_parent()
     # Models may print; standard output belongs to the server.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -65,6 +71,17 @@ def main() -> int:
             return session.serve()
         except (BrokenPipeError, ConnectionResetError):
             return 0  # the server is gone
+
+
+def _pass_over(number: int, frame: FrameType | None) -> None:
+    """Handle a signal by doing nothing."""
+
+
+def _end_as_usual() -> None:
+    """In a process that a model forked, have signals do what they do elsewhere."""
+    for number in ENDING:
+        if signal.getsignal(number) is _pass_over:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _Session:
