@@ -75,11 +75,20 @@ EMPLOYS = """
             self.told.write_text(f"{self.forked.exitcode} {self.executed.wait()}")
 """
 
+LEAVES_BEHIND = """
+        def load(self, context):
+            self.left = subprocess.Popen(["sleep", "999"])
+
+        def forward(self, x):
+            return x * 0 + self.left.pid
+"""
+
 MODELS = {
     "exits": EXITS,
     "unspeakable": UNSPEAKABLE,
     "misformats": MISFORMATS,
     "employs": EMPLOYS,
+    "leaves_behind": LEAVES_BEHIND,
 }
 
 
@@ -138,13 +147,36 @@ async def test_what_a_model_starts_ends_when_the_model_says_so(
     repository: Path, server: ServerProcess, client: AsyncClient
 ) -> None:
     """SIGTERM ends it, though not the worker."""
-    (worker,) = (pid for pid in workers_of(server.pid) if "employs" in command_of(pid))
+    worker = worker_of(server, "employs")
     os.kill(worker, signal.SIGTERM)
     os.kill(worker, signal.SIGINT)
     np.testing.assert_array_equal((await client.infer("employs", ONE))["y"], ONE["x"])
     await client.unload_model("employs")
     await until(lambda: not alive(worker))
     assert (repository / "employs" / "1" / "told").read_text() == "-15 -15"
+
+
+async def test_what_a_model_starts_ends_with_its_worker(
+    server: ServerProcess, client: AsyncClient
+) -> None:
+    """Be that killed, or told to end."""
+
+    async def left() -> int:
+        return int((await client.infer("leaves_behind", ONE))["y"][0, 0])
+
+    first = await left()
+    assert alive(first)
+    os.kill(worker_of(server, "leaves_behind"), signal.SIGKILL)
+    second = await left()
+    assert second != first
+    await until(lambda: not alive(first))
+    await client.unload_model("leaves_behind")
+    await until(lambda: not alive(second))
+
+
+def worker_of(server: ServerProcess, model: str) -> int:
+    (worker,) = (pid for pid in workers_of(server.pid) if f"{model}/1#" in command_of(pid))
+    return worker
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -1,15 +1,16 @@
-"""A child process that was not started by asyncio, awaited all the same."""
+"""Child processes that lead a process group, ended with all that they started themselves."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from typing import Protocol
 
 
 class Child(Protocol):
-    """What a worker process needs of its handle; `asyncio.subprocess.Process` has it, too."""
+    """What a worker process needs of its handle."""
 
     @property
     def pid(self) -> int:
@@ -22,7 +23,7 @@ class Child(Protocol):
         ...
 
     def kill(self) -> None:
-        """Send SIGKILL to one that was not waited for yet."""
+        """Send SIGKILL to one that was not waited for yet, and to its process group."""
         ...
 
     async def wait(self) -> int:
@@ -31,7 +32,10 @@ class Child(Protocol):
 
 
 class AdoptedChild:
-    """A child known by its process id alone (Linux). `wait` once."""
+    """A child known by its process id alone (Linux). `wait` once.
+
+    However it ends, its process group ends with it: nobody else would end what it started.
+    """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -40,7 +44,7 @@ class AdoptedChild:
 
     def kill(self) -> None:
         """See `Child.kill`."""
-        os.kill(self.pid, signal.SIGKILL)  # an id is not given away before it was waited for
+        _kill_group(self.pid)  # an id is not given away before it was waited for
 
     async def wait(self) -> int:
         """See `Child.wait`."""
@@ -48,13 +52,51 @@ class AdoptedChild:
             await readable(self._descriptor)
         finally:
             os.close(self._descriptor)
-        try:
-            _, status = os.waitpid(self.pid, 0)  # noqa: ASYNC222 - it has ended
-        except ChildProcessError:  # SIGCHLD is ignored, so the kernel keeps no status
-            self.returncode = 255
-        else:
-            self.returncode = os.waitstatus_to_exitcode(status)
+        self.returncode = _reaped(self.pid)
         return self.returncode
+
+
+class StartedChild:
+    """A child that asyncio started. What it started itself ends when it is killed, but not when it
+    ends otherwise: asyncio has waited for it by then, and its id may be somebody else's."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """See `Child.pid`."""
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """See `Child.returncode`."""
+        return self._process.returncode
+
+    def kill(self) -> None:
+        """See `Child.kill`."""
+        _kill_group(self.pid)
+
+    async def wait(self) -> int:
+        """See `Child.wait`."""
+        return await self._process.wait()
+
+
+def _reaped(leader: int) -> int:
+    """Kill what is left of a group whose leader has ended, and wait for the leader; returns its
+    exit status, or minus the signal."""
+    try:
+        os.waitid(os.P_PID, leader, os.WEXITED | os.WNOWAIT)  # its id is still its own, or raises
+        _kill_group(leader)
+        _, status = os.waitpid(leader, 0)
+    except ChildProcessError:  # SIGCHLD is ignored, so the kernel keeps no status
+        return 255
+    return os.waitstatus_to_exitcode(status)
+
+
+def _kill_group(leader: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 async def readable(descriptor: int) -> None:

@@ -27,7 +27,7 @@ import sys
 from contextlib import suppress
 from threading import Lock, Thread
 
-from headrace_server.workers.child import AdoptedChild, Child, how_it_ended, readable
+from headrace_server.workers.child import AdoptedChild, Child, StartedChild, how_it_ended, readable
 from headrace_server.workers.parents import Adopting
 
 log = logging.getLogger("headrace.workers")
@@ -209,7 +209,7 @@ async def start_worker(connection: socket.socket, name: str) -> Child:
     """
     if CAN_FORK:
         return await NURSERY.fork(connection, name)
-    return await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         *_python(WORKER_MAIN),
         str(connection.fileno()),
         name,
@@ -218,3 +218,4 @@ async def start_worker(connection: socket.socket, name: str) -> Child:
         env={**ONE_THREAD_EACH, **os.environ},
         start_new_session=True,
     )
+    return StartedChild(process)
