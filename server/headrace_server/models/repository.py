@@ -18,6 +18,7 @@ from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.models.config_checks import check_config
 from headrace_server.models.config_text import CONFIG_FILE, ConfigText, Locate, locate_nowhere
 from headrace_server.models.errors import ConfigError, ModelError, RepositoryError
+from headrace_server.models.parameter_names import doubtful_parameters
 
 WARMUP_DIRECTORY = "warmup"
 """Where the files of a warm-up's `input_data_file` lie, in the model's directory."""
@@ -81,7 +82,7 @@ class ModelEntry:
     model file. A selected version without that, or with a number beyond `GREATEST_VERSION`, is in
     ``broken_versions`` with the reason.
     ``error`` says why the model as a whole cannot be served; then there are no ``versions``.
-    ``notes`` name what lies in the directory and is not looked at.
+    ``notes`` name what lies in the directory, or stands in its configuration, and is not looked at.
     """
 
     name: str
@@ -172,7 +173,7 @@ def read_model(directory: Path, override: ModelConfig | None = None) -> ModelEnt
         config,
         error=None if versions else "; ".join(broken.values()),
         broken_versions=MappingProxyType(broken),
-        notes=notes,
+        notes=(*notes, *doubtful_parameters(config)),
     )
 
 
