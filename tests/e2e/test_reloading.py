@@ -229,6 +229,15 @@ async def test_a_worker_that_would_load_other_files_does_not_start(
             await load.answers_of(1)
             await until(lambda: stays not in workers_of(server.pid))
             assert len(workers_of(server.pid)) == 2
+        # With nobody left who could answer otherwise, something is better than nothing.
+        write_version(tmp_path, "tagged", 1, TAGGED.replace("TAG", "2") + writes)
+        for pid in workers_of(server.pid):
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: any("it counts now" in line for line in server.log))
+        async with AsyncClient(server.grpc_address) as client:
+            while not await client.model_ready("tagged"):
+                await asyncio.sleep(0.02)
+            assert (await client.infer("tagged", {"x": [[3]]}, timeout=60.0))["y"] == 302
 
 
 async def test_workers_that_cannot_all_be_had_leave_nothing_to_those_that_came(

@@ -95,8 +95,9 @@ def _reaped(leader: int) -> int:
 
 
 def _kill_group(leader: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
+    for kill in (os.killpg, os.kill):  # should it lead no group, itself at least
+        with suppress(ProcessLookupError):
+            kill(leader, signal.SIGKILL)
 
 
 async def readable(descriptor: int) -> None:

@@ -81,6 +81,7 @@ class WorkerProcess:
         self._slab_of: dict[int, int] = {}
         self._outputs: dict[int, ReadableSlab] = {}
         self._reaper: asyncio.Task[None] | None = None
+        self._stopping = False
         self._killed_because = ""
 
     @property
@@ -175,6 +176,7 @@ class WorkerProcess:
 
     async def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Ask the process to end, kill it if it does not, and wait until it is gone."""
+        self._stopping = True
         if self._connection is not None:
             self._connection.send(frames.Stop())
         if self._reaper is None:
@@ -254,6 +256,8 @@ class WorkerProcess:
         # process says itself how it ended. One that closed its socket and lives on is of no use.
         log.debug("a worker's socket: %s", detail)
         self.lost.set_result(None)
+        if self._stopping:
+            return  # it is waited for already, and for longer
         reason = f"it had not ended {CLOSED_GRACE_S:g} s after it closed its connection"
         asyncio.get_running_loop().call_later(CLOSED_GRACE_S, self.kill, reason)
 

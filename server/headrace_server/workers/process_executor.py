@@ -45,8 +45,9 @@ class ProcessExecutor:
     `load_timeout_s` seconds after its start is ended: one that hangs would hang again, so a first
     one is not tried twice, while one that replaces a lost worker is started again with back-off.
     All workers are loaded from the files that the first one found: where one of these has changed,
-    no other worker starts. Files that have come since, and those that the first load changed, are
-    the model's own. `pins` are the cores that CPU workers are pinned to, if any.
+    no other worker starts beside those that serve. Files that have come since, and those that the
+    first load changed, are the model's own. `pins` are the cores that CPU workers are pinned to, if
+    any.
     """
 
     def __init__(
@@ -228,7 +229,10 @@ class ProcessExecutor:
             served_s = 0.0
             try:
                 if process is None:
-                    await self._require_same_files()
+                    if self._serving:
+                        await self._require_same_files()
+                    else:
+                        await self._take_files_as_they_are()
                     process = self._new_process(seat)
                     async with self._in_time(process):
                         await process.spawn()
@@ -285,6 +289,18 @@ class ProcessExecutor:
             log.warning("model '%s': changed while it was loaded: %s", self._source.name, paths)
         code = self._source.kind.value
         self._files -= {stamp for stamp in changed if not stamp[0].endswith(code)}
+
+    async def _take_files_as_they_are(self) -> None:
+        """With no worker left nobody can answer differently: what lies there is served, rather than
+        nothing."""
+        changed = await asyncio.to_thread(changed_files, self._files)
+        if changed:
+            name, path = self._source.name, changed[0][0]
+            log.warning("model '%s': %s changed since it was loaded; it counts now", name, path)
+            self._files = await asyncio.to_thread(file_stamps, self._source)
+            if self._weights is not None:  # they may be other ones now
+                os.close(self._weights)
+                self._weights = None
 
     async def _require_same_files(self) -> None:
         """Raise `ModelLoadError` if another load would not find what the first one did: workers
