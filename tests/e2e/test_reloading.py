@@ -234,7 +234,7 @@ async def test_a_worker_that_would_load_other_files_does_not_start(
         for pid in workers_of(server.pid):
             os.kill(pid, signal.SIGKILL)
         await until(lambda: any("it counts now" in line for line in server.log))
-        async with AsyncClient(server.grpc_address) as client:
+        async with AsyncClient(server.grpc_address) as client, asyncio.timeout(SECONDS):
             while not await client.model_ready("tagged"):
                 await asyncio.sleep(0.02)
             assert (await client.infer("tagged", {"x": [[3]]}, timeout=60.0))["y"] == 302

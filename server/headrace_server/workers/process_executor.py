@@ -229,15 +229,14 @@ class ProcessExecutor:
             served_s = 0.0
             try:
                 if process is None:
-                    if self._serving:
+                    anew = not self._serving and await self._take_changed_files()
+                    if not anew:
                         await self._require_same_files()
-                    else:
-                        await self._take_files_as_they_are()
                     process = self._new_process(seat)
                     async with self._in_time(process):
                         await process.spawn()
                         loaded = await self._load(process, seat, sweep=False)
-                    await self._require_same_files()
+                    await (self._let_write() if anew else self._require_same_files())
                     if loaded.spec != self._spec:
                         raise ModelLoadError("its signature is another one than at the first load")
                     if losses:
@@ -290,17 +289,19 @@ class ProcessExecutor:
         code = self._source.kind.value
         self._files -= {stamp for stamp in changed if not stamp[0].endswith(code)}
 
-    async def _take_files_as_they_are(self) -> None:
-        """With no worker left nobody can answer differently: what lies there is served, rather than
-        nothing."""
+    async def _take_changed_files(self) -> bool:
+        """Whether files have changed, and are taken as they lie there now: with no worker left
+        nobody can answer differently, and something is better than nothing."""
         changed = await asyncio.to_thread(changed_files, self._files)
-        if changed:
-            name, path = self._source.name, changed[0][0]
-            log.warning("model '%s': %s changed since it was loaded; it counts now", name, path)
-            self._files = await asyncio.to_thread(file_stamps, self._source)
-            if self._weights is not None:  # they may be other ones now
-                os.close(self._weights)
-                self._weights = None
+        if not changed:
+            return False
+        name, path = self._source.name, changed[0][0]
+        log.warning("model '%s': %s changed since it was loaded; it counts now", name, path)
+        self._files = await asyncio.to_thread(file_stamps, self._source)
+        if self._weights is not None:  # they may be other ones now
+            os.close(self._weights)
+            self._weights = None
+        return True
 
     async def _require_same_files(self) -> None:
         """Raise `ModelLoadError` if another load would not find what the first one did: workers
