@@ -24,9 +24,6 @@ class _Ahead:
     cost: float
 
 
-_OWN_PLACE = attrgetter("place")
-
-
 @dataclass(slots=True, eq=False)
 class _Share:
     """What one tenant has waiting, in its order of urgency: first what is `ahead`, then what is
@@ -236,7 +233,7 @@ class FairQueue(Queue):
             self._let_ahead(share)
             return
         entries = list(share.ahead.values())
-        overtaken = entries[bisect_left(entries, place, key=_OWN_PLACE) :]
+        overtaken = entries[bisect_left(entries, place, key=_PLACE) :]
         for entry in overtaken:
             super().remove_batch([entry.request])
             del share.ahead[entry.request.id]
