@@ -527,6 +527,15 @@ class TestTorchScript:
             answer(model, INPUT__0=torch.ones(1, 64))["OUTPUT__0"], torch.ones(1, 64)
         )
 
+    def test_a_checkpoint_is_told_from_a_script(self, repository: Repository) -> None:
+        torch.save(torch.nn.Linear(2, 1).state_dict(), repository.file(self.kind))
+        expected = r"expected TorchScript .*, got what torch\.save writes: export the model, or"
+        with pytest.raises(ModelError, match=expected):
+            repository.load(
+                """input { name: "INPUT__0" data_type: TYPE_FP32 dims: [ 2 ] }
+                output { name: "OUTPUT__0" data_type: TYPE_FP32 dims: [ 1 ] }"""
+            )
+
     def test_text_is_refused(self, repository: Repository) -> None:
         config = save_echo(self.kind, "BYTES", repository.file(self.kind))
         with pytest.raises(ConfigError, match=r"line 2: input\[0\]\.data_type is TYPE_STRING"):

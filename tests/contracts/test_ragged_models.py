@@ -334,9 +334,15 @@ class Judging(torch.nn.Module):
         *(Choosing(1, leaks=True), Choosing(-1, leaks=True)),
     ],
 )
-def test_padding_that_would_show_is_not_derived(tmp_path: Path, module: torch.nn.Module) -> None:
+def test_padding_that_would_show_is_not_derived(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, module: torch.nn.Module
+) -> None:
     export_attention(tmp_path / "m", module)
+    caplog.set_level("INFO", "headrace")
     assert [tensor.pad for tensor in load(tmp_path / "m").spec.inputs] == [None, None]
+    # One of its outputs is twice as long, so that nothing was tried.
+    tried = not isinstance(module, Doubling)
+    assert ("requests of different lengths ride apart" in caplog.text) == tried
 
 
 async def test_a_choice_that_heeds_the_mask_is_padded_for(tmp_path: Path) -> None:

@@ -76,13 +76,11 @@ def padded(
             )
         return declared
     length = _derivable_length(spec, tensors) if derive and not rules.pads else None
-    if length is None or not _alike(call, tensors, length, [0] * len(names), device):
+    if length is None:
         return declared
-    # The control: a trial in which padding would not show without the mask has shown nothing.
-    unmasked = [1 if _named_mask(name) else 0 for name in names]
-    if _alike(call, tensors, length, unmasked, device, floats_alone=True) is not False:
-        return declared
-    if not _choices_stay(call, tensors, length, device):
+    why_not = _against_padding(call, tensors, names, length, device)
+    if why_not:
+        log.info("requests of different lengths ride apart: padded with 0, %s", why_not)
         return declared
     log.info("requests of different lengths are padded with 0, and so are their masks")
     return replace(
@@ -92,6 +90,21 @@ def padded(
             for tensor in declared.inputs
         ),
     )
+
+
+def _against_padding(
+    call: Call, tensors: ProgramTensors, names: Sequence[str], length: Any, device: str
+) -> str:
+    """Why masked padding with 0 cannot be taken to be harmless; empty where it can."""
+    if not _alike(call, tensors, length, [0] * len(names), device):
+        return "answers change (or random numbers are nothing that the program takes)"
+    # The control: a trial in which padding would not show without the mask has shown nothing.
+    unmasked = [1 if _named_mask(name) else 0 for name in names]
+    if _alike(call, tensors, length, unmasked, device, floats_alone=True) is not False:
+        return "answers stay the same, but without the mask they do so, too: that shows nothing"
+    if not _choices_stay(call, tensors, length, device):
+        return "whole numbers or booleans in the answers change"
+    return ""
 
 
 def _declared_length(

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,10 +116,21 @@ def _load(source: ModelSource, device: str) -> Any:
             return torch.jit.load(str(source.file), map_location=device).eval()  # type: ignore[no-untyped-call]
         except Exception as error:
             first_line = str(error).strip().partition("\n")[0]
+            got = f"{type(error).__name__}: {first_line}"
+            if _holds_no_code(source.file):
+                got = "what torch.save writes: export the model, or load its weights in a model.py"
             raise ModelError(
-                f"{source.file}: expected TorchScript saved by torch.jit.save, "
-                f"got {type(error).__name__}: {first_line}"
+                f"{source.file}: expected TorchScript saved by torch.jit.save, got {got}"
             ) from error
+
+
+def _holds_no_code(file: Path) -> bool:
+    """Whether this is an archive of objects, a state_dict say, and of no program."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+    return any(n.endswith("/data.pkl") for n in names) and not any("/code/" in n for n in names)
 
 
 def _returned(module: Any) -> int | None:
