@@ -65,7 +65,9 @@ def main() -> int:
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         connection.setblocking(True)
         session = _Session(connection)
-        logging.basicConfig(level=logging.WARNING, handlers=[_ToServer(session)])
+        # The server's own log says how grave it is.
+        plain = "%(name)s: %(message)s"
+        logging.basicConfig(level=logging.WARNING, format=plain, handlers=[_ToServer(session)])
         logging.getLogger("headrace").setLevel(logging.INFO)
         try:
             return session.serve()
