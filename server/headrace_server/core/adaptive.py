@@ -272,17 +272,21 @@ class AdaptivePolicy:
         bounds = Bounds(self._max_rows, self._memory.max_bytes, opening.start_s, self._margin)
         most = min(len(requests), self._max_rows)
         short = SEARCH_SHARE * curve.at(most, head.length) < len(requests) * most * RUN_S
+        # Under overload most heads are refused: that is decided by coarse runs, which cost little.
         dated = head.deadline_s < math.inf
         near = Neighbours(requests, at, bounds, coarse=short or dated)
-        if dated and self._gives_way(head, near, curve, bounds, opening):
-            return Refusal(head, Reason.OVERLOADED)
-        if dated and not short:
-            near = Neighbours(requests, at, bounds)
         window = cheapest_group(near, curve, bounds)
+        if dated and not short and not bounds.too_late(window):
+            near = Neighbours(requests, at, bounds)
+            window = cheapest_group(near, curve, bounds)
         reason = DispatchReason.BEST_WINDOW
         if bounds.too_late(window):
-            window = best_window(near, curve, bounds)
+            best, window = window, best_window(near, curve, bounds)
             reason = DispatchReason.IN_TIME
+            if head.deadline_s <= best.deadline_s:
+                least = min(WORTHWHILE * best.rate, self._shed_below(head, times, opening))
+                if window.rate < least:
+                    return Refusal(head, Reason.OVERLOADED)
         members = requests[window.first : window.end]
         complete = window.rows == self._max_rows
         formation = Formation(members, window.rows, reason, complete)
@@ -292,18 +296,6 @@ class AdaptivePolicy:
         return self._held(formation, head, window.rate, grown_s, times, opening)
 
     # -- parts of a decision --------------------------------------------------------------------
-
-    def _gives_way(
-        self, head: Request, near: Neighbours, curve: Curve, bounds: Bounds, opening: Opening
-    ) -> bool:
-        """Whether the head, whose deadline cuts its batch down, costs the others more than it is
-        worth. Under overload most heads do: this is asked far more often than a batch runs."""
-        best = cheapest_group(near, curve, bounds)
-        if not bounds.too_late(best) or head.deadline_s > best.deadline_s:
-            return False
-        below = self._shed_below(head, self._timetable(curve, head.length), opening)
-        least = min(WORTHWHILE * best.rate, below)
-        return best_window(near, curve, bounds).rate < least
 
     def _in_order(
         self, group: Group, times: Timetable | None, start_s: float
