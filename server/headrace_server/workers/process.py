@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from headrace_server.models.errors import described
 from headrace_server.models.repository import ModelSource
 from headrace_server.models.spec import ModelSpec, Role
 from headrace_server.workers import frames
@@ -169,8 +170,7 @@ class WorkerProcess:
             # No memory or no descriptors for the slab, say: this batch's failure, not the seat's.
             log.exception("a batch could not be handed to its worker")
             self._release(batch_id)
-            detail = f"{type(error).__name__}: {error}"
-            asyncio.get_running_loop().call_soon(self._on_error, batch_id, detail, False)
+            asyncio.get_running_loop().call_soon(self._on_error, batch_id, described(error), False)
             return
         connection.send_encoded(message)
 
