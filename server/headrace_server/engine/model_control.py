@@ -149,7 +149,7 @@ class ModelControl:
 
     async def _load_first(self, model: str, versions: Sequence[Deployment]) -> None:
         # In the model's turn: calls are taken already, and one may want it unloaded.
-        async with self._turns.setdefault(model, asyncio.Lock()):
+        async with self._turn_of(model):
             await asyncio.gather(*map(self._load, versions))
         for version in versions:
             if version.state is not DeploymentState.READY:
@@ -252,7 +252,7 @@ class ModelControl:
 
         async def alone() -> None:
             try:
-                async with self._turns.setdefault(model, asyncio.Lock()):
+                async with self._turn_of(model):
                     await work
             finally:
                 work.close()
@@ -269,6 +269,9 @@ class ModelControl:
             if self._stopping:
                 raise ServingError(Reason.STOPPING) from None
             raise
+
+    def _turn_of(self, model: str) -> asyncio.Lock:
+        return self._turns.setdefault(model, asyncio.Lock())
 
     def _read(self, model: str, config: ModelConfig | None) -> Found:
         entry = read_model(directory_of(self._repository, model), config)
