@@ -11,8 +11,8 @@ worker, says what rate every batch must have for the workers to keep up:
 
 - a batch that falls short of it is held, up to the head's last safe moment, if there are two
   workers or more (with one, an idle worker is lost for good);
-- where requests come in bursts, any batch that could grow is held for the moment in which the next
-  one of the burst is likely to come;
+- where requests come in bursts, a batch that would gain by it is held for the moment in which the
+  next one of the burst is likely to come, with any number of workers;
 - a head whose deadline cuts its batch down below the need, or so far that somebody behind it would
   miss his, costs the others more than it is worth: it is refused at once.
 
@@ -81,11 +81,11 @@ SILENCE = 5.0
 over. In a Poisson process one gap in 150 is so long; capacity does not suffer from it."""
 
 GRACE = 0.25
-"""The most that a worker waits for the next one of a burst, in durations of the request alone.
-Bursts would otherwise take the idle workers with their first few members, one by one, and find
-none for the rest. Waiting costs those who come last in a burst that quarter; it is repaid: at a
-coefficient of variation of 4, mean latency falls and more load is carried, at every
-number of workers from 2 on (`make bench-sim`)."""
+"""The most that a worker waits for the next one of a burst, as a share of what is saved if that one
+rides along. Bursts would otherwise take the idle workers with their first few members, one by one,
+and find none for the rest. Waiting costs those who come last in a burst that share; it is repaid:
+at coefficients of variation of 2 and 4, mean latency falls and more is answered on time, at every
+number of workers, most of all where deadlines are tight (`make bench-sim`)."""
 
 _DEADLINE_S = attrgetter("deadline_s")
 
@@ -95,8 +95,9 @@ MOST_LIKES = 1024
 MOST_TIMETABLES = 128
 """Curves written out by rows that are kept."""
 
-TIMER_S = 0.0015
-"""asyncio's timers are late by up to a millisecond; a hold ends so much before its last moment."""
+TIMER_S = 0.0005
+"""Timers of the serving loop are late by 0.15 to 0.3 ms (asyncio's own by up to 1.2): a hold ends
+so much before its last moment, and none is made for less."""
 
 PROBE_S = 1.0
 DOUBT = 1.5
@@ -251,14 +252,12 @@ class AdaptivePolicy:
         if count < len(members):
             chosen = members[:count]
             chosen_rows = sum(request.rows for request in chosen)
-            formation = Formation(chosen, chosen_rows, DispatchReason.BEST_SIZE, complete=False)
-        elif ended:
+            # Whoever comes could join it by now, and does not have to: nobody is waited for.
+            return Formation(chosen, chosen_rows, DispatchReason.BEST_SIZE, complete=False)
+        if ended:
             return Formation(members, rows, DispatchReason.FULL, complete=True)
-        else:
-            reason = DispatchReason.IN_TIME if cut_short else DispatchReason.IMMEDIATE
-            formation = Formation(members, rows, reason, complete=False)
-        if ended or not self._may_wait(head, times, opening):
-            return formation
+        reason = DispatchReason.IN_TIME if cut_short else DispatchReason.IMMEDIATE
+        formation = Formation(members, rows, reason, complete=False)
         rate = times.work_s(members, rows) / times.duration_s(rows)
         grown_s = times.duration_s(min(rows + head.rows, self._max_rows))
         return self._held(formation, head, rate, grown_s, times, opening)
@@ -290,7 +289,7 @@ class AdaptivePolicy:
         members = requests[window.first : window.end]
         complete = window.rows == self._max_rows
         formation = Formation(members, window.rows, reason, complete)
-        if complete or not self._may_wait(head, times, opening):
+        if complete:
             return formation
         grown_s = curve.at(window.rows + head.rows, members[-1].length)
         return self._held(formation, head, window.rate, grown_s, times, opening)
@@ -387,17 +386,6 @@ class AdaptivePolicy:
         budget_s = head.deadline_s - head.arrival_s
         return max(head.rows, times.rows_within(budget_s * workers / (workers + 1)))
 
-    def _may_wait(self, head: Request, times: Timetable, opening: Opening) -> bool:
-        """Whether the batch of this head might be held, so that others can join it.
-
-        Nobody waits with one worker, nor where deadlines leave all the time: there batches grow
-        by themselves while the workers are busy, and soon enough.
-        """
-        if len(opening.free_s) == 1 or head.deadline_s == math.inf:
-            return False
-        budget_s = head.deadline_s - head.arrival_s
-        return budget_s < AT_LEISURE * times.duration_s(self._max_rows)
-
     def _held(
         self,
         formation: Formation,
@@ -409,23 +397,13 @@ class AdaptivePolicy:
     ) -> Formation | Hold:
         """The formation, or a hold while it falls short of the need, or while a burst goes on.
 
-        While other workers are idle there is time to make good for a small batch, so less is
-        asked. The wait ends at the last moment at which a batch that takes `grown_s` is in time,
-        or when nobody has come for a while.
+        The wait ends at the last moment at which a batch that takes `grown_s` is in time, or when
+        nobody has come for a while.
         """
-        workers = len(opening.free_s)
-        possible = self._rows_possible(head, times, workers)
-        if times.enough(min(possible, self._max_rows)) <= head.rows:
-            return formation  # batching gains nothing here
-        if rate >= self._most(head, times, possible):
-            return formation
-        if rate < HOLD_BELOW * self._need(opening) * opening.running / workers:
-            silent_s = self._arriving.silent_from(SILENCE)
+        if self._sustains(head, rate, times, opening):
+            silent_s = self._burst_until(formation, head, times, opening)
         else:
-            grace_s = GRACE * times.duration_s(head.rows)
-            if grace_s < self._timer_s:
-                return formation  # no timer would end so short a wait in time
-            silent_s = self._arriving.burst_until(grace_s)
+            silent_s = self._arriving.silent_from(SILENCE)
         if silent_s <= opening.now:
             return formation
         soonest_s = min(request.deadline_s for request in formation.requests)
@@ -434,6 +412,37 @@ class AdaptivePolicy:
             reason = DispatchReason.LAST_MOMENT
             return Formation(formation.requests, formation.rows, reason, formation.complete)
         return Hold(min(until_s, silent_s))
+
+    def _sustains(self, head: Request, rate: float, times: Timetable, opening: Opening) -> bool:
+        """Whether a batch of this head at this rate may go as far as the need is concerned.
+
+        Nobody waits for that with one worker, nor where deadlines leave all the time: there
+        batches grow by themselves while the workers are busy, and soon enough. While other workers
+        are idle there is time to make good for a small batch, so less is asked.
+        """
+        workers = len(opening.free_s)
+        budget_s = head.deadline_s - head.arrival_s
+        if workers == 1 or budget_s >= AT_LEISURE * times.duration_s(self._max_rows):
+            return True
+        possible = self._rows_possible(head, times, workers)
+        if times.enough(min(possible, self._max_rows)) <= head.rows:
+            return True  # batching gains nothing here
+        if rate >= self._most(head, times, possible):
+            return True
+        return rate >= HOLD_BELOW * self._need(opening) * opening.running / workers
+
+    def _burst_until(
+        self, formation: Formation, head: Request, times: Timetable, opening: Opening
+    ) -> float:
+        """The moment up to which the next one of a burst is worth waiting for; the past where that
+        one would not gain by it, or a burst is not to be expected."""
+        grace_s = GRACE * times.saved_s(head.rows)
+        if grace_s < self._timer_s:
+            return -math.inf  # no timer would end so short a wait in time
+        left_s = (head.deadline_s - opening.start_s) / self._margin
+        if formation.rows >= times.enough(min(self._max_rows, times.rows_within(left_s))):
+            return -math.inf
+        return self._arriving.burst_until(grace_s)
 
     def _too_dear(
         self,

@@ -13,6 +13,7 @@ from headrace_server.core.adaptive import (
     LEAST_PRIORITY,
     MOST_LIKES,
     PATIENCE_S,
+    TIMER_S,
     AdaptivePolicy,
     _like,
 )
@@ -147,41 +148,50 @@ class TestBursts:
 
     LAST_S = 60 / 4
 
-    def policy(self, *, timer_s: float = 0.0) -> AdaptivePolicy:
-        sweep = [(rows, 0, CURVE.at(rows, 0)) for rows in (1, 4, 16)]
+    def policy(self, *, timer_s: float = 0.0, curve: Curve = CURVE) -> AdaptivePolicy:
+        sweep = [(rows, 0, curve.at(rows, 0)) for rows in (1, 4, 16)]
         policy = AdaptivePolicy(MOST_ROWS, sweep, timer_s=timer_s)
         for number in range(8 * 60 + 1):
             burst, member = divmod(number, 8)
             policy.arrived(make_request(-number), burst / 4 + member / 8_000)
         return policy
 
-    def test_the_first_of_a_burst_waits_a_moment_for_the_others(self) -> None:
-        requests = dated(1, at=self.LAST_S)
-        decision = decided(self.policy(), requests, two_workers(self.LAST_S))
+    def opening(self, workers: int, *, after_s: float = 0.0) -> Opening:
+        now = self.LAST_S + after_s
+        return Opening(now, [now] * workers)
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.parametrize("budget_s", [0.040, math.inf])
+    def test_the_first_of_a_burst_waits_a_moment_for_the_others(
+        self, workers: int, budget_s: float
+    ) -> None:
+        requests = dated(1, at=self.LAST_S, budget_s=budget_s)
+        decision = decided(self.policy(), requests, self.opening(workers))
         assert isinstance(decision, Hold)
         waits_s = decision.until_s - self.LAST_S
-        assert 0.0 < waits_s <= GRACE * CURVE.at(1, 0) + 1e-9
+        assert 0.0 < waits_s <= GRACE * (2 * CURVE.at(1, 0) - CURVE.at(2, 0)) + 1e-9
 
-    def test_who_stays_alone_goes_after_that_moment(self) -> None:
-        after_s = self.LAST_S + GRACE * CURVE.at(1, 0)
-        decision = decided(self.policy(), dated(1, at=self.LAST_S), two_workers(after_s))
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_who_stays_alone_goes_after_that_moment(self, workers: int) -> None:
+        opening = self.opening(workers, after_s=GRACE * CURVE.at(1, 0))
+        decision = decided(self.policy(), dated(1, at=self.LAST_S), opening)
         assert isinstance(decision, Formation)
         assert decision.reason is DispatchReason.IMMEDIATE
 
-    def test_one_worker_never_waits_for_a_burst(self) -> None:
-        opening = Opening(self.LAST_S, [self.LAST_S])
-        assert isinstance(decided(self.policy(), dated(1, at=self.LAST_S), opening), Formation)
+    def test_where_a_batch_saves_next_to_nothing_nobody_waits(self) -> None:
+        no_gain = Curve(base=0.0005, row=0.0285, element=0.0, pair=0.0)
+        policy = self.policy(timer_s=TIMER_S, curve=no_gain)
+        requests = dated(1, at=self.LAST_S, budget_s=1.0)
+        assert isinstance(decided(policy, requests, self.opening(1)), Formation)
 
     def test_a_moment_shorter_than_a_timer_is_not_waited(self) -> None:
         policy = self.policy(timer_s=0.003)
-        decision = decided(policy, dated(1, at=self.LAST_S), two_workers(self.LAST_S))
+        decision = decided(policy, dated(1, at=self.LAST_S), self.opening(2))
         assert isinstance(decision, Formation)
 
-    def test_the_largest_batch_that_is_possible_does_not_wait(self) -> None:
-        # Of the 37 ms, two thirds are left to who just missed a worker: 14 rows take 24.
-        requests = dated(MOST_ROWS - 1, at=self.LAST_S, budget_s=0.037)
-        decision = decided(self.policy(), requests, two_workers(self.LAST_S))
-        assert isinstance(decision, Formation)
+    def test_the_largest_batch_that_is_in_time_does_not_wait(self) -> None:
+        requests = dated(MOST_ROWS - 1, at=self.LAST_S, budget_s=CURVE.at(MOST_ROWS - 1, 0) + 1e-6)
+        assert isinstance(decided(self.policy(), requests, self.opening(2)), Formation)
 
 
 class TestEnough:

@@ -81,9 +81,13 @@ def test_a_burst_goes_on_for_a_tenth_of_the_mean_gap_after_its_last_member() -> 
     assert work.burst_until(0.003) == pytest.approx(last_s + 0.003)
 
 
-def test_pairs_are_no_bursts() -> None:
+def test_pairs_are_bursts_but_not_a_few_among_many_who_come_alone() -> None:
     work = ArrivingWork()
-    arrive_in_bursts(work, 100, size=2)
+    last_s = arrive_in_bursts(work, 100, size=2)
+    assert work.burst_until(math.inf) == pytest.approx(last_s + 0.1 / 2, rel=0.05)
+    work = ArrivingWork()
+    for number in range(100):
+        last_s = arrive(work, 2 if number % 2 else 1, 0.001, 1.0, float(number))
     assert work.burst_until(math.inf) == -math.inf
 
 
