@@ -1,7 +1,7 @@
 """The simulator held against the real server: the same arrivals, on-time shares side by side.
 
-    python -m bench.simulate.validate [--workers 1 2] [--loads 0.6 0.9 1.2] [--requests 2000]
-                                      [--out docs]
+    python -m bench.simulate.validate [--arrivals poisson cv4] [--workers 1 2]
+                                      [--loads 0.6 0.9 1.2] [--requests 2000] [--out docs]
 
 A model whose forward pass sleeps for as long as a profile says is served under the learned policy.
 A client sends requests when the story says, whether or not others were answered, and every one
@@ -34,7 +34,7 @@ from statistics import median, quantiles
 import numpy as np
 
 from bench.simulate import bounds
-from bench.simulate.arrivals import poisson
+from bench.simulate.arrivals import PROCESSES
 from bench.simulate.profiles import Profile
 from bench.simulate.world import simulate
 from headrace.aio import AsyncClient
@@ -56,8 +56,9 @@ LEAD_S = 0.5
 PREFACE = f"""\
 Written by `make bench-sim-validate`. A model whose forward pass sleeps for {BASE_S * 1e3:.0f} ms
 and {ROW_S * 1e3:.0f} ms per row is served under the learned policy; requests come as a Poisson
-process whether or not others were answered, each with a timeout of {OBJECTIVE_S * 1e3:.0f} ms. The
-same moments are then simulated. Shares are of requests on time.
+process or in bursts (*cv4*: gamma, coefficient of variation 4), whether or not others were
+answered, each with a timeout of {OBJECTIVE_S * 1e3:.0f} ms. The same moments are then simulated.
+Shares are of requests on time.
 
 *Hop* is what batches took beyond those durations (median, and 99th percentile), on the way to the
 worker and back or because other programs ran; simulated batches draw from it. *Transport*, what a
@@ -94,6 +95,7 @@ class Comparison:
     beyond the profile, `lag_s` that of how late the client was to send.
     """
 
+    arrivals: str
     workers: int
     load: float
     requests: int
@@ -141,10 +143,10 @@ def profile(beyond_s: Sequence[float] = (0.0,)) -> MeasuredProfile:
     )
 
 
-def compare(workers: int, load: float, requests: int) -> Comparison:
+def compare(arrivals: str, workers: int, load: float, requests: int) -> Comparison:
     """Serve, measure, and simulate what was measured."""
     rate = load * bounds.capacity(profile(), workers=workers, objective_s=OBJECTIVE_S)
-    story = [t / rate for t in poisson(requests, Random(workers))]
+    story = [t / rate for t in PROCESSES[arrivals](requests, Random(workers))]
     with tempfile.TemporaryDirectory() as directory:
         repository = Path(directory)
         for name, instances in (("paced", workers), ("idle", 1)):
@@ -167,6 +169,7 @@ def compare(workers: int, load: float, requests: int) -> Comparison:
         objective_s=OBJECTIVE_S,
     )
     return Comparison(
+        arrivals,
         workers,
         load,
         requests,
@@ -218,13 +221,13 @@ async def _measure(
 
 def report(comparisons: Sequence[Comparison]) -> str:
     lines = [
-        "| workers | load | measured | by the server | simulated | difference | hop | its p99 "
-        "| transport | client's lag |",
-        "|" + " --- |" * 10,
+        "| arrivals | workers | load | measured | by the server | simulated | difference | hop "
+        "| its p99 | transport | client's lag |",
+        "|" + " --- |" * 11,
     ]
     lines += [
-        f"| {c.workers} | {c.load:g} | {c.measured:.2%} | {c.by_server:.2%} | {c.simulated:.2%} "
-        f"| {100 * c.difference:+.2f} points | {c.hop_s * 1e3:.2f} ms "
+        f"| {c.arrivals} | {c.workers} | {c.load:g} | {c.measured:.2%} | {c.by_server:.2%} "
+        f"| {c.simulated:.2%} | {100 * c.difference:+.2f} points | {c.hop_s * 1e3:.2f} ms "
         f"| {c.late_hop_s * 1e3:.2f} ms | {c.transport_s * 1e3:.2f} ms | {c.lag_s * 1e3:.2f} ms |"
         for c in comparisons
     ]
@@ -235,15 +238,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--arrivals", nargs="+", choices=PROCESSES, default=["poisson", "cv4"])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--loads", type=float, nargs="+", default=[0.6, 0.9, 1.2])
     parser.add_argument("--requests", type=int, default=2_000, help="per run")
     parser.add_argument("--out", type=Path, help="directory to write to (default: write nothing)")
     options = parser.parse_args(arguments)
-    cases = list(product(options.workers, options.loads))
+    cases = list(product(options.arrivals, options.workers, options.loads))
     comparisons = []
-    for workers, load in cases:
-        comparisons.append(compare(workers, load, options.requests))
+    for arrivals, workers, load in cases:
+        comparisons.append(compare(arrivals, workers, load, options.requests))
         print(f"{len(comparisons)} of {len(cases)}", file=sys.stderr, flush=True)
     text = report(comparisons)
     print(text)
