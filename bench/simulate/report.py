@@ -11,7 +11,7 @@ from bench.simulate.capacity import ON_TIME, Duel
 from bench.simulate.decisions import DecisionTimes
 from bench.simulate.points import FITTED, ROUND
 from bench.simulate.profiles import HOP_S
-from bench.simulate.study import FULL, HEADLINE, HEAVIEST, HEAVY, Finding, Study
+from bench.simulate.study import FULL, HEADLINE, HEAVIEST, HEAVY, OBJECTIVES, Finding, Study
 from bench.simulate.targets import Case, Target, goodput, mean_share, targets, where
 
 NONE = "never"
@@ -30,6 +30,7 @@ def report(
         "# Simulation",
         _preface(study),
         "## Targets",
+        TARGETS,
         _targets(targets(study, findings, times)),
         "## Capacity",
         CAPACITY,
@@ -51,6 +52,11 @@ def report(
     return "\n\n".join(sections) + "\n"
 
 
+TARGETS = """\
+*Possible*: cases in which somebody who knew the future might reach what is asked: with one worker
+the exact optimum does, with more an upper bound of it. Where no bound is known (decisions,
+latencies, shares of the optimum itself), all cases count as possible."""
+
 CAPACITY = f"""\
 The highest load at which {ON_TIME:.0%} of the requests are on time. *Objective* is in durations
 of one request alone; load 1 is what workers that start in turn carry with the largest batches that
@@ -62,7 +68,8 @@ Our capacity is set over that of the best fixed settings (size, delay, bound of 
 kinds. *Round*: the best of at least 80 that people try, powers of two and whole milliseconds.
 *Fitted*: the best of 140 shares of what the point carries; to write those down one must have
 measured the capacity already, and must do so again when load, model or number of workers change.
-Targets are about round settings unless they say otherwise."""
+Targets are about round settings unless they say otherwise. *Possible* is the bound over round: what
+is asked beyond that nobody can do."""
 
 OPTIMUM = "Requests that the learned policy answers on time, as a share of the exact optimum's."
 
@@ -88,10 +95,10 @@ profile says (`bench/simulate/profiles.py`), with noise where that is said, and 
 of {HOP_S * 1e3:g} ms after the decision, unless they were staged behind a running batch (`mlp` has
 no hop). Fixed settings stage nothing: they bind a batch when a worker is idle, as today's servers
 do, which costs them the hop and spares them from closing batches early. Each run has
-{settings.requests:,} requests, of which none is left out: the policy knows the durations of batches
-from a sweep, as the server does from loading a model, and the rate of arrivals it has to learn.
-Everything is a mean over {study.seeds} seeds; all policies get the same arrivals, and a higher load
-is the same story told faster.
+{settings.requests:,} requests, or as many as come in {OBJECTIVES} objectives at load 1; none of
+them is left out: the policy knows the durations of batches from a sweep, as the server does from
+loading a model, and the rate of arrivals it has to learn. Everything is a mean over {study.seeds}
+seeds; all policies get the same arrivals, and a higher load is the same story told faster.
 
 The fixed settings are tuned at every point on other seeds ({study.tuning_seeds}). The best
 {study.finalists} are then judged on the {study.seeds} seeds that count, and the best of these is
@@ -116,11 +123,16 @@ def _targets(found: Iterable[Target]) -> str:
                 _worst(target, target.worst(headline=True)),
                 _worst(target, target.worst()),
                 f"{cases - missed} of {cases}",
+                len(target.possible),
                 verdict,
             )
         )
     return _table(
-        ("", "asked", f"worst at {HEADLINE:g}x", "worst of all", "cases that hold", "holds"), rows
+        (
+            *("", "asked", f"worst at {HEADLINE:g}x", "worst of all"),
+            *("cases that hold", "possible", "holds"),
+        ),
+        rows,
     )
 
 
@@ -148,6 +160,7 @@ def _capacities(findings: Iterable[Finding]) -> str:
                 _load(found.ours),
                 _load(found.bound),
                 _against(found, ROUND),
+                _possible(found),
                 found.rivals[ROUND].settings or "-",
                 _against(found, FITTED),
                 found.rivals[FITTED].settings or "-",
@@ -155,7 +168,7 @@ def _capacities(findings: Iterable[Finding]) -> str:
         )
     titles = (
         *("profile", "arrivals", "workers", "objective", "load 1"),
-        *("ours", "bound", "over round", "round is", "over fitted", "fitted is"),
+        *("ours", "bound", "over round", "possible", "round is", "over fitted", "fitted is"),
     )
     return _table(titles, rows)
 
@@ -167,6 +180,11 @@ def _against(found: Duel, kind: str) -> str:
     if found.ours is None and rival.capacity is None:
         return "-"
     return "only ours" if rival.capacity is None else "only theirs"
+
+
+def _possible(found: Duel) -> str:
+    rival = found.rivals[ROUND].capacity
+    return "-" if found.bound is None or rival is None else f"{found.bound / rival:.3f}"
 
 
 def _load(load: float | None) -> str:

@@ -10,7 +10,7 @@ import pytest
 from bench.simulate.__main__ import main
 from bench.simulate.capacity import Duel, Rival
 from bench.simulate.points import ROUND, Point
-from bench.simulate.study import Finding
+from bench.simulate.study import OBJECTIVES, REQUESTS, Finding, full
 from bench.simulate.targets import Case, Target, ratio
 
 
@@ -32,6 +32,20 @@ def test_target_is_missed_by_any_case_on_the_wrong_side() -> None:
     assert [case.where for case in at_most.missed] == ["here"]
     assert at_least.worst() == cases[1]
     assert at_least.worst(headline=True) == at_most.worst() == cases[0]
+
+
+def test_cases_that_a_bound_excludes_are_not_possible() -> None:
+    out_of_reach, in_reach = Case("a", 1.0, possible=1.05), Case("b", 1.0, possible=1.2)
+    # A bound that is passed was taken over fewer seeds.
+    kept = Case("c", 1.2, possible=1.05)
+    target = Target("a", 1.1, [out_of_reach, in_reach, kept, Case("no bound", 1.0)])
+    assert [case.where for case in target.possible] == ["b", "c", "no bound"]
+
+
+def test_runs_of_the_study_last_long_enough() -> None:
+    study = full()
+    for point in (*study.grid, *study.others):
+        assert point.requests >= max(REQUESTS, OBJECTIVES * point.rate * point.objective_s)
 
 
 def test_quick_study_writes_a_report_raw_data_and_pictures(
