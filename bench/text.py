@@ -3,11 +3,13 @@
     python -m bench.text [--concurrency 1 4 16 64 256] [--rounds 3] [--seconds 12]
                          [--alone 300] [--against "first come, 32" "no batching"]
 
-The same encoder (all-MiniLM-L6-v2, one worker, one torch thread) is served three times over: with
-the learned policy, with `dynamic_batching` first come first served up to 32 rows, and one row at a
-time. All get the same sentences in the same order from the same number of callers, in turn,
-round after round; only the server under test has work. With one caller, the same sentences also go
-through the model itself, in this process, to see what the way through the server adds.
+The same encoder (all-MiniLM-L6-v2, one worker, one torch thread) is served four times over: with
+the learned policy, with `dynamic_batching` first come first served up to 32 rows, at once and after
+a delay, and one row at a time. A delay of 5 ms brings all callers into one batch where there are no
+more than 32; without one, two halves of them take turns, which pads less. All get the same
+sentences in the same order from the same number of callers, in turn, round after round; only the
+server under test has work. With one caller, the same sentences also go through the model itself, in
+this process, to see what the way through the server adds.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ from headrace_server.testing import ServerProcess
 POLICIES = {
     "learned": "",
     "first come, 32": "max_batch_size: 32 dynamic_batching { }",
+    "first come, 5 ms": (
+        "max_batch_size: 32 dynamic_batching { max_queue_delay_microseconds: 5000 }"
+    ),
     "no batching": "max_batch_size: 1",
 }
 MODEL = "sentences"
@@ -159,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                             server.grpc_address, name, concurrency, number, chosen, options.seconds
                         )
                         print(
-                            f"round {number + 1}, {concurrency:>3} in flight, {name:<14} "
+                            f"round {number + 1}, {concurrency:>3} in flight, {name:<16} "
                             f"{run.sentences_per_s:6.1f}/s  p50 {run.p50_ms:7.1f} ms  "
                             f"p99 {run.p99_ms:7.1f} ms",
                             flush=True,
@@ -179,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def report(runs: list[Run]) -> None:
     """Medians over the rounds, and the ratios round by round."""
     print(
-        f"\n{'in flight':>9}  {'policy':<14} {'per s':>7} {'p50 ms':>8} {'p99 ms':>8}   learned is"
+        f"\n{'in flight':>9}  {'policy':<16} {'per s':>7} {'p50 ms':>8} {'p99 ms':>8}   learned is"
     )
     for concurrency in sorted({run.concurrency for run in runs}):
         ours = [r for r in runs if (r.policy, r.concurrency) == ("learned", concurrency)]
@@ -189,7 +194,7 @@ def report(runs: list[Run]) -> None:
                 a.sentences_per_s / b.sentences_per_s for a, b in zip(ours, theirs, strict=True)
             )
             print(
-                f"{concurrency:>9}  {policy:<14} "
+                f"{concurrency:>9}  {policy:<16} "
                 f"{statistics.median(r.sentences_per_s for r in theirs):7.1f} "
                 f"{statistics.median(r.p50_ms for r in theirs):8.1f} "
                 f"{statistics.median(r.p99_ms for r in theirs):8.1f}   "
