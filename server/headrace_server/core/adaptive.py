@@ -36,15 +36,7 @@ from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refu
 from headrace_server.core.queue import Group, Queue, Urgency
 from headrace_server.core.request import Batch, DispatchReason, Request, cost_key
 from headrace_server.core.timetable import WORTHWHILE, Timetable
-from headrace_server.core.windows import Bounds, Neighbours, best_window, cheapest_group
-
-MAX_REACH = 64
-"""Neighbours on each side that are looked at: with batches of 64 rows, some 6,000 runs of them and
-about a millisecond. No more than a batch holds are looked at in any case."""
-
-RUN_S, SEARCH_SHARE = 1.5e-7, 0.02
-"""Seconds that one run of neighbours takes to look at, and the share of a batch that all of them
-may take: where it is more, batches are short and only coarse runs are looked at."""
+from headrace_server.core.windows import MAX_REACH, Bounds, best_window, head_group
 
 BRIEF_S = 0.002
 COMPANY, PLENTY = 4, 24
@@ -269,15 +261,7 @@ class AdaptivePolicy:
         times = self._timetable(curve, head.length)
         requests, at = group.neighbours(min(self._max_rows - 1, MAX_REACH))
         bounds = Bounds(self._max_rows, self._memory.max_bytes, opening.start_s, self._margin)
-        most = min(len(requests), self._max_rows)
-        short = SEARCH_SHARE * curve.at(most, head.length) < len(requests) * most * RUN_S
-        # Under overload most heads are refused: that is decided by coarse runs, which cost little.
-        dated = head.deadline_s < math.inf
-        near = Neighbours(requests, at, bounds, coarse=short or dated)
-        window = cheapest_group(near, curve, bounds)
-        if dated and not short and not bounds.too_late(window):
-            near = Neighbours(requests, at, bounds)
-            window = cheapest_group(near, curve, bounds)
+        window, near = head_group(requests, at, curve, bounds)
         reason = DispatchReason.BEST_WINDOW
         if bounds.too_late(window):
             best, window = window, best_window(near, curve, bounds)
@@ -400,7 +384,7 @@ class AdaptivePolicy:
         The wait ends at the last moment at which a batch that takes `grown_s` is in time, or when
         nobody has come for a while.
         """
-        if self._sustains(head, rate, times, opening):
+        if self._keeps_up(head, rate, times, opening):
             silent_s = self._burst_until(formation, head, times, opening)
         else:
             silent_s = self._arriving.silent_from(SILENCE)
@@ -413,8 +397,8 @@ class AdaptivePolicy:
             return Formation(formation.requests, formation.rows, reason, formation.complete)
         return Hold(min(until_s, silent_s))
 
-    def _sustains(self, head: Request, rate: float, times: Timetable, opening: Opening) -> bool:
-        """Whether a batch of this head at this rate may go as far as the need is concerned.
+    def _keeps_up(self, head: Request, rate: float, times: Timetable, opening: Opening) -> bool:
+        """Whether a batch of this head at this rate may go, as far as the need is concerned.
 
         Nobody waits for that with one worker, nor where deadlines leave all the time: there
         batches grow by themselves while the workers are busy, and soon enough. While other workers
@@ -427,9 +411,8 @@ class AdaptivePolicy:
         possible = self._rows_possible(head, times, workers)
         if times.enough(min(possible, self._max_rows)) <= head.rows:
             return True  # batching gains nothing here
-        if rate >= self._most(head, times, possible):
-            return True
-        return rate >= HOLD_BELOW * self._need(opening) * opening.running / workers
+        asked = HOLD_BELOW * self._need(opening) * opening.running / workers
+        return rate >= min(asked, self._most(head, times, possible))
 
     def _burst_until(
         self, formation: Formation, head: Request, times: Timetable, opening: Opening

@@ -1,6 +1,7 @@
 """The search for who rides together where lengths differ: runs of neighbours in length.
 
 Both searches look at all runs, or at those that begin and end at the cuts of `Neighbours`.
+`head_group` says which of the two is worth its time.
 """
 
 from __future__ import annotations
@@ -12,6 +13,14 @@ from itertools import accumulate, pairwise
 
 from headrace_server.core.cost import Curve
 from headrace_server.core.request import Request
+
+MAX_REACH = 64
+"""Neighbours on each side that are looked at: with batches of 64 rows, some 6,000 runs of them and
+about a millisecond. No more than a batch holds are looked at in any case."""
+
+RUN_S, SEARCH_SHARE = 1.5e-7, 0.02
+"""Seconds that one run of neighbours takes to look at, and the share of a batch that all of them
+may take: where it is more, batches are short and only coarse runs are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +123,28 @@ def _coarse_cuts(
             end -= 1
         cuts.append(end)
     return cuts
+
+
+def head_group(
+    requests: Sequence[Request], at: int, curve: Curve, bounds: Bounds
+) -> tuple[Window, Neighbours]:
+    """The cheapest group of the one that must ride, and the neighbours that it was found among.
+
+    Args:
+        requests: ascending by length.
+        at: the one that must ride.
+    """
+    head = requests[at]
+    most = min(len(requests), bounds.most_rows)
+    short = SEARCH_SHARE * curve.at(most, head.length) < len(requests) * most * RUN_S
+    # Under overload most heads are refused: that is decided by coarse runs, which cost little.
+    dated = head.deadline_s < math.inf
+    near = Neighbours(requests, at, bounds, coarse=short or dated)
+    window = cheapest_group(near, curve, bounds)
+    if dated and not short and not bounds.too_late(window):
+        near = Neighbours(requests, at, bounds)
+        window = cheapest_group(near, curve, bounds)
+    return window, near
 
 
 def cheapest_group(near: Neighbours, curve: Curve, bounds: Bounds) -> Window:

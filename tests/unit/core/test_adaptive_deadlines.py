@@ -131,6 +131,13 @@ class TestHolding:
         requests = [make_request(1, deadline_s=0.040, length=11), make_request(2, length=10)]
         assert isinstance(decided(policy, requests, two_workers(0.0, other_s=0.012)), Hold)
 
+    def test_the_largest_batch_that_is_possible_does_not_wait(self) -> None:
+        # Of the 37 ms, two thirds are left to who just missed a worker: 14 rows take 24.
+        requests = dated(14, budget_s=0.037)
+        opening = two_workers(0.0, other_s=0.012)
+        assert isinstance(decided(policy_under(2_000), requests, opening), Formation)
+        assert isinstance(decided(policy_under(2_000), requests[:13], opening), Hold)
+
     def test_a_burst_that_is_over_leaves_nobody_behind(self) -> None:
         driver = SchedulerDriver(workers=2, policy=policy_under(2_000))
         for _ in range(40):
