@@ -184,7 +184,7 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
         ),
         Reason.MODEL_CONTROL_REFUSED: _unavailable(
             "explicit model load / unload is not allowed when the server does not run with "
-            "model control mode EXPLICIT",
+            "model control mode EXPLICIT (--model-control-mode explicit)",
             None,
         ),
         Reason.NOT_IN_REPOSITORY: PublicStatus(
