@@ -49,7 +49,7 @@ class Invalid(Observer):
     def __init__(self) -> None:
         self.counted: list[tuple[str, str]] = []
 
-    def call_invalid(self, model: str, version: str, reason: Reason) -> None:
+    def call_invalid(self, model: str, reason: Reason) -> None:
         self.counted.append((model, reason.value))
 
 
@@ -374,8 +374,8 @@ async def test_who_was_told_too_late_gets_the_reason_of_now(house: House) -> Non
 
 async def test_calls_that_never_became_requests_are_counted_in_the_engine(house: House) -> None:
     await house.served()
-    house.serving.observer.call_invalid("model", "", Reason.WRONG_SHAPE)
-    house.serving.observer.call_invalid("", "", Reason.UNKNOWN_MODEL)
+    house.serving.observer.call_invalid("model", Reason.WRONG_SHAPE)
+    house.serving.observer.call_invalid("", Reason.UNKNOWN_MODEL)
     await until(lambda: len(house.invalid.counted) == 2)
     assert house.invalid.counted == [("model", "wrong_shape"), ("", "unknown_model")]
 

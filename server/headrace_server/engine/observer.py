@@ -32,11 +32,11 @@ class Observer:
     def models_changed(self) -> None:
         """Calls may find other deployments now, or be told something else."""
 
-    def call_invalid(self, model: str, version: str, reason: Reason) -> None:
+    def call_invalid(self, model: str, reason: Reason) -> None:
         """A transport refused a call before it became a request.
 
-        `model` and `version` are empty unless they name something that is served: they become
-        labels, and callers must not be able to invent labels.
+        `model` is empty unless it names something that is served: it becomes a
+        label, and callers must not be able to invent labels.
         """
 
     def request_refused(
@@ -85,9 +85,9 @@ class ObserverGroup(Observer):
         for member in self._members:
             member.models_changed()
 
-    def call_invalid(self, model: str, version: str, reason: Reason) -> None:
+    def call_invalid(self, model: str, reason: Reason) -> None:
         for member in self._members:
-            member.call_invalid(model, version, reason)
+            member.call_invalid(model, reason)
 
     def request_refused(
         self, deployment: Deployment, request: Request, reason: Reason, now: float

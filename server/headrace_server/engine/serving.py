@@ -48,4 +48,4 @@ class Serving(Protocol):
 def count_invalid(serving: Serving, model: str, reason: Reason) -> None:
     """Count a call that never became a request. A name that no model has is not worth a label:
     callers could make up any number of them."""
-    serving.observer.call_invalid(model if serving.knows(model) else "", "", reason)
+    serving.observer.call_invalid(model if serving.knows(model) else "", reason)

@@ -188,6 +188,6 @@ class _Reporting(Observer):
     def __init__(self, engine: RemoteEngine) -> None:
         self._engine = engine
 
-    def call_invalid(self, model: str, version: str, reason: Reason) -> None:
+    def call_invalid(self, model: str, reason: Reason) -> None:
         """See `Observer`."""
         self._engine.link.send(frames.Invalid(model, reason.value))

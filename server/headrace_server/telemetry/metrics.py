@@ -97,9 +97,9 @@ class PrometheusMetrics(Observer, Collector):
         """And from now on they do not."""
         self._deployments = tuple(d for d in self._deployments if d is not deployment)
 
-    def call_invalid(self, model: str, version: str, reason: Reason) -> None:
+    def call_invalid(self, model: str, reason: Reason) -> None:
         """A call that never became a request."""
-        self._invalid[model, version, reason.value] += 1
+        self._invalid[model, "", reason.value] += 1
 
     def request_refused(
         self, deployment: Deployment, request: Request, reason: Reason, now: float

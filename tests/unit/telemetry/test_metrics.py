@@ -129,7 +129,7 @@ def run_everything(metrics: PrometheusMetrics, deployment: Deployment) -> None:
     metrics.batch_dispatched(deployment, batch, 10.02)
     metrics.batch_completed(deployment, batch, BatchTiming(1_000_000, 38_000_000, 1_000_000), 10.22)
     metrics.request_refused(deployment, request, Reason.QUEUE_FULL, 11.0)
-    metrics.call_invalid("", "", Reason.UNKNOWN_MODEL)
+    metrics.call_invalid("", Reason.UNKNOWN_MODEL)
     metrics.worker_state_changed(deployment, 0, WorkerState.LOST)
 
 
@@ -248,7 +248,7 @@ async def test_a_refusal_counts_by_its_reason_as_an_outcome_and_as_a_refusal(
     request = Request(1, None, 1, 4, arrival_s=0.0)
     for reason in (Reason.QUEUE_FULL, Reason.QUEUE_FULL, Reason.WORKER_LOST):
         metrics.request_refused(deployment, request, reason, 1.0)
-    metrics.call_invalid("digits", "", Reason.WRONG_SHAPE)
+    metrics.call_invalid("digits", Reason.WRONG_SHAPE)
     assert value(metrics, "headrace_requests_total", {**DIGITS, "outcome": "queue_full"}) == 2
     assert value(metrics, "headrace_refusals_total", {**DIGITS, "reason": "queue_full"}) == 2
     assert value(metrics, "headrace_refusals_total", {**DIGITS, "reason": "worker_lost"}) == 1
