@@ -85,7 +85,7 @@ batch: the 99th percentile of the share that the decision takes of the batch it 
 
 
 def _preface(study: Study) -> str:
-    settings = study.grid[0]
+    requests = [point.requests for point in (*study.grid, *study.others)]
     return f"""\
 Written by `make bench-sim`, with Headrace {version("headrace")}, Python
 {platform.python_version()} and NumPy {version("numpy")}. Raw data are in `simulation.json`.
@@ -94,11 +94,12 @@ The scheduler that serves runs here under an injected clock, on workers whose ba
 profile says (`bench/simulate/profiles.py`), with noise where that is said, and which begin a *hop*
 of {HOP_S * 1e3:g} ms after the decision, unless they were staged behind a running batch (`mlp` has
 no hop). Fixed settings stage nothing: they bind a batch when a worker is idle, as today's servers
-do, which costs them the hop and spares them from closing batches early. Each run has
-{settings.requests:,} requests, or as many as come in {OBJECTIVES} objectives at load 1; none of
-them is left out: the policy knows the durations of batches from a sweep, as the server does from
-loading a model, and the rate of arrivals it has to learn. Everything is a mean over {study.seeds}
-seeds; all policies get the same arrivals, and a higher load is the same story told faster.
+do, which costs them the hop and spares them from closing batches early. Runs have {min(requests):,}
+to {max(requests):,} requests, in a full study those of {OBJECTIVES} objectives at load 1 or more;
+none of them is left out: the policy knows the durations of batches from a sweep, as the server does
+from loading a model, and the rate of arrivals it has to learn. Everything is a mean over
+{study.seeds} seeds; all policies get the same arrivals, and a higher load is the same story told
+faster.
 
 The fixed settings are tuned at every point on other seeds ({study.tuning_seeds}). The best
 {study.finalists} are then judged on the {study.seeds} seeds that count, and the best of these is
