@@ -74,17 +74,24 @@ def arrive_in_bursts(work: ArrivingWork, bursts: int, size: int) -> float:
     return last_s
 
 
-def test_a_burst_goes_on_for_a_tenth_of_the_mean_gap_after_its_last_member() -> None:
+def test_a_burst_is_over_after_three_of_its_own_gaps() -> None:
     work = ArrivingWork()
     last_s = arrive_in_bursts(work, 60, size=5)
-    assert work.burst_until(math.inf) == pytest.approx(last_s + 0.1 / 5, rel=0.05)
-    assert work.burst_until(0.003) == pytest.approx(last_s + 0.003)
+    assert work.burst_until(math.inf) == pytest.approx(last_s + 0.003)
+    assert work.burst_until(0.002) == pytest.approx(last_s + 0.002)
+
+
+def test_who_comes_in_one_moment_is_not_waited_for() -> None:
+    work = ArrivingWork()
+    for number in range(60):
+        arrive(work, 5, 0.0, 1.0, float(number))
+    assert work.burst_until(math.inf) == 59.0
 
 
 def test_pairs_are_bursts_but_not_a_few_among_many_who_come_alone() -> None:
     work = ArrivingWork()
     last_s = arrive_in_bursts(work, 100, size=2)
-    assert work.burst_until(math.inf) == pytest.approx(last_s + 0.1 / 2, rel=0.05)
+    assert work.burst_until(math.inf) == pytest.approx(last_s + 0.003)
     work = ArrivingWork()
     for number in range(100):
         last_s = arrive(work, 2 if number % 2 else 1, 0.001, 1.0, float(number))
