@@ -22,6 +22,7 @@ No more is asked of a batch than a request with the head's time to live could ev
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import accumulate, islice
 from operator import attrgetter
@@ -323,25 +324,26 @@ class AdaptivePolicy:
 
     def _enough(self, members: list[Request], rows: int, times: Timetable, opening: Opening) -> int:
         """How many of the members, from the first on, make the batch worth it: the fewest whose
-        work per second is `WORTHWHILE` next to the best; all of them where that falls short of
-        the need and they do not take much `LONGER`; one where a `FEW` are quicker alone."""
+        work per second is `WORTHWHILE` next to the best; where that falls short of the need, as
+        many as do not take much `LONGER`; one where a `FEW` are quicker alone."""
+        by_count: Sequence[int]
         if rows == len(members):
             if self._go_alone(members, times, opening):
                 return 1
-            count = enough_rows = times.enough(rows)
+            by_count = range(1, rows + 1)
+            enough_rows = times.enough(rows)
+            rate = times.rate(enough_rows, 1)
         else:
             by_count = list(accumulate(request.rows for request in members))
             work = accumulate(times.duration_s(request.rows) for request in members)
             rates = [w / times.duration_s(r) for w, r in zip(work, by_count, strict=True)]
             enough = WORTHWHILE * max(rates)
-            count = 1 + next(i for i, rate in enumerate(rates) if rate >= enough)
-            enough_rows = by_count[count - 1]
-        if count == len(members):
-            return count
-        rate = times.work_s(members[:count], enough_rows) / times.duration_s(enough_rows)
-        short = rate < HOLD_BELOW * self._need(opening)
-        much_longer = times.duration_s(rows) > LONGER * times.duration_s(enough_rows)
-        return len(members) if short and not much_longer else count
+            rate, enough_rows = next(
+                (rate, r) for rate, r in zip(rates, by_count, strict=True) if rate >= enough
+            )
+        if rate < HOLD_BELOW * self._need(opening):
+            enough_rows = times.rows_within(LONGER * times.duration_s(enough_rows))
+        return bisect_right(by_count, enough_rows)
 
     def _go_alone(self, members: list[Request], times: Timetable, opening: Opening) -> bool:
         """Whether a few of one row each are better off one by one, and all of them in time."""

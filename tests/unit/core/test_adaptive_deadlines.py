@@ -11,6 +11,7 @@ from headrace_server.core.adaptive import (
     DEFAULT_PRIORITY,
     GRACE,
     LEAST_PRIORITY,
+    LONGER,
     MOST_LIKES,
     PATIENCE_S,
     TIMER_S,
@@ -220,6 +221,13 @@ class TestEnough:
 
     def test_the_last_per_cents_are_taken_where_they_are_needed(self) -> None:
         assert self.formed(850, self.NEARLY).rows == 32
+
+    def test_as_many_of_them_as_do_not_take_much_longer(self) -> None:
+        little = Curve(base=0.0005, row=0.001, element=0.0, pair=0.0)
+        enough = self.formed(100, little).rows
+        needed = self.formed(990, little).rows
+        assert enough < needed < 32
+        assert little.at(needed, 0) <= LONGER * little.at(enough, 0) < little.at(needed + 1, 0)
 
     def test_not_at_the_price_of_a_much_longer_batch(self) -> None:
         next_to_nothing = Curve(base=0.0002, row=0.010, element=0.0, pair=0.0)
