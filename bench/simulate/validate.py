@@ -60,12 +60,14 @@ process or in bursts (*cv4*: gamma, coefficient of variation 4), whether or not 
 answered, each with a timeout of {OBJECTIVE_S * 1e3:.0f} ms. The same moments are then simulated.
 Shares are of requests on time.
 
-*Hop* is what batches took beyond those durations (median, and 99th percentile), on the way to the
-worker and back or because other programs ran; simulated batches draw from it. *Transport*, what a
-call takes beside its batch on an idle server (median), is added to the timeout where the client
-judges; the server judges by its own times in queue and worker. The client's *lag* is how late it
-was to send (99th percentile); what is simulated are the moments at which it did. What other
-programs do to the server beside its batches is not simulated, so the difference grows with them."""
+*Measured* is by the client, *by the server* is what that says of its own times in queue and worker,
+and the *difference* is between the latter and the simulation: a client that gets dozens of answers
+at once, in bursts, is itself late to read them. *Hop* is what batches took beyond those durations
+(median, and 99th percentile), on the way to the worker and back or because other programs ran;
+simulated batches draw from it. *Transport*, what a call takes beside its batch on an idle server
+(median), is added to the timeout where the client judges. The client's *lag* is how late it was to
+send (99th percentile); what is simulated are the moments at which it did. What other programs do to
+the server beside its batches is not simulated, so the difference grows with them."""
 
 MODEL = f"""\
 import time
@@ -109,8 +111,8 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """Measured less simulated."""
-        return self.measured - self.simulated
+        """What the server says of itself, less simulated."""
+        return self.by_server - self.simulated
 
 
 @dataclass(frozen=True, slots=True)
