@@ -33,6 +33,7 @@ for ten times as long as their last one needs to come."""
 class _Mark(NamedTuple):
     """Sums over all arrivals before one of them."""
 
+    arrivals: int
     moment_s: float
     work_s: float
     followers: int
@@ -60,7 +61,8 @@ class ArrivingWork:
             self._squares += (now - self._last_s) ** 2
         self._last_s = now
         if self._count % STRIDE == 0:
-            self._marks.append(_Mark(now, self._work_s, self._followers, self._squares))
+            mark = _Mark(self._count, now, self._work_s, self._followers, self._squares)
+            self._marks.append(mark)
         self._count += 1
         self._work_s += work_s
 
@@ -92,9 +94,15 @@ class ArrivingWork:
         most `most_s` after it; that is the past where arrivals do not come in bursts."""
         if len(self._marks) < LATELY:
             return -math.inf
-        first, last = self._marks[0], self._marks[-1]
-        followers = last.followers - first.followers
-        if followers < CLUSTERED * (len(self._marks) - 1) * STRIDE:
+        first, lately, last = self._marks[0], self._marks[-LATELY], self._marks[-1]
+        # Bursts that ended are forgotten soon: else a whole window of others would wait for them.
+        if not (self._clustered(first) and self._clustered(lately)):
             return -math.inf
-        gap_s = math.sqrt((last.squares - first.squares) / followers)
+        gap_s = math.sqrt((last.squares - first.squares) / (last.followers - first.followers))
         return self._last_s + min(most_s, LINGER * gap_s)
+
+    def _clustered(self, since: _Mark) -> bool:
+        """Whether arrivals have come in bursts since that mark."""
+        last = self._marks[-1]
+        followers = last.followers - since.followers
+        return followers >= CLUSTERED * (last.arrivals - since.arrivals)

@@ -111,6 +111,13 @@ def test_bursts_are_forgotten_once_arrivals_are_spread() -> None:
     assert work.burst_until(math.inf) == -math.inf
 
 
+def test_bursts_are_forgotten_long_before_their_window_is_over() -> None:
+    work = ArrivingWork()
+    last_s = arrive_in_bursts(work, WINDOW // 5, size=5)
+    arrive(work, WINDOW // 16, 0.2, 1.0, last_s + 0.2)
+    assert work.burst_until(math.inf) == -math.inf
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_independent_arrivals_and_a_lone_caller_do_not_come_in_bursts(seed: int) -> None:
     random = Random(seed)
