@@ -104,7 +104,8 @@ class Run:
 async def drive_open(
     client: AsyncClient, inputs: dict[str, np.ndarray], rate: float, seconds: float, seed: int
 ) -> list[float]:
-    """Latencies in seconds, counted from the moments at which the requests were due."""
+    """Latencies in seconds, counted from the moments at which the requests were due; the first one
+    is due at once."""
     random = Random(seed)
     latencies: list[float] = []
     loop = asyncio.get_running_loop()
@@ -116,24 +117,24 @@ async def drive_open(
 
     async with asyncio.TaskGroup() as calls:
         due_s = 0.0
-        while (due_s := due_s + random.expovariate(rate)) < seconds:
+        while due_s < seconds:
             await asyncio.sleep(began + due_s - loop.time())
             calls.create_task(one(due_s))
+            due_s += random.expovariate(rate)
     return latencies
 
 
 async def drive_closed(
     client: AsyncClient, inputs: dict[str, np.ndarray], seconds: float
 ) -> list[float]:
-    """Latencies in seconds of the requests answered within the time."""
+    """Latencies in seconds of the requests that were begun within the time."""
     latencies: list[float] = []
     end = time.perf_counter() + seconds
 
     async def caller() -> None:
         while (started := time.perf_counter()) < end:
             await client.infer(MODEL, inputs, timeout=60.0)
-            if (now := time.perf_counter()) <= end:
-                latencies.append(now - started)
+            latencies.append(time.perf_counter() - started)
 
     await asyncio.gather(*(caller() for _ in range(CLOSED)))
     return latencies
@@ -149,7 +150,9 @@ async def measure(
         if load:
             latencies = await drive_open(client, inputs, load * rate, seconds, number)
         else:
+            began_s = time.perf_counter()
             latencies = await drive_closed(client, inputs, seconds)
+            seconds = time.perf_counter() - began_s
     return Run(
         policy,
         load,
