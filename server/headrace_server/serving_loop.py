@@ -12,8 +12,8 @@ from typing import Protocol
 from headrace_server.awake import AwakeWaiting
 
 NEAR_S = 0.002
-"""epoll counts whole milliseconds, and Python rounds them up: timers are late by one, 0.5 ms on the
-mean. The last of a wait is left to select, which counts microseconds (timers are 0.1 ms late then).
+"""epoll counts whole milliseconds, and Python rounds them up: timers were 0.3 to 1 ms late. The
+last of a wait is left to select, which counts microseconds (they are 0.13 to 0.27 ms late now).
 That takes two calls in place of one, so it is only done for what epoll cannot do."""
 
 MOST_FILES = 1024

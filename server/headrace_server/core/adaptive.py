@@ -89,7 +89,7 @@ MOST_TIMETABLES = 128
 """Curves written out by rows that are kept."""
 
 TIMER_S = 0.0005
-"""Timers of the serving loop are late by 0.15 to 0.3 ms (asyncio's own by up to 1.2): a hold ends
+"""Timers of the serving loop are late by 0.13 to 0.27 ms (asyncio's own by up to 1.2): a hold ends
 so much before its last moment, and none is made for less."""
 
 PROBE_S = 1.0

@@ -26,8 +26,8 @@ answer, none."""
 
 LINGER = 3.0
 """Gaps within bursts, as a root mean square, after which a burst is over. Twice as many change mean
-latencies of gamma arrivals by less than 1 %, and those who ask a real server in bursts would wait
-for ten times as long as their last one needs to come."""
+latencies of gamma arrivals by less than 1 %; a tenth of the mean gap of all arrivals made pairs
+that came 150 ms apart wait for 5 ms, for a third one (37 in place of 33 ms on the mean)."""
 
 
 class _Mark(NamedTuple):
@@ -86,8 +86,9 @@ class ArrivingWork:
         passed since the last one."""
         if len(self._marks) < 2:
             return self._last_s
-        arrivals = (len(self._marks) - 1) * STRIDE
-        return self._last_s + gaps * (self._marks[-1].moment_s - self._marks[0].moment_s) / arrivals
+        first, last = self._marks[0], self._marks[-1]
+        mean_gap_s = (last.moment_s - first.moment_s) / (last.arrivals - first.arrivals)
+        return self._last_s + gaps * mean_gap_s
 
     def burst_until(self, most_s: float) -> float:
         """The moment up to which the next one of the last arrival's burst is likely to come, at
