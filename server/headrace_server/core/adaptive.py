@@ -23,19 +23,22 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, islice
 from operator import attrgetter
 
 from headrace_server.core.arrivals import ArrivingWork
+from headrace_server.core.confirmed import Confirmed
 from headrace_server.core.cost import CostModel, Curve, Sample
+from headrace_server.core.demand import Demand
 from headrace_server.core.errors import Reason
 from headrace_server.core.explanation import Explanation, explanation_of
+from headrace_server.core.holding import AT_LEISURE, HOLD_BELOW, TIMER_S, Holding
 from headrace_server.core.memory import MemoryBudget
-from headrace_server.core.outlook import Outlook
 from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal, form_any
 from headrace_server.core.queue import Group, Queue, Urgency
 from headrace_server.core.request import Batch, DispatchReason, Request, cost_key
+from headrace_server.core.shedding import shed_below, too_dear
 from headrace_server.core.timetable import WORTHWHILE, Timetable
 from headrace_server.core.windows import MAX_REACH, Bounds, best_window, head_group
 
@@ -57,49 +60,13 @@ FEW = 4
 """Up to so many who wait go one after another where that answers them earlier on the mean. More are
 a burst, or the end of a lull that the estimate of the load knows nothing of yet."""
 
-HOLD_BELOW = 1.1
-SHED_BELOW = 0.95
-"""Shares of the need. Measured with `make bench-sim`: capacity is flat within a per cent from 1.0
-to 1.2 and from 0.95 to 1.0, and falls beyond."""
-
-AT_LEISURE = 4.0
-"""Durations of the largest batch that a request has time for who need not be held: until it is
-due, several batches have grown behind one another."""
-
 LONGER = 1.5
 """How much longer a batch may get for the last few per cent of work per second."""
 
-SILENCE = 5.0
-"""Mean gaps between arrivals without any after which nobody is waited for any more: the burst is
-over. In a Poisson process one gap in 150 is so long; capacity does not suffer from it."""
-
-GRACE = 0.25
-"""The most that a worker waits for the next one of a burst, as a share of what is saved if that one
-rides along. Bursts would otherwise take the idle workers with their first few members, one by one,
-and find none for the rest. Waiting costs those who come last in a burst that share; it is repaid:
-at coefficients of variation of 2 and 4, mean latency falls and more is answered on time, at every
-number of workers, most of all where deadlines are tight (`make bench-sim`)."""
-
 _DEADLINE_S = attrgetter("deadline_s")
-
-MOST_LIKES = 1024
-"""Keys and lengths whose last confirmation is remembered."""
 
 MOST_TIMETABLES = 128
 """Curves written out by rows that are kept."""
-
-TIMER_S = 0.0005
-"""Timers of the serving loop are late by 0.13 to 0.27 ms (asyncio's own by up to 1.2): a hold ends
-so much before its last moment, and none is made for less."""
-
-PROBE_S = 1.0
-DOUBT = 1.5
-"""Without a batch for so long that took what was expected of it, or more, what is known of
-durations is not trusted to refuse anybody: a request that seems hopeless is tried all the same.
-Else one bad estimate could refuse every request there is, and nothing would ever correct it. Only
-batches with requests of the same key and about the same length confirm anything. A batch that is
-done `DOUBT` times as fast confirms nothing: the next one is tried at once, not a `PROBE_S` later,
-until the cost model has learned better."""
 
 PATIENCE_S = 10.0
 AGEING_S = 1.0
@@ -135,11 +102,11 @@ class AdaptivePolicy:
     ) -> None:
         self._max_rows = max_batch_size
         self._memory = MemoryBudget(max_batch_bytes)
-        self._timer_s = timer_s
         self.cost = CostModel(sweep)
         self._arriving = ArrivingWork()
         self._last_of_many: Batch | None = None
-        self._confirmed_s: dict[Hashable, float] = {}
+        self._holding = Holding(self._arriving, timer_s)
+        self._confirmed = Confirmed()
         self._timetables: dict[tuple[Curve, int], Timetable] = {}
 
     @property
@@ -167,15 +134,14 @@ class AdaptivePolicy:
 
     def too_late(self, request: Request, opening: Opening) -> bool:
         """See `BatchPolicy.too_late`. Never before something is known of durations, and not
-        where a worker is free and nothing confirmed it for `PROBE_S`."""
+        where a worker is free and nothing confirmed it for a while."""
         if request.deadline_s == math.inf:
             return False
         curve = self._curve(request, opening)
         if curve is None:
             return False
         start_s, now = opening.start_s, opening.now
-        confirmed_s = self._confirmed_s.get(_like(request), -math.inf)
-        if start_s <= now and now - confirmed_s > PROBE_S:
+        if start_s <= now and not self._confirmed.lately(request, now):
             return False
         return start_s + curve.at(request.rows, request.length) > request.deadline_s
 
@@ -199,13 +165,7 @@ class AdaptivePolicy:
         """Take the batch into the cost model."""
         brief = duration_s < BRIEF_S and len(batch.requests) >= COMPANY
         self._last_of_many = batch if brief else None
-        if batch.expected_s is None or duration_s * DOUBT > batch.expected_s:
-            if len(self._confirmed_s) > MOST_LIKES:
-                self._confirmed_s.clear()
-            done_s = batch.started_s + duration_s
-            # Without lengths all members are alike.
-            for request in batch.requests if batch.length else batch.requests[:1]:
-                self._confirmed_s[_like(request)] = done_s
+        self._confirmed.observe(batch, duration_s)
         self.cost.observe_batch(batch, duration_s)
         self._memory.held(batch.started_s + duration_s)
 
@@ -230,18 +190,19 @@ class AdaptivePolicy:
             return Formation(members, rows, reason, complete=ended)
         if self.too_late(group.head, opening):
             return Refusal(group.head, Reason.PREDICTED_LATE)
+        demand = self._demand(opening)
         if group.lengths_differ:
-            return self._by_length(group, curve, opening)
-        return self._by_urgency(group, self._timetable(curve, group.head.length), opening)
+            return self._by_length(group, curve, demand)
+        return self._by_urgency(group, self._timetable(curve, group.head.length), demand)
 
-    def _by_urgency(self, group: Group, times: Timetable, opening: Opening) -> Decision:
+    def _by_urgency(self, group: Group, times: Timetable, demand: Demand) -> Decision:
         """Nobody pads anybody: in order of urgency, as many as make the batch worth it."""
         head = group.head
-        members, rows, ended = self._in_order(group, times, opening.start_s)
+        members, rows, ended = self._in_order(group, times, demand.opening.start_s)
         cut_short = not ended and rows < min(group.rows, self._max_rows)
-        if cut_short and self._too_dear(group, members, rows, times, opening):
+        if cut_short and too_dear(group, members, rows, times, demand):
             return Refusal(head, Reason.OVERLOADED)
-        count = self._enough(members, rows, times, opening)
+        count = self._enough(members, rows, times, demand)
         if count < len(members):
             chosen = members[:count]
             chosen_rows = sum(request.rows for request in chosen)
@@ -253,22 +214,23 @@ class AdaptivePolicy:
         formation = Formation(members, rows, reason, complete=False)
         rate = times.work_s(members, rows) / times.duration_s(rows)
         grown_s = times.duration_s(min(rows + head.rows, self._max_rows))
-        return self._held(formation, head, rate, grown_s, times, opening)
+        return self._holding.held(formation, head, rate, grown_s, times, demand)
 
-    def _by_length(self, group: Group, curve: Curve, opening: Opening) -> Decision:
+    def _by_length(self, group: Group, curve: Curve, demand: Demand) -> Decision:
         """The head's group, when its neighbours are divided into the cheapest batches; where its
         deadline does not allow that, the window with the most work per second that it does."""
         head = group.head
         times = self._timetable(curve, head.length)
         requests, at = group.neighbours(min(self._max_rows - 1, MAX_REACH))
-        bounds = Bounds(self._max_rows, self._memory.max_bytes, opening.start_s, self._margin)
+        start_s = demand.opening.start_s
+        bounds = Bounds(self._max_rows, self._memory.max_bytes, start_s, demand.margin)
         window, near = head_group(requests, at, curve, bounds)
         reason = DispatchReason.BEST_WINDOW
         if bounds.too_late(window):
             best, window = window, best_window(near, curve, bounds)
             reason = DispatchReason.IN_TIME
             if head.deadline_s <= best.deadline_s:
-                least = min(WORTHWHILE * best.rate, self._shed_below(head, times, opening))
+                least = min(WORTHWHILE * best.rate, shed_below(head, times, demand))
                 if window.rate < least:
                     return Refusal(head, Reason.OVERLOADED)
         members = requests[window.first : window.end]
@@ -277,7 +239,7 @@ class AdaptivePolicy:
         if complete:
             return formation
         grown_s = curve.at(window.rows + head.rows, members[-1].length)
-        return self._held(formation, head, window.rate, grown_s, times, opening)
+        return self._holding.held(formation, head, window.rate, grown_s, times, demand)
 
     # -- parts of a decision --------------------------------------------------------------------
 
@@ -322,13 +284,13 @@ class AdaptivePolicy:
                 return members, rows, True
         return members, rows, False
 
-    def _enough(self, members: list[Request], rows: int, times: Timetable, opening: Opening) -> int:
+    def _enough(self, members: list[Request], rows: int, times: Timetable, demand: Demand) -> int:
         """How many of the members, from the first on, make the batch worth it: the fewest whose
         work per second is `WORTHWHILE` next to the best; where that falls short of the need, as
         many as do not take much `LONGER`; one where a `FEW` are quicker alone."""
         by_count: Sequence[int]
         if rows == len(members):
-            if self._go_alone(members, times, opening):
+            if self._go_alone(members, times, demand):
                 return 1
             by_count = range(1, rows + 1)
             enough_rows = times.enough(rows)
@@ -341,151 +303,31 @@ class AdaptivePolicy:
             rate, enough_rows = next(
                 (rate, r) for rate, r in zip(rates, by_count, strict=True) if rate >= enough
             )
-        if rate < HOLD_BELOW * self._need(opening):
+        if rate < HOLD_BELOW * demand.need:
             enough_rows = times.rows_within(LONGER * times.duration_s(enough_rows))
         return bisect_right(by_count, enough_rows)
 
-    def _go_alone(self, members: list[Request], times: Timetable, opening: Opening) -> bool:
+    def _go_alone(self, members: list[Request], times: Timetable, demand: Demand) -> bool:
         """Whether a few of one row each are better off one by one, and all of them in time."""
         count = len(members)
         # Brief batches cost the process more than the device: there each one counts.
         if not 1 < count <= FEW or times.duration_s(1) < BRIEF_S:
             return False
+        opening = demand.opening
         arriving = self._arriving.lately_per_second(opening.now)
         load = arriving * self.cost.slowdown(opening.running) / len(opening.free_s)
         if not times.quicker_alone(count, load):
             return False
-        done_s = opening.start_s + self._margin * count * times.duration_s(1)
+        done_s = opening.start_s + demand.margin * count * times.duration_s(1)
         return all(done_s <= request.deadline_s for request in members)
-
-    def _need(self, opening: Opening) -> float:
-        """The work per second that every worker must do for all of them to keep up."""
-        return self._load(opening) / len(opening.free_s)
-
-    @staticmethod
-    def _rows_possible(head: Request, times: Timetable, workers: int) -> int:
-        """The largest batch that a request with the head's time to live can ride in.
-
-        With m workers one becomes free every `1 / m` of a batch's duration: a request that just
-        missed one waits for that long, and then for its own batch.
-        """
-        budget_s = head.deadline_s - head.arrival_s
-        return max(head.rows, times.rows_within(budget_s * workers / (workers + 1)))
-
-    def _held(
-        self,
-        formation: Formation,
-        head: Request,
-        rate: float,
-        grown_s: float,
-        times: Timetable,
-        opening: Opening,
-    ) -> Formation | Hold:
-        """The formation, or a hold while it falls short of the need, or while a burst goes on.
-
-        The wait ends at the last moment at which a batch that takes `grown_s` is in time, or when
-        nobody has come for a while.
-        """
-        if self._keeps_up(head, rate, times, opening):
-            silent_s = self._burst_until(formation, head, times, opening)
-        else:
-            silent_s = self._arriving.silent_from(SILENCE)
-        if silent_s <= opening.now:
-            return formation
-        soonest_s = min(request.deadline_s for request in formation.requests)
-        until_s = soonest_s - self._margin * grown_s - self._timer_s
-        if until_s <= opening.start_s:
-            reason = DispatchReason.LAST_MOMENT
-            return Formation(formation.requests, formation.rows, reason, formation.complete)
-        return Hold(min(until_s, silent_s))
-
-    def _keeps_up(self, head: Request, rate: float, times: Timetable, opening: Opening) -> bool:
-        """Whether a batch of this head at this rate may go, as far as the need is concerned.
-
-        Nobody waits for that with one worker, nor where deadlines leave all the time: there
-        batches grow by themselves while the workers are busy, and soon enough. While other workers
-        are idle there is time to make good for a small batch, so less is asked.
-        """
-        workers = len(opening.free_s)
-        budget_s = head.deadline_s - head.arrival_s
-        if workers == 1 or budget_s >= AT_LEISURE * times.duration_s(self._max_rows):
-            return True
-        possible = self._rows_possible(head, times, workers)
-        if times.enough(min(possible, self._max_rows)) <= head.rows:
-            return True  # batching gains nothing here
-        asked = HOLD_BELOW * self._need(opening) * opening.running / workers
-        return rate >= min(asked, self._most(head, times, possible))
-
-    def _burst_until(
-        self, formation: Formation, head: Request, times: Timetable, opening: Opening
-    ) -> float:
-        """The moment up to which the next one of a burst is worth waiting for; the past where that
-        one would not gain by it, or a burst is not to be expected."""
-        grace_s = GRACE * times.saved_s(head.rows)
-        if grace_s < self._timer_s:
-            return -math.inf  # no timer would end so short a wait in time
-        left_s = (head.deadline_s - opening.start_s) / self._margin
-        if formation.rows >= times.enough(min(self._max_rows, times.rows_within(left_s))):
-            return -math.inf
-        return self._arriving.burst_until(grace_s)
-
-    def _too_dear(
-        self,
-        group: Group,
-        members: list[Request],
-        rows: int,
-        times: Timetable,
-        opening: Opening,
-    ) -> bool:
-        """Whether the head, whose deadline cuts the batch down to these members, costs the others
-        more than it is worth."""
-        head = group.head
-        if head.deadline_s > min(map(_DEADLINE_S, members)):
-            return False
-        rate = times.work_s(members, rows) / times.duration_s(rows)
-        return rate < self._shed_below(head, times, opening) or self._better_without(
-            group, len(members), times, rows, opening
-        )
-
-    def _shed_below(self, head: Request, times: Timetable, opening: Opening) -> float:
-        """The work per second below which a batch that is cut short loses its head, who has a
-        deadline; no more than the largest batch that is possible does."""
-        possible = self._rows_possible(head, times, len(opening.free_s))
-        return min(SHED_BELOW * self._need(opening), self._most(head, times, possible))
-
-    @staticmethod
-    def _most(head: Request, times: Timetable, possible: int) -> float:
-        """The work per second of the largest batch that is possible for a request."""
-        # A hair less, since sums of durations differ from products in the last digit.
-        return times.rate(possible, head.rows) * (1 - 1e-9)
-
-    def _better_without(
-        self, group: Group, taken: int, times: Timetable, rows: int, opening: Opening
-    ) -> bool:
-        """Whether fewer are lost if the head, whose deadline cuts the batch down to the first
-        `taken` requests, is refused."""
-        head = group.head
-        mean_rows = group.rows / len(group.requests)
-        one_s, mean_s = times.duration_s(1), times.duration_s(round(mean_rows))
-        outlook = Outlook(
-            opening.now,
-            times,
-            self._margin,
-            self._load(opening) / mean_s,
-            head.deadline_s - head.arrival_s,
-            times.rows_for(self._shed_below(head, times, opening) * mean_rows / mean_s * one_s),
-        )
-        busy_s = [opening.start_s + times.duration_s(rows), *opening.free_s[1:]]
-        lost = outlook.losses(group.requests, taken, busy_s, mean_rows)
-        return lost > 0 and lost > outlook.losses(group.requests, 1, opening.free_s, mean_rows)
 
     @property
     def _margin(self) -> float:
         return min(MAX_MARGIN, self.cost.margin)
 
-    def _load(self, opening: Opening) -> float:
-        """Seconds of work that arrive per second, as long as it takes while so many run."""
-        return self._arriving.per_second(opening.now) * self.cost.slowdown(opening.running)
+    def _demand(self, opening: Opening) -> Demand:
+        load = self._arriving.per_second(opening.now) * self.cost.slowdown(opening.running)
+        return Demand(opening, load, self._margin)
 
     def _curve(self, request: Request, opening: Opening) -> Curve | None:
         return self.cost.curve_for(cost_key(request), opening.running)
@@ -498,8 +340,3 @@ class AdaptivePolicy:
                 self._timetables.clear()  # most of them are of curves that were refined since
             times = self._timetables[curve, length] = Timetable(curve, length, self._max_rows)
         return times
-
-
-def _like(request: Request) -> Hashable:
-    """What requests share that confirm what is known of each other's durations."""
-    return cost_key(request), request.length.bit_length()

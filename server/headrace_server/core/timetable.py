@@ -36,6 +36,11 @@ class Timetable:
         self._row_s = self._durations[1]
         self._best: list[float] = []
 
+    @property
+    def most_rows(self) -> int:
+        """Rows of the largest batch."""
+        return self._most_rows
+
     def duration_s(self, rows: int) -> float:
         """How long a batch of that many rows takes; beyond `most_rows`, in proportion."""
         if rows <= self._written:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from headrace_server.core.adaptive import FEW, PROBE_S, AdaptivePolicy
+from headrace_server.core.adaptive import FEW, AdaptivePolicy
 from headrace_server.core.arrivals import STRIDE
+from headrace_server.core.confirmed import PROBE_S
 from headrace_server.core.cost import Curve
 from headrace_server.core.policy import Formation, Opening
 from headrace_server.core.queue import Queue, QueueLimits

@@ -9,17 +9,14 @@ import pytest
 from headrace_server.core.adaptive import (
     AGEING_S,
     DEFAULT_PRIORITY,
-    GRACE,
     LEAST_PRIORITY,
     LONGER,
-    MOST_LIKES,
     PATIENCE_S,
-    TIMER_S,
     AdaptivePolicy,
-    _like,
 )
 from headrace_server.core.cost import CostModel, Curve
 from headrace_server.core.errors import Reason
+from headrace_server.core.holding import GRACE, TIMER_S
 from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal
 from headrace_server.core.queue import Queue, QueueLimits
 from headrace_server.core.request import Batch, DispatchReason, Request
@@ -238,7 +235,8 @@ class TestRefusing:
     def test_a_head_that_is_too_late_leaves_before_it_costs_anything(self) -> None:
         late = make_request(1, deadline_s=0.005)
         policy = policy_under(10)
-        policy._confirmed_s[_like(late)] = 0.0
+        answered = Batch(0, 0, [make_request(0)], 1, DispatchReason.IMMEDIATE, 0.0, -0.011)
+        policy.observe(answered, 0.011)
         decision = decided(policy, [late, *dated(2)[1:]], Opening(0.0, [0.0]))
         assert decision == Refusal(late, Reason.PREDICTED_LATE)
 
@@ -394,13 +392,6 @@ class TestCompany:
         assert first.expected_s is not None
         assert second.expected_s is not None
         assert second.expected_s > 1.5 * first.expected_s
-
-    def test_what_was_confirmed_of_keys_without_number_does_not_fill_memory(self) -> None:
-        policy = policy_under(10)
-        for number in range(3_000):
-            requests = [make_request(number, key=number, length=number % 50)]
-            policy.observe(Batch(number, 0, requests, 1, DispatchReason.IMMEDIATE, 0.0, 0.0), 0.01)
-        assert len(policy._confirmed_s) <= MOST_LIKES + 1
 
     def test_timetables_of_curves_that_were_refined_are_dropped(self) -> None:
         policy = policy_under(10)
