@@ -25,7 +25,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, islice
-from operator import attrgetter
 
 from headrace_server.core.arrivals import ArrivingWork
 from headrace_server.core.confirmed import Confirmed
@@ -37,7 +36,13 @@ from headrace_server.core.holding import AT_LEISURE, HOLD_BELOW, TIMER_S, Holdin
 from headrace_server.core.memory import MemoryBudget
 from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal, form_any
 from headrace_server.core.queue import Group, Queue, Urgency
-from headrace_server.core.request import Batch, DispatchReason, Request, cost_key
+from headrace_server.core.request import (
+    Batch,
+    DispatchReason,
+    Request,
+    cost_key,
+    soonest_deadline_s,
+)
 from headrace_server.core.shedding import shed_below, too_dear
 from headrace_server.core.timetable import WORTHWHILE, Timetable
 from headrace_server.core.windows import MAX_REACH, Bounds, best_window, head_group
@@ -62,8 +67,6 @@ a burst, or the end of a lull that the estimate of the load knows nothing of yet
 
 LONGER = 1.5
 """How much longer a batch may get for the last few per cent of work per second."""
-
-_DEADLINE_S = attrgetter("deadline_s")
 
 MOST_TIMETABLES = 128
 """Curves written out by rows that are kept."""
@@ -256,7 +259,7 @@ class AdaptivePolicy:
             if times is not None and head.deadline_s < math.inf:
                 in_time = max(1, times.rows_within((head.deadline_s - start_s) / self._margin))
             members = requests[: min(most_rows, in_time)]
-            if head.deadline_s <= min(map(_DEADLINE_S, members)):
+            if head.deadline_s <= soonest_deadline_s(members):
                 return members, len(members), len(members) == most_rows
         members = []
         rows_in_time = most_rows

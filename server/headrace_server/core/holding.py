@@ -7,7 +7,7 @@ import math
 from headrace_server.core.arrivals import ArrivingWork
 from headrace_server.core.demand import Demand
 from headrace_server.core.policy import Formation, Hold
-from headrace_server.core.request import DispatchReason, Request
+from headrace_server.core.request import DispatchReason, Request, soonest_deadline_s
 from headrace_server.core.timetable import Timetable
 
 HOLD_BELOW = 1.1
@@ -68,8 +68,7 @@ class Holding:
             silent_s = self._arriving.silent_from(SILENCE)
         if silent_s <= opening.now:
             return formation
-        soonest_s = min(request.deadline_s for request in formation.requests)
-        until_s = soonest_s - demand.margin * grown_s - self._timer_s
+        until_s = soonest_deadline_s(formation.requests) - demand.margin * grown_s - self._timer_s
         if until_s <= opening.start_s:
             reason = DispatchReason.LAST_MOMENT
             return Formation(formation.requests, formation.rows, reason, formation.complete)
@@ -103,7 +102,9 @@ class Holding:
         grace_s = GRACE * times.saved_s(head.rows)
         if grace_s < self._timer_s:
             return -math.inf  # no timer would end so short a wait in time
-        left_s = (head.deadline_s - demand.opening.start_s) / demand.margin
-        if formation.rows >= times.enough(min(times.most_rows, times.rows_within(left_s))):
-            return -math.inf
-        return self._arriving.burst_until(grace_s)
+        until_s = self._arriving.burst_until(grace_s)
+        if until_s > demand.opening.now:  # where there are no bursts, no more needs to be known
+            left_s = (head.deadline_s - demand.opening.start_s) / demand.margin
+            if formation.rows >= times.enough(min(times.most_rows, times.rows_within(left_s))):
+                return -math.inf
+        return until_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from operator import attrgetter
@@ -17,6 +17,7 @@ and arrivals of one moment keep their order."""
 NOWHERE: Place = (-1, -math.inf, -1)
 """The place of a request that does not wait."""
 
+_DEADLINE_S = attrgetter("deadline_s")
 _LENGTH = attrgetter("length")
 _NBYTES = attrgetter("nbytes")
 
@@ -74,6 +75,12 @@ class Alone:
 
     key: Hashable
     id: int
+
+
+def soonest_deadline_s(requests: Iterable[Request]) -> float:
+    """The first moment at which one of them is late. There is one at least."""
+    soonest_s: float = min(map(_DEADLINE_S, requests))
+    return soonest_s
 
 
 def cost_key(request: Request) -> Hashable:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from headrace_server.core.demand import Demand
 from headrace_server.core.outlook import Outlook
 from headrace_server.core.queue import Group
-from headrace_server.core.request import Request
+from headrace_server.core.request import Request, soonest_deadline_s
 from headrace_server.core.timetable import Timetable
 
 SHED_BELOW = 0.95
@@ -28,7 +28,7 @@ def too_dear(
     """Whether the head, whose deadline cuts the batch down to these members, costs the others
     more than it is worth."""
     head = group.head
-    if head.deadline_s > min(request.deadline_s for request in members):
+    if head.deadline_s > soonest_deadline_s(members):
         return False
     least = shed_below(head, times, demand)
     rate = times.work_s(members, rows) / times.duration_s(rows)

@@ -154,7 +154,7 @@ class TestBursts:
     LAST_S = 60 / 4
 
     def policy(self, *, timer_s: float = 0.0, curve: Curve = CURVE) -> AdaptivePolicy:
-        sweep = [(rows, 0, curve.at(rows, 0)) for rows in (1, 4, 16)]
+        sweep = [(rows, x, curve.at(rows, x)) for rows in (1, 4, 16) for x in (0, 10)]
         policy = AdaptivePolicy(MOST_ROWS, sweep, timer_s=timer_s)
         for number in range(8 * 60 + 1):
             burst, member = divmod(number, 8)
@@ -188,6 +188,14 @@ class TestBursts:
         policy = self.policy(timer_s=TIMER_S, curve=no_gain)
         requests = dated(1, at=self.LAST_S, budget_s=1.0)
         assert isinstance(decided(policy, requests, self.opening(1)), Formation)
+
+    def test_a_window_that_has_nearly_all_to_gain_does_not_wait(self) -> None:
+        def window(rows: int) -> Decision:
+            requests = [make_request(i, at=self.LAST_S, length=10 + i % 2) for i in range(rows)]
+            return decided(self.policy(), requests, self.opening(1))
+
+        assert isinstance(window(MOST_ROWS - 1), Formation)
+        assert isinstance(window(3), Hold)
 
     def test_a_moment_shorter_than_a_timer_is_not_waited(self) -> None:
         policy = self.policy(timer_s=0.003)
