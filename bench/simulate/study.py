@@ -47,10 +47,14 @@ class Study:
     timed_rounds: int
 
     def of(self, names: Collection[str]) -> Study:
-        """The same for points of these profiles and arrivals alone."""
+        """The same for points of these profiles, arrivals and numbers of workers (`4w`) alone."""
 
         def chosen(points: Sequence[Point]) -> Sequence[Point]:
-            return [point for point in points if {point.profile, point.process} & {*names}]
+            return [
+                point
+                for point in points
+                if {point.profile, point.process, f"{point.workers}w"} & {*names}
+            ]
 
         return replace(self, grid=chosen(self.grid), others=chosen(self.others))
 

@@ -9,8 +9,8 @@ without the head could leave it waiting for ever.
 the time they take together. `need`, the seconds of work that arrive per second and
 worker, says what rate every batch must have for the workers to keep up:
 
-- a batch that falls short of it is held, up to the head's last safe moment, if there are two
-  workers or more (with one, an idle worker is lost for good);
+- a batch that falls short of it is held, up to the head's last safe moment, while one more row
+  costs less than the time that an idle worker loses leaves for it (with one, that is nothing);
 - where requests come in bursts, a batch that would gain by it is held for the moment in which the
   next one of the burst is likely to come, with any number of workers;
 - a head whose deadline cuts its batch down below the need, or so far that somebody behind it would
@@ -32,7 +32,7 @@ from headrace_server.core.cost import CostModel, Curve, Sample
 from headrace_server.core.demand import Demand
 from headrace_server.core.errors import Reason
 from headrace_server.core.explanation import Explanation, explanation_of
-from headrace_server.core.holding import AT_LEISURE, HOLD_BELOW, TIMER_S, Holding
+from headrace_server.core.holding import AT_LEISURE, TIMER_S, Holding
 from headrace_server.core.memory import MemoryBudget
 from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal, form_any
 from headrace_server.core.queue import Group, Queue, Urgency
@@ -65,8 +65,9 @@ FEW = 4
 """Up to so many who wait go one after another where that answers them earlier on the mean. More are
 a burst, or the end of a lull that the estimate of the load knows nothing of yet."""
 
-LONGER = 1.5
-"""How much longer a batch may get for the last few per cent of work per second."""
+LONGER, SCARCE = 1.5, 1.1
+"""How much longer a batch may get for the last few per cent of work per second, and the share of
+the need below which they matter. Capacity is half a per cent higher than with 1.05."""
 
 MOST_TIMETABLES = 128
 """Curves written out by rows that are kept."""
@@ -306,7 +307,7 @@ class AdaptivePolicy:
             rate, enough_rows = next(
                 (rate, r) for rate, r in zip(rates, by_count, strict=True) if rate >= enough
             )
-        if rate < HOLD_BELOW * demand.need:
+        if rate < SCARCE * demand.need:
             enough_rows = times.rows_within(LONGER * times.duration_s(enough_rows))
         return bisect_right(by_count, enough_rows)
 

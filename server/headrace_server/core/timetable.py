@@ -59,6 +59,10 @@ class Timetable:
         """What two batches of so many rows each save by being one, in seconds."""
         return 2 * self.duration_s(rows) - self.duration_s(2 * rows)
 
+    def more_s(self, rows: int, most: int) -> float:
+        """What each further row adds to a batch of `rows`, in seconds, if it grows to `most`."""
+        return (self.duration_s(most) - self.duration_s(rows)) / (most - rows)
+
     def rows_within(self, seconds: float) -> int:
         """The largest batch that takes no longer, 0 to `most_rows` rows."""
         if seconds < 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,9 +15,9 @@ from headrace_server.core.adaptive import (
     PATIENCE_S,
     AdaptivePolicy,
 )
-from headrace_server.core.cost import CostModel, Curve
+from headrace_server.core.cost import CostModel, Curve, Sample
 from headrace_server.core.errors import Reason
-from headrace_server.core.holding import GRACE, TIMER_S
+from headrace_server.core.holding import GRACE, SPARE, TIMER_S
 from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal
 from headrace_server.core.queue import Queue, QueueLimits
 from headrace_server.core.request import Batch, DispatchReason, Request
@@ -27,10 +28,16 @@ CURVE = Curve(base=0.010, row=0.001, element=1e-6, pair=0.0)
 MOST_ROWS = 16
 
 
-def policy_under(rate: float, *, until_s: float = 0.0, sweep_length: int = 0) -> AdaptivePolicy:
+def policy_under(
+    rate: float,
+    *,
+    until_s: float = 0.0,
+    sweep_length: int = 0,
+    sweep: Sequence[Sample] = (),
+) -> AdaptivePolicy:
     """A policy that knows the curve, and has seen `rate` single rows a second until then."""
     lengths = (sweep_length, 10 * sweep_length) if sweep_length else (0,)
-    sweep = [(rows, x, CURVE.at(rows, x)) for rows in (1, 4, 16) for x in lengths]
+    sweep = sweep or [(rows, x, CURVE.at(rows, x)) for rows in (1, 4, 16) for x in lengths]
     policy = AdaptivePolicy(MOST_ROWS, sweep, timer_s=0.0)
     for number in range(200):
         moment_s = until_s - (199 - number) / rate
@@ -133,8 +140,23 @@ class TestHolding:
         # Of the 37 ms, two thirds are left to who just missed a worker: 14 rows take 24.
         requests = dated(14, budget_s=0.037)
         opening = two_workers(0.0, other_s=0.012)
-        assert isinstance(decided(policy_under(2_000), requests, opening), Formation)
-        assert isinstance(decided(policy_under(2_000), requests[:13], opening), Hold)
+        assert isinstance(decided(policy_under(1_300), requests, opening), Formation)
+        assert isinstance(decided(policy_under(1_300), requests[:13], opening), Hold)
+
+    def test_a_row_that_costs_more_than_waiting_leaves_for_it_is_not_waited_for(self) -> None:
+        # It adds 1 ms. Two workers have 2 / rate for each row, and one that waits loses half of it.
+        requests = dated(3, budget_s=0.037)
+        opening = two_workers(0.0, other_s=0.012)
+        worth, dear = 0.9 * SPARE * 1_000, 1.1 * SPARE * 1_000
+        assert isinstance(decided(policy_under(worth), requests, opening), Hold)
+        assert isinstance(decided(policy_under(dear), requests, opening), Formation)
+
+    def test_rows_that_fill_a_step_of_the_device_are_waited_for(self) -> None:
+        # The next row begins a step of 8 that costs 6 ms, all of them together less than 1 ms each.
+        steps = [(rows, 0, 0.010 + 0.006 * (rows > 8)) for rows in (1, 8, 9, 16)]
+        policy = policy_under(1_600, sweep=steps)
+        requests = dated(8, budget_s=0.037)
+        assert isinstance(decided(policy, requests, two_workers(0.0, other_s=0.012)), Hold)
 
     def test_a_burst_that_is_over_leaves_nobody_behind(self) -> None:
         driver = SchedulerDriver(workers=2, policy=policy_under(2_000))
