@@ -17,6 +17,8 @@ LATELY = 3
 """Entries that make up what came lately, 32 to 48 arrivals: off by a sixth, but soon after a lull
 begins or ends."""
 
+SURE = 1.645
+"""Standard errors within which an estimate is on one side, 19 times out of 20."""
 
 BRIEF, CLUSTERED = 0.1, 0.35
 """Arrivals come in bursts where at least `CLUSTERED` of them follow the one before within `BRIEF`
@@ -31,13 +33,15 @@ that came 150 ms apart wait for 5 ms, for a third one (37 in place of 33 ms on t
 
 
 class _Mark(NamedTuple):
-    """Sums over all arrivals before one of them."""
+    """Sums over all arrivals before one of them: their number, work, followers, the squares of the
+    gaps to these, and of the times between marks."""
 
     arrivals: int
     moment_s: float
     work_s: float
     followers: int
     squares: float
+    strides: float
 
 
 class ArrivingWork:
@@ -61,14 +65,33 @@ class ArrivingWork:
             self._squares += (now - self._last_s) ** 2
         self._last_s = now
         if self._count % STRIDE == 0:
-            mark = _Mark(self._count, now, self._work_s, self._followers, self._squares)
-            self._marks.append(mark)
+            last = self._marks[-1] if self._marks else None
+            strides = last.strides + (now - last.moment_s) ** 2 if last is not None else 0.0
+            sums = self._work_s, self._followers, self._squares, strides
+            self._marks.append(_Mark(self._count, now, *sums))
         self._count += 1
         self._work_s += work_s
 
     def per_second(self, now: float) -> float:
         """The estimate; 0 until more than `2 * STRIDE` arrivals are known."""
         return self._per_second(now, 0)
+
+    @property
+    def doubt(self) -> float:
+        """How far off the estimate may be, as a share of it: `SURE` of its standard errors.
+
+        From the times that `STRIDE` arrivals each took: whether arrivals come at random, in bursts
+        or by the clock, their number in a window is as uncertain as these times scatter.
+        """
+        if len(self._marks) < LATELY:
+            return 0.0
+        first, last = self._marks[0], self._marks[-1]
+        count = len(self._marks) - 1
+        elapsed_s = last.moment_s - first.moment_s
+        if elapsed_s <= 0:
+            return 0.0
+        scatter = max(0.0, count * (last.strides - first.strides) / elapsed_s**2 - 1.0)
+        return SURE * math.sqrt(scatter / count)
 
     def lately_per_second(self, now: float) -> float:
         """The same of the last few dozen arrivals only."""

@@ -10,10 +10,6 @@ from headrace_server.core.policy import Formation, Hold
 from headrace_server.core.request import DispatchReason, Request, soonest_deadline_s
 from headrace_server.core.timetable import Timetable
 
-HOLD_BELOW = 1.05
-"""Share of the need below which a batch is held. Capacity is flat within half a per cent from 1.0
-to 1.1 (`make bench-sim`); below 1 it falls by one or two at once."""
-
 SPARE = 1.4
 """What one more row may cost that is waited for, in units of what is left for it. Where rows come
 at a rate r, m workers have `m / r` for each of them; one that waits for the next is idle for `1 /
@@ -106,7 +102,7 @@ class Holding:
             more_s = min(more_s, times.more_s(rows, possible))
         if more_s * demand.load >= left_s:
             return True
-        asked = HOLD_BELOW * demand.need * (demand.opening.running - 1) / (workers - 1)
+        asked = demand.most_need * (demand.opening.running - 1) / (workers - 1)
         return rate >= demand.at_most(asked, head, times, possible)
 
     def _burst_until(

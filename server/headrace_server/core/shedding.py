@@ -10,16 +10,12 @@ from headrace_server.core.queue import Group
 from headrace_server.core.request import Request, soonest_deadline_s
 from headrace_server.core.timetable import Timetable
 
-SHED_BELOW = 0.95
-"""Share of the need below which a batch that is cut short loses its head. Measured with `make
-bench-sim`: capacity is flat within a per cent from 0.95 to 1.0, and falls beyond."""
-
 
 def shed_below(head: Request, times: Timetable, demand: Demand) -> float:
     """The work per second below which a batch that is cut short loses its head, who has a
     deadline; no more than the largest batch that is possible does."""
     possible = demand.rows_possible(head, times)
-    return demand.at_most(SHED_BELOW * demand.need, head, times, possible)
+    return demand.at_most(demand.least_need, head, times, possible)
 
 
 def too_dear(
