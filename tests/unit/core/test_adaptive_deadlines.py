@@ -34,13 +34,15 @@ def policy_under(
     until_s: float = 0.0,
     sweep_length: int = 0,
     sweep: Sequence[Sample] = (),
+    together: int = 1,
 ) -> AdaptivePolicy:
-    """A policy that knows the curve, and has seen `rate` single rows a second until then."""
+    """A policy that knows the curve, and has seen `rate` single rows a second until then, so many
+    `together`."""
     lengths = (sweep_length, 10 * sweep_length) if sweep_length else (0,)
     sweep = sweep or [(rows, x, CURVE.at(rows, x)) for rows in (1, 4, 16) for x in lengths]
     policy = AdaptivePolicy(MOST_ROWS, sweep, timer_s=0.0)
     for number in range(200):
-        moment_s = until_s - (199 - number) / rate
+        moment_s = until_s - (199 - number) // together * together / rate
         policy.arrived(make_request(-number, length=sweep_length), moment_s)
     return policy
 
@@ -288,6 +290,14 @@ class TestRefusing:
         assert isinstance(decision, Formation)
         assert [request.id for request in decision.requests] == [1]
         assert decision.reason is DispatchReason.IN_TIME
+
+    def test_nobody_gives_way_to_a_load_that_is_not_sure(self) -> None:
+        head = make_request(1, at=-0.028, deadline_s=0.0115)
+        requests = [head, make_request(2, deadline_s=0.5)]
+        opening = Opening(0.0, [0.0])
+        steady, bursts = policy_under(300), policy_under(300, together=64)
+        assert decided(steady, requests, opening) == Refusal(head, Reason.OVERLOADED)
+        assert isinstance(decided(bursts, requests, opening), Formation)
 
     def test_a_window_cut_short_below_the_need_gives_way(self) -> None:
         policy = policy_under(900, sweep_length=10)

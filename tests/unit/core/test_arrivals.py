@@ -129,3 +129,38 @@ def test_independent_arrivals_and_a_lone_caller_do_not_come_in_bursts(seed: int)
         lone_s += 0.010 + random.uniform(0.0, 0.002)
         lone.add(0.010, lone_s)
         assert independent.burst_until(math.inf) == lone.burst_until(math.inf) == -math.inf
+
+
+class TestDoubt:
+    """Of the rate, 19 times out of 20 on one side: 1.645 standard errors of 1,024 arrivals."""
+
+    def doubt(self, variation: float, *, seed: int = 0) -> float:
+        random, work, now = Random(seed), ArrivingWork(), 0.0
+        shape = 1 / variation**2
+        for _ in range(2 * WINDOW):
+            now += random.gammavariate(shape, 0.01 / shape)
+            work.add(0.005, now)
+        return work.doubt
+
+    def test_there_is_none_where_arrivals_come_by_the_clock(self) -> None:
+        work = ArrivingWork()
+        arrive(work, WINDOW, 0.01, 0.005)
+        assert work.doubt == pytest.approx(0.0, abs=1e-4)
+
+    @pytest.mark.parametrize("variation", [1.0, 2.0, 4.0])
+    def test_it_grows_with_the_variation_of_gaps(self, variation: float) -> None:
+        doubts = [self.doubt(variation, seed=seed) for seed in range(20)]
+        expected = 1.645 * variation / math.sqrt(WINDOW)
+        assert sum(doubts) / 20 == pytest.approx(expected, rel=0.1)
+
+    def test_bursts_that_last_count_though_gaps_within_them_are_equal(self) -> None:
+        work, at = ArrivingWork(), 0.0
+        for _ in range(WINDOW // 64):
+            at = arrive(work, 64, 0.001, 0.005, at) + 1.0
+        assert work.doubt > 0.2
+
+    def test_of_a_few_arrivals_or_of_one_moment_nothing_is_said(self) -> None:
+        few, one_moment = ArrivingWork(), ArrivingWork()
+        arrive(few, STRIDE, 0.01, 0.005)
+        arrive(one_moment, WINDOW, 0.0, 0.005)
+        assert few.doubt == one_moment.doubt == 0.0
