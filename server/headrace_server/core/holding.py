@@ -14,8 +14,8 @@ SPARE = 1.4
 """What one more row may cost that is waited for, in units of what is left for it. Where rows come
 at a rate r, m workers have `m / r` for each of them; one that waits for the next is idle for `1 /
 r`, so `(m - 1) / r` is left: nothing with one worker, which never waits. Not all idle time would
-have been used: from 1.4 to 1.5 capacity is highest, at 1.2 it is 3 % less with two workers on a
-device that works in steps of rows, at 2 it is 1 % less on one that does not."""
+have been used: capacity is highest at 1.4 and 1.5. At 1.2 it is 3 % less with two workers on a
+device that works in steps of rows; with no such bound, 1 % less on one that does not."""
 
 AT_LEISURE = 4.0
 """Durations of the largest batch that a request has time for who need not be held: until it is
@@ -84,8 +84,8 @@ class Holding:
 
         Nobody waits for that where deadlines leave all the time: there batches grow by themselves
         while the workers are busy, and soon enough. Nor where a row that is waited for costs more
-        than it is worth, see `SPARE`, as with one worker. While other workers are idle there is
-        time to make good for a small batch, so less is asked.
+        than is left for it, see `SPARE`, as with one worker. While other workers are idle there is
+        time to make good for a small batch, so less is asked, and nothing while all others are.
         """
         workers = len(demand.opening.free_s)
         budget_s = head.deadline_s - head.arrival_s
