@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from enum import Enum, auto
 from itertools import accumulate, islice
 
 from headrace_server.core.arrivals import ArrivingWork
@@ -83,6 +84,16 @@ LEAST_PRIORITY = 10
 `PATIENCE_S` after it arrived, or its own if that is earlier, moved by `AGEING_S` for each level of
 priority. So one of level p is overtaken only by those that arrive within
 `PATIENCE_S + AGEING_S * (p - 1)` seconds after it: a low priority is slower, never starved."""
+
+
+class _End(Enum):
+    """Why a batch takes nobody more."""
+
+    ROOM = auto()
+    THEIR_DEADLINES = auto()
+    """Of those who ride."""
+    QUEUE = auto()
+    """There are no others, or none whose own deadlines allow it."""
 
 
 class AdaptivePolicy:
@@ -192,9 +203,10 @@ class AdaptivePolicy:
     def _form_group(self, group: Group, opening: Opening) -> Decision:
         curve = self._curve(group.head, opening)
         if curve is None:
-            members, rows, ended = self._in_order(group, None, opening.start_s)
-            reason = DispatchReason.FULL if ended else DispatchReason.IMMEDIATE
-            return Formation(members, rows, reason, complete=ended)
+            members, rows, end = self._in_order(group, None, opening.start_s)
+            full = end is _End.ROOM
+            reason = DispatchReason.FULL if full else DispatchReason.IMMEDIATE
+            return Formation(members, rows, reason, complete=full)
         if self.too_late(group.head, opening):
             return Refusal(group.head, Reason.PREDICTED_LATE)
         demand = self._demand(opening)
@@ -205,9 +217,8 @@ class AdaptivePolicy:
     def _by_urgency(self, group: Group, times: Timetable, demand: Demand) -> Decision:
         """Nobody pads anybody: in order of urgency, as many as make the batch worth it."""
         head = group.head
-        members, rows, ended = self._in_order(group, times, demand.opening.start_s)
-        cut_short = not ended and rows < min(group.rows, self._max_rows)
-        if cut_short and too_dear(group, members, rows, times, demand):
+        members, rows, end = self._in_order(group, times, demand.opening.start_s)
+        if end is _End.THEIR_DEADLINES and too_dear(group, members, rows, times, demand):
             return Refusal(head, Reason.OVERLOADED)
         count = self._enough(members, rows, times, demand)
         if count < len(members):
@@ -215,9 +226,9 @@ class AdaptivePolicy:
             chosen_rows = sum(request.rows for request in chosen)
             # Whoever comes could join it by now, and does not have to: nobody is waited for.
             return Formation(chosen, chosen_rows, DispatchReason.BEST_SIZE, complete=False)
-        if ended:
+        if end is _End.ROOM:
             return Formation(members, rows, DispatchReason.FULL, complete=True)
-        reason = DispatchReason.IN_TIME if cut_short else DispatchReason.IMMEDIATE
+        reason = DispatchReason.IMMEDIATE if rows == group.rows else DispatchReason.IN_TIME
         formation = Formation(members, rows, reason, complete=False)
         rate = times.work_s(members, rows) / times.duration_s(rows)
         grown_s = times.duration_s(min(rows + head.rows, self._max_rows))
@@ -252,9 +263,9 @@ class AdaptivePolicy:
 
     def _in_order(
         self, group: Group, times: Timetable | None, start_s: float
-    ) -> tuple[list[Request], int, bool]:
-        """As many as fit and are in time, in order of urgency; their rows; whether there is no
-        room for the next one."""
+    ) -> tuple[list[Request], int, _End]:
+        """As many as fit and are in time, in order of urgency; their rows; why there are no
+        more."""
         most_rows, most_bytes = self._max_rows, self._memory.max_bytes
         head, requests = group.head, group.requests
         if group.rows == len(requests) and most_rows * group.widest_row <= most_bytes:
@@ -264,7 +275,10 @@ class AdaptivePolicy:
                 in_time = max(1, times.rows_within((head.deadline_s - start_s) / self._margin))
             members = requests[: min(most_rows, in_time)]
             if head.deadline_s <= soonest_deadline_s(members):
-                return members, len(members), len(members) == most_rows
+                rows = len(members)
+                if rows == most_rows:
+                    return members, rows, _End.ROOM
+                return members, rows, _End.QUEUE if rows == group.rows else _End.THEIR_DEADLINES
         members = []
         rows_in_time = most_rows
         rows = 0
@@ -276,7 +290,7 @@ class AdaptivePolicy:
             if request.nbytes > row_nbytes * request.rows:
                 row_nbytes = request.nbytes / request.rows
             if members and (grown > most_rows or grown * row_nbytes > most_bytes):
-                return members, rows, True
+                return members, rows, _End.ROOM
             if request.deadline_s < soonest_s and times is not None:
                 within = times.rows_within((request.deadline_s - start_s) / self._margin)
                 if members and within < grown:
@@ -284,12 +298,12 @@ class AdaptivePolicy:
                 soonest_s = request.deadline_s
                 rows_in_time = min(rows_in_time, within)
             if grown > rows_in_time and members:
-                break
+                return members, rows, _End.THEIR_DEADLINES
             members.append(request)
             rows = grown
             if rows >= most_rows:
-                return members, rows, True
-        return members, rows, False
+                return members, rows, _End.ROOM
+        return members, rows, _End.QUEUE
 
     def _enough(self, members: list[Request], rows: int, times: Timetable, demand: Demand) -> int:
         """How many of the members, from the first on, make the batch worth it: the fewest whose

@@ -321,6 +321,14 @@ class TestRefusing:
         assert isinstance(decision, Formation)
         assert head in decision.requests
 
+    def test_who_is_passed_over_costs_the_head_nothing(self) -> None:
+        patient = make_request(1, deadline_s=1.0, priority=1)
+        tight = [make_request(i, deadline_s=0.0115, priority=5) for i in range(2, 6)]
+        for requests in ([patient, tight[0]], [patient, *tight]):
+            decision = decided(policy_under(900), requests, Opening(0.0, [0.0]))
+            assert isinstance(decision, Formation)
+            assert patient in decision.requests
+
     def test_a_key_that_was_slow_once_is_tried_again_though_others_run(self) -> None:
         policy = policy_under(10)
         driver = SchedulerDriver(policy=policy)
