@@ -10,7 +10,7 @@ the time they take together. `need`, the seconds of work that arrive per second 
 worker, says what rate every batch must have for the workers to keep up:
 
 - a batch that falls short of it is held, up to the head's last safe moment, while one more row
-  costs less than the time that an idle worker loses leaves for it (with one, that is nothing);
+  costs less than the other workers have to spare for it (with one worker there is nothing);
 - where requests come in bursts, a batch that would gain by it is held for the moment in which the
   next one of the burst is likely to come, with any number of workers;
 - a head whose deadline cuts its batch down below the need, or so far that somebody behind it would
@@ -123,7 +123,7 @@ class AdaptivePolicy:
         self.cost = CostModel(sweep)
         self._arriving = ArrivingWork()
         self._last_of_many: Batch | None = None
-        self._holding = Holding(self._arriving, timer_s)
+        self._holding = Holding(timer_s)
         self._confirmed = Confirmed()
         self._timetables: dict[tuple[Curve, int], Timetable] = {}
 
@@ -149,6 +149,7 @@ class AdaptivePolicy:
         work_s = curve.at(request.rows, request.length)
         if now + work_s <= request.deadline_s:  # else no worker will ever see it
             self._arriving.add(work_s, now)
+            self._holding.arrived(request, now)
 
     def too_late(self, request: Request, opening: Opening) -> bool:
         """See `BatchPolicy.too_late`. Never before something is known of durations, and not

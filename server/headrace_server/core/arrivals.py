@@ -1,4 +1,4 @@
-"""How work arrives: the load that the workers of a model are asked to carry, and its bursts."""
+"""How work arrives: the load that the workers of a model are asked to carry, and how sure it is."""
 
 from __future__ import annotations
 
@@ -20,27 +20,13 @@ begins or ends."""
 SURE = 1.645
 """Standard errors within which an estimate is on one side, 19 times out of 20."""
 
-BRIEF, CLUSTERED = 0.1, 0.35
-"""Arrivals come in bursts where at least `CLUSTERED` of them follow the one before within `BRIEF`
-mean gaps. Of a Poisson process 10 % do, of gamma arrivals with a coefficient of variation of 2 and
-4 it is 44 and 75 %, of two callers who ride together 50 %, and of a lone one's, who waits for each
-answer, none."""
-
-LINGER = 3.0
-"""Gaps within bursts, as a root mean square, after which a burst is over. Twice as many change mean
-latencies of gamma arrivals by less than 1 %; a tenth of the mean gap of all arrivals made pairs
-that came 150 ms apart wait for 5 ms, for a third one (37 in place of 33 ms on the mean)."""
-
 
 class _Mark(NamedTuple):
-    """Sums over all arrivals before one of them: their number, work, followers, the squares of the
-    gaps to these, and of the times between marks."""
+    """The moment of one of the arrivals, and sums over all before it: of their work, and of the
+    squares of the times between marks."""
 
-    arrivals: int
     moment_s: float
     work_s: float
-    followers: int
-    squares: float
     strides: float
 
 
@@ -54,21 +40,13 @@ class ArrivingWork:
         self._marks: deque[_Mark] = deque(maxlen=WINDOW // STRIDE)
         self._count = 0
         self._work_s = 0.0
-        self._followers = 0
-        self._squares = 0.0
-        self._last_s = -math.inf
 
     def add(self, work_s: float, now: float) -> None:
         """A request of that much work arrived."""
-        if now < self.silent_from(BRIEF):
-            self._followers += 1
-            self._squares += (now - self._last_s) ** 2
-        self._last_s = now
         if self._count % STRIDE == 0:
             last = self._marks[-1] if self._marks else None
             strides = last.strides + (now - last.moment_s) ** 2 if last is not None else 0.0
-            sums = self._work_s, self._followers, self._squares, strides
-            self._marks.append(_Mark(self._count, now, *sums))
+            self._marks.append(_Mark(now, self._work_s, strides))
         self._count += 1
         self._work_s += work_s
 
@@ -103,30 +81,3 @@ class ArrivingWork:
         mark = self._marks[since]
         elapsed_s = now - mark.moment_s
         return (self._work_s - mark.work_s) / elapsed_s if elapsed_s > 0 else 0.0
-
-    def silent_from(self, gaps: float) -> float:
-        """The moment at which, if nobody arrives, as many mean gaps between arrivals will have
-        passed since the last one."""
-        if len(self._marks) < 2:
-            return self._last_s
-        first, last = self._marks[0], self._marks[-1]
-        mean_gap_s = (last.moment_s - first.moment_s) / (last.arrivals - first.arrivals)
-        return self._last_s + gaps * mean_gap_s
-
-    def burst_until(self, most_s: float) -> float:
-        """The moment up to which the next one of the last arrival's burst is likely to come, at
-        most `most_s` after it; that is the past where arrivals do not come in bursts."""
-        if len(self._marks) < LATELY:
-            return -math.inf
-        first, lately, last = self._marks[0], self._marks[-LATELY], self._marks[-1]
-        # Bursts that ended are forgotten soon: else a whole window of others would wait for them.
-        if not (self._clustered(first) and self._clustered(lately)):
-            return -math.inf
-        gap_s = math.sqrt((last.squares - first.squares) / (last.followers - first.followers))
-        return self._last_s + min(most_s, LINGER * gap_s)
-
-    def _clustered(self, since: _Mark) -> bool:
-        """Whether arrivals have come in bursts since that mark."""
-        last = self._marks[-1]
-        followers = last.followers - since.followers
-        return followers >= CLUSTERED * (last.arrivals - since.arrivals)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Hashable
 
-from headrace_server.core.arrivals import ArrivingWork
+from headrace_server.core.company import Company
 from headrace_server.core.demand import Demand
 from headrace_server.core.policy import Formation, Hold
-from headrace_server.core.request import DispatchReason, Request, soonest_deadline_s
+from headrace_server.core.request import DispatchReason, Request, cost_key, soonest_deadline_s
 from headrace_server.core.timetable import Timetable
 
 SPARE = 1.4
@@ -36,18 +36,30 @@ TIMER_S = 0.0005
 """Timers of the serving loop are late by 0.13 to 0.27 ms (asyncio's own by up to 1.2): a hold ends
 so much before its last moment, and none is made for less."""
 
+MOST_KEYS = 256
+"""Batch keys whose arrivals are remembered."""
+
 
 class Holding:
     """Holds batches that gain by it.
 
     Args:
-        arriving: what has arrived so far.
         timer_s: how late a timer of the engine may be, in seconds.
     """
 
-    def __init__(self, arriving: ArrivingWork, timer_s: float) -> None:
-        self._arriving = arriving
+    def __init__(self, timer_s: float) -> None:
         self._timer_s = timer_s
+        self._companies: dict[Hashable, Company] = {}
+
+    def arrived(self, request: Request, now: float) -> None:
+        """A request arrived that others of its key may wait for."""
+        key = cost_key(request)
+        company = self._companies.get(key)
+        if company is None:
+            if len(self._companies) >= MOST_KEYS:
+                self._companies.clear()
+            company = self._companies[key] = Company()
+        company.add(now)
 
     def held(
         self,
@@ -62,13 +74,19 @@ class Holding:
         on.
 
         The wait ends at the last moment at which a batch that takes `grown_s` is in time, or when
-        nobody has come for a while.
+        nobody has joined for a while: who comes and rides with others is not waited for.
         """
+        company = self._companies.get(head.key)
+        if company is None:  # as for whoever rides alone
+            return formation
         opening = demand.opening
-        if self._keeps_up(head, formation.rows, rate, times, demand):
-            silent_s = self._burst_until(formation, head, times, demand)
+        if self._keeps_up(head, formation.rows, rate, company.gap_s, times, demand):
+            silence_s = self._rest_of_burst_s(formation, head, company, times, demand)
         else:
-            silent_s = self._arriving.silent_from(SILENCE)
+            silence_s = SILENCE * company.gap_s
+        if silence_s <= 0.0:
+            return formation
+        silent_s = max(request.joined_s for request in formation.requests) + silence_s
         if silent_s <= opening.now:
             return formation
         until_s = soonest_deadline_s(formation.requests) - demand.margin * grown_s - self._timer_s
@@ -78,18 +96,22 @@ class Holding:
         return Hold(min(until_s, silent_s))
 
     @staticmethod
-    def _keeps_up(head: Request, rows: int, rate: float, times: Timetable, demand: Demand) -> bool:
+    def _keeps_up(
+        head: Request, rows: int, rate: float, gap_s: float, times: Timetable, demand: Demand
+    ) -> bool:
         """Whether a batch of this head, of so many rows, at this rate may go, as far as the need is
-        concerned.
+        concerned; those who could join it come every `gap_s`.
 
-        Nobody waits for that where deadlines leave all the time: there batches grow by themselves
-        while the workers are busy, and soon enough. Nor where a row that is waited for costs more
-        than is left for it, see `SPARE`, as with one worker. While other workers are idle there is
-        time to make good for a small batch, so less is asked, and nothing while all others are.
+        Nobody waits for that where nobody is expected in time, and where deadlines leave all the
+        time: there batches grow by themselves while the workers are busy, and soon enough. Nor
+        where a row that is waited for costs more than is left for it, see `SPARE`, as with one
+        worker. While other workers are idle there is time to make good for a small batch, so less
+        is asked, and nothing while all others are.
         """
         workers = len(demand.opening.free_s)
         budget_s = head.deadline_s - head.arrival_s
-        if budget_s >= AT_LEISURE * times.duration_s(times.most_rows):
+        at_leisure_s = AT_LEISURE * times.duration_s(times.most_rows)
+        if workers == 1 or not gap_s < budget_s < at_leisure_s:
             return True
         possible = min(demand.rows_possible(head, times), times.most_rows)
         if times.enough(possible) <= head.rows:
@@ -102,20 +124,26 @@ class Holding:
             more_s = min(more_s, times.more_s(rows, possible))
         if more_s * demand.load >= left_s:
             return True
-        asked = demand.most_need * (demand.opening.running - 1) / (workers - 1)
+        busy_others = min(demand.opening.running, workers) - 1
+        asked = demand.most_need * busy_others / (workers - 1)
         return rate >= demand.at_most(asked, head, times, possible)
 
-    def _burst_until(
-        self, formation: Formation, head: Request, times: Timetable, demand: Demand
+    def _rest_of_burst_s(
+        self,
+        formation: Formation,
+        head: Request,
+        company: Company,
+        times: Timetable,
+        demand: Demand,
     ) -> float:
-        """The moment up to which the next one of a burst is worth waiting for; the past where that
-        one would not gain by it, or a burst is not to be expected."""
+        """How long the next one of a burst is worth waiting for; 0 where that one would not gain by
+        it, or a burst is not to be expected."""
         grace_s = GRACE * times.saved_s(head.rows)
         if grace_s < self._timer_s:
-            return -math.inf  # no timer would end so short a wait in time
-        until_s = self._arriving.burst_until(grace_s)
-        if until_s > demand.opening.now:  # where there are no bursts, no more needs to be known
+            return 0.0  # no timer would end so short a wait in time
+        rest_s = min(grace_s, company.burst_gap_s)
+        if rest_s > 0.0:  # where there are no bursts, no more needs to be known
             left_s = (head.deadline_s - demand.opening.start_s) / demand.margin
             if formation.rows >= times.enough(min(times.most_rows, times.rows_within(left_s))):
-                return -math.inf
-        return until_s
+                return 0.0
+        return rest_s

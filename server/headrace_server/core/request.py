@@ -42,8 +42,9 @@ class Request:
         tenant: on whose behalf; empty where nobody tells callers apart.
         weight: of that tenant beside others, above 0.
 
-    Where it stands in the queue, `place`, is the queue's alone to say. `failed` is why it ends
-    without its answer though its batch has one.
+    Where it stands in the queue, `place`, is the queue's alone to say. `joined_s` is the moment at
+    which the scheduler was told of it, later than `arrival_s` where it was prepared first. `failed`
+    is why it ends without its answer though its batch has one.
     """
 
     id: int
@@ -59,6 +60,7 @@ class Request:
     cancelled: bool = field(default=False, init=False)
     failed: Reason | None = field(default=None, init=False)
     place: Place = field(default=NOWHERE, init=False)
+    joined_s: float = field(default=-math.inf, init=False)
     length: int = field(default=0, kw_only=True)
     tenant: str = field(default="", kw_only=True)
     weight: float = field(default=1.0, kw_only=True)

@@ -154,6 +154,7 @@ class Scheduler:
             return [Reject(request, self._closed_for)]
         if now >= self._outage.due_s:
             return [Reject(request, Reason.MODEL_UNAVAILABLE)]
+        request.joined_s = now
         self._policy.arrived(request, now)
         if request.deadline_s <= now and not request.delay_when_late:
             return [Reject(request, request.late_reason)]

@@ -17,10 +17,10 @@ from headrace_server.core.adaptive import (
 )
 from headrace_server.core.cost import CostModel, Curve, Sample
 from headrace_server.core.errors import Reason
-from headrace_server.core.holding import GRACE, SPARE, TIMER_S
+from headrace_server.core.holding import GRACE, MOST_KEYS, SPARE, TIMER_S
 from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal
 from headrace_server.core.queue import Queue, QueueLimits
-from headrace_server.core.request import Batch, DispatchReason, Request
+from headrace_server.core.request import Alone, Batch, DispatchReason, Request
 from scheduler_driver import SchedulerDriver, make_request, rejections
 
 CURVE = Curve(base=0.010, row=0.001, element=1e-6, pair=0.0)
@@ -50,6 +50,7 @@ def policy_under(
 def decided(policy: AdaptivePolicy, requests: list[Request], opening: Opening) -> Decision:
     queue = Queue(QueueLimits(), policy.urgency)
     for request in requests:
+        request.joined_s = request.arrival_s
         queue.push(request)
     return policy.form(queue, opening)
 
@@ -103,9 +104,10 @@ class TestHolding:
         assert decision.reason is DispatchReason.IMMEDIATE
 
     def test_the_last_moment_ends_the_wait(self) -> None:
-        last_s = 0.040 - CURVE.at(2, 0)
+        last_s = 0.040 - CURVE.at(3, 0)
         policy = policy_under(350, until_s=last_s)
-        decision = decided(policy, dated(1), two_workers(last_s + 1e-6, other_s=last_s + 0.02))
+        requests = [*dated(1), make_request(2, at=last_s, deadline_s=1.0)]
+        decision = decided(policy, requests, two_workers(last_s + 1e-6, other_s=last_s + 0.02))
         assert isinstance(decision, Formation)
         assert decision.reason is DispatchReason.LAST_MOMENT
 
@@ -159,6 +161,58 @@ class TestHolding:
         policy = policy_under(1_600, sweep=steps)
         requests = dated(8, budget_s=0.037)
         assert isinstance(decided(policy, requests, two_workers(0.0, other_s=0.012)), Hold)
+
+    def test_less_is_asked_while_others_are_idle(self) -> None:
+        def opening(busy: int) -> Opening:
+            return Opening(0.0, [0.0] * (4 - busy) + [0.012] * busy, busy + 1)
+
+        # Four rows do 3.1 s of work a second, four workers need 4.1 together and half that of two.
+        policy = policy_under(1_500)
+        assert isinstance(decided(policy, dated(4), opening(3)), Hold)
+        assert isinstance(decided(policy, dated(4), opening(2)), Formation)
+        assert isinstance(decided(policy, dated(2), opening(2)), Hold)
+        assert isinstance(decided(policy, dated(1), opening(0)), Formation)
+
+    def test_workers_that_were_dismissed_do_not_count_twice(self) -> None:
+        opening = Opening(0.0, [0.0, 0.012], running=3)
+        assert isinstance(decided(policy_under(600), dated(5), opening), Formation)
+
+    def test_rows_are_counted_where_requests_have_several(self) -> None:
+        # Two rows more cost 2 ms: left for them are 1.4 times the 2 / 1,300 s in which they come.
+        policy = AdaptivePolicy(MOST_ROWS, [(rows, 0, CURVE.at(rows, 0)) for rows in (1, 4, 16)])
+        for number in range(200):
+            policy.arrived(make_request(-number, rows=2), (number - 199) / 650)
+        requests = dated(2, budget_s=0.037, rows=2)
+        assert isinstance(decided(policy, requests, two_workers(0.0, other_s=0.012)), Hold)
+
+    def test_the_margin_and_the_timer_are_kept_before_the_last_moment(self) -> None:
+        policy = policy_under(350)
+        policy._holding._timer_s = 0.001
+        policy.cost.margin = 1.2
+        requests = dated(1, budget_s=0.028)
+        decision = decided(policy, requests, two_workers(0.0, other_s=0.012))
+        assert isinstance(decision, Hold)
+        assert decision.until_s == pytest.approx(0.028 - 1.2 * CURVE.at(2, 0) - 0.001)
+
+    def test_nobody_waits_for_those_of_another_key(self) -> None:
+        policy = policy_under(350)
+        for number in range(40):  # one in a while: none is expected within its 40 ms
+            policy.arrived(make_request(-number, key="odd"), (number - 40) / 10)
+        opening = two_workers(0.0, other_s=0.012)
+        assert isinstance(decided(policy, dated(1), opening), Hold)
+        odd = make_request(1, key="odd", deadline_s=0.040)
+        assert isinstance(decided(policy, [odd], opening), Formation)
+
+    def test_who_rides_alone_waits_for_nobody(self) -> None:
+        alone = make_request(1, key=Alone("a", 1), deadline_s=0.040)
+        opening = two_workers(0.0, other_s=0.012)
+        assert isinstance(decided(policy_under(350), [alone], opening), Formation)
+
+    def test_keys_that_are_made_up_are_forgotten(self) -> None:
+        policy = policy_under(350)
+        for number in range(1_000):
+            policy.arrived(make_request(number, key=number), 0.0)
+        assert len(policy._holding._companies) <= MOST_KEYS
 
     def test_a_burst_that_is_over_leaves_nobody_behind(self) -> None:
         driver = SchedulerDriver(workers=2, policy=policy_under(2_000))
@@ -225,6 +279,18 @@ class TestBursts:
         policy = self.policy(timer_s=0.003)
         decision = decided(policy, dated(1, at=self.LAST_S), self.opening(2))
         assert isinstance(decision, Formation)
+
+    def test_who_joins_others_keeps_nobody_waiting(self) -> None:
+        by_length = Curve(base=0.010, row=0.0001, element=1e-4, pair=0.0)
+        driver = SchedulerDriver(policy=self.policy(curve=by_length))
+        driver.advance_to(self.LAST_S)
+        driver.submit(length=500)
+        while not driver.dispatched:
+            driver.submit(length=10)
+            driver.settle()
+            driver.advance_to(driver.now + 0.0001)
+        assert driver.dispatched[0].rows == 1
+        assert driver.now - self.LAST_S <= GRACE * 0.010 + 0.0002
 
     def test_the_largest_batch_that_is_in_time_does_not_wait(self) -> None:
         requests = dated(MOST_ROWS - 1, at=self.LAST_S, budget_s=CURVE.at(MOST_ROWS - 1, 0) + 1e-6)

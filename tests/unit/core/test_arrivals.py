@@ -1,4 +1,4 @@
-"""How work arrives: over many arrivals, silence after them, and whether it comes in bursts."""
+"""How much work arrives per second, and how sure that is."""
 
 from __future__ import annotations
 
@@ -55,80 +55,6 @@ def test_arrivals_of_one_moment_claim_no_rate() -> None:
     work = ArrivingWork()
     arrive(work, 100, 0.0, 1.0)
     assert work.per_second(0.0) == 0.0
-
-
-def test_silence_is_counted_in_mean_gaps_from_the_last_arrival() -> None:
-    work = ArrivingWork()
-    assert work.silent_from(5.0) == -math.inf
-    work.add(1.0, 3.0)
-    assert work.silent_from(5.0) == 3.0, "one arrival says nothing of gaps"
-    work = ArrivingWork()
-    last_s = arrive(work, 100, 0.01, 1.0)
-    assert work.silent_from(5.0) == pytest.approx(last_s + 0.05)
-
-
-def arrive_in_bursts(work: ArrivingWork, bursts: int, size: int) -> float:
-    """So many bursts, one every second, a millisecond between members; returns the last moment."""
-    for burst in range(bursts):
-        last_s = arrive(work, size, 0.001, 1.0, float(burst))
-    return last_s
-
-
-def test_a_burst_is_over_after_three_of_its_own_gaps() -> None:
-    work = ArrivingWork()
-    last_s = arrive_in_bursts(work, 60, size=5)
-    assert work.burst_until(math.inf) == pytest.approx(last_s + 0.003)
-    assert work.burst_until(0.002) == pytest.approx(last_s + 0.002)
-
-
-def test_who_comes_in_one_moment_is_not_waited_for() -> None:
-    work = ArrivingWork()
-    for number in range(60):
-        arrive(work, 5, 0.0, 1.0, float(number))
-    assert work.burst_until(math.inf) == 59.0
-
-
-def test_pairs_are_bursts_but_not_a_few_among_many_who_come_alone() -> None:
-    work = ArrivingWork()
-    last_s = arrive_in_bursts(work, 100, size=2)
-    assert work.burst_until(math.inf) == pytest.approx(last_s + 0.003)
-    work = ArrivingWork()
-    for number in range(100):
-        last_s = arrive(work, 2 if number % 2 else 1, 0.001, 1.0, float(number))
-    assert work.burst_until(math.inf) == -math.inf
-
-
-def test_bursts_are_not_expected_of_a_few_arrivals() -> None:
-    work = ArrivingWork()
-    arrive_in_bursts(work, 6, size=5)
-    assert work.burst_until(math.inf) == -math.inf
-
-
-def test_bursts_are_forgotten_once_arrivals_are_spread() -> None:
-    work = ArrivingWork()
-    last_s = arrive_in_bursts(work, 100, size=5)
-    arrive(work, WINDOW, 0.2, 1.0, last_s + 0.2)
-    assert work.burst_until(math.inf) == -math.inf
-
-
-def test_bursts_are_forgotten_long_before_their_window_is_over() -> None:
-    work = ArrivingWork()
-    last_s = arrive_in_bursts(work, WINDOW // 5, size=5)
-    arrive(work, WINDOW // 16, 0.2, 1.0, last_s + 0.2)
-    assert work.burst_until(math.inf) == -math.inf
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_independent_arrivals_and_a_lone_caller_do_not_come_in_bursts(seed: int) -> None:
-    random = Random(seed)
-    independent, lone = ArrivingWork(), ArrivingWork()
-    independent_s = lone_s = 0.0
-    for _ in range(2 * WINDOW):
-        independent_s += random.expovariate(1.0)
-        independent.add(1.0, independent_s)
-        lone_s += 0.010 + random.uniform(0.0, 0.002)
-        lone.add(0.010, lone_s)
-        assert independent.burst_until(math.inf) == lone.burst_until(math.inf) == -math.inf
 
 
 class TestDoubt:

@@ -1,0 +1,78 @@
+"""How often somebody comes with whom a request may ride: the gaps between arrivals of its kind."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import NamedTuple
+
+from headrace_server.core.arrivals import LATELY, STRIDE, WINDOW
+
+BRIEF, CLUSTERED = 0.1, 0.35
+"""Arrivals come in bursts where at least `CLUSTERED` of them follow the one before within `BRIEF`
+mean gaps. Of a Poisson process 10 % do, of gamma arrivals with a coefficient of variation of 2 and
+4 it is 44 and 75 %, of two callers who ride together 50 %, and of a lone one's, who waits for each
+answer, none."""
+
+LINGER = 3.0
+"""Gaps within bursts, as a root mean square, after which a burst is over. Twice as many change mean
+latencies of gamma arrivals by less than 1 %; a tenth of the mean gap of all arrivals made pairs
+that came 150 ms apart wait for 5 ms, for a third one (37 in place of 33 ms on the mean)."""
+
+
+class _Mark(NamedTuple):
+    """One of the arrivals, and sums over all before it: those who followed another one soon, and
+    the squares of the gaps to these."""
+
+    moment_s: float
+    followers: int
+    squares: float
+
+
+class Company:
+    """Arrivals of requests that could share a batch. Memory and time per arrival are constant."""
+
+    def __init__(self) -> None:
+        self._marks: deque[_Mark] = deque(maxlen=WINDOW // STRIDE)
+        self._count = 0
+        self._followers = 0
+        self._squares = 0.0
+        self._last_s = -math.inf
+
+    def add(self, now: float) -> None:
+        """One more arrived."""
+        gap_s = now - self._last_s
+        if gap_s < BRIEF * self.gap_s < math.inf:
+            self._followers += 1
+            self._squares += gap_s * gap_s
+        self._last_s = now
+        if self._count % STRIDE == 0:
+            self._marks.append(_Mark(now, self._followers, self._squares))
+        self._count += 1
+
+    @property
+    def gap_s(self) -> float:
+        """The mean time between two of them; infinite until more than `STRIDE` have come."""
+        strides = len(self._marks) - 1
+        if strides < 1:
+            return math.inf
+        return (self._marks[-1].moment_s - self._marks[0].moment_s) / (strides * STRIDE)
+
+    @property
+    def burst_gap_s(self) -> float:
+        """The time after one of them within which the next one of its burst is likely to come; 0
+        where they do not come in bursts."""
+        if len(self._marks) < LATELY:
+            return 0.0
+        # Bursts that ended are forgotten soon: else a whole window of others would wait for them.
+        strides = len(self._marks) - 1
+        if not (self._clustered(strides) and self._clustered(LATELY - 1)):
+            return 0.0
+        first, last = self._marks[0], self._marks[-1]
+        squares = (last.squares - first.squares) / (last.followers - first.followers)
+        return LINGER * math.sqrt(squares)
+
+    def _clustered(self, strides: int) -> bool:
+        """Whether they came in bursts during the last so many strides."""
+        followers = self._marks[-1].followers - self._marks[-1 - strides].followers
+        return followers >= CLUSTERED * strides * STRIDE
