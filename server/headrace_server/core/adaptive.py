@@ -16,8 +16,9 @@ worker, says what rate every batch must have for the workers to keep up:
 - a head whose deadline cuts its batch down below the need, or so far that somebody behind it would
   miss his, costs the others more than it is worth: it is refused at once.
 
-The need is an estimate. Nobody is refused for it unless it is so high for sure, and a batch keeps
-up with it only where it does for sure: in bursts, where little is sure, the queue itself decides.
+The need is an estimate. No batch is too small for it unless it is so high for sure, and a batch
+keeps up with it only where it does for sure: in bursts, where little is sure, the queue itself
+decides.
 
 No more is asked of a batch than a request with the head's time to live could ever wait for.
 """
@@ -70,7 +71,7 @@ FEW = 4
 a burst, or the end of a lull that the estimate of the load knows nothing of yet."""
 
 LONGER, SCARCE = 1.5, 1.3
-"""How much longer a batch may get for the last few per cent of work per second, and the share of
+"""How much longer a batch may get for the last few per cent of work per second, and the multiple of
 the need below which they matter. Capacity is half a per cent higher than with 1.05."""
 
 MOST_TIMETABLES = 128
@@ -308,7 +309,7 @@ class AdaptivePolicy:
 
     def _enough(self, members: list[Request], rows: int, times: Timetable, demand: Demand) -> int:
         """How many of the members, from the first on, make the batch worth it: the fewest whose
-        work per second is `WORTHWHILE` next to the best; where that falls short of the need, as
+        work per second is `WORTHWHILE` next to the best; where that is below `SCARCE` needs, as
         many as do not take much `LONGER`; one where a `FEW` are quicker alone."""
         by_count: Sequence[int]
         if rows == len(members):
@@ -349,7 +350,7 @@ class AdaptivePolicy:
 
     def _demand(self, opening: Opening) -> Demand:
         load = self._arriving.per_second(opening.now) * self.cost.slowdown(opening.running)
-        return Demand(opening, load, self._arriving.doubt, self._margin)
+        return Demand(opening, load, self._arriving.uncertainty, self._margin)
 
     def _curve(self, request: Request, opening: Opening) -> Curve | None:
         return self.cost.curve_for(cost_key(request), opening.running)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import pairwise
 from typing import NamedTuple
 
 WINDOW = 1024
@@ -20,14 +21,15 @@ begins or ends."""
 SURE = 1.645
 """Standard errors within which an estimate is on one side, 19 times out of 20."""
 
+LEAST_STRIDES = 4
+"""Of fewer nothing is sure: they may be one burst."""
+
 
 class _Mark(NamedTuple):
-    """The moment of one of the arrivals, and sums over all before it: of their work, and of the
-    squares of the times between marks."""
+    """The moment of one of the arrivals, and the work of all before it."""
 
     moment_s: float
     work_s: float
-    strides: float
 
 
 class ArrivingWork:
@@ -40,36 +42,19 @@ class ArrivingWork:
         self._marks: deque[_Mark] = deque(maxlen=WINDOW // STRIDE)
         self._count = 0
         self._work_s = 0.0
+        self._uncertainty: float | None = 1.0
 
     def add(self, work_s: float, now: float) -> None:
         """A request of that much work arrived."""
         if self._count % STRIDE == 0:
-            last = self._marks[-1] if self._marks else None
-            strides = last.strides + (now - last.moment_s) ** 2 if last is not None else 0.0
-            self._marks.append(_Mark(now, self._work_s, strides))
+            self._marks.append(_Mark(now, self._work_s))
+            self._uncertainty = None
         self._count += 1
         self._work_s += work_s
 
     def per_second(self, now: float) -> float:
         """The estimate; 0 until more than `2 * STRIDE` arrivals are known."""
         return self._per_second(now, 0)
-
-    @property
-    def doubt(self) -> float:
-        """How far off the estimate may be, as a share of it: `SURE` of its standard errors.
-
-        From the times that `STRIDE` arrivals each took: whether arrivals come at random, in bursts
-        or by the clock, their number in a window is as uncertain as these times scatter.
-        """
-        if len(self._marks) < LATELY:
-            return 0.0
-        first, last = self._marks[0], self._marks[-1]
-        count = len(self._marks) - 1
-        elapsed_s = last.moment_s - first.moment_s
-        if elapsed_s <= 0:
-            return 0.0
-        scatter = max(0.0, count * (last.strides - first.strides) / elapsed_s**2 - 1.0)
-        return SURE * math.sqrt(scatter / count)
 
     def lately_per_second(self, now: float) -> float:
         """The same of the last few dozen arrivals only."""
@@ -81,3 +66,34 @@ class ArrivingWork:
         mark = self._marks[since]
         elapsed_s = now - mark.moment_s
         return (self._work_s - mark.work_s) / elapsed_s if elapsed_s > 0 else 0.0
+
+    @property
+    def uncertainty(self) -> float:
+        """How far off the estimate may be, as a share of it, 19 times out of 20 on one side; 1
+        where nothing is sure."""
+        if self._uncertainty is None:
+            self._uncertainty = self._standard_errors()
+        return self._uncertainty
+
+    def _standard_errors(self) -> float:
+        """`SURE` of them, of a ratio of sums (Cochran, Sampling Techniques, 1977, 6.4): of the
+        work of strides and the times that they took. Whether requests come at random, in bursts of
+        a few dozen or by the clock, all alike or not: the ratio is as uncertain as what stride by
+        stride is above or below it.
+        """
+        strides = len(self._marks) - 1
+        if strides < LEAST_STRIDES:
+            return 1.0
+        elapsed_s = self._marks[-1].moment_s - self._marks[0].moment_s
+        work_s = self._marks[-1].work_s - self._marks[0].work_s
+        if elapsed_s <= 0 or work_s <= 0:
+            return 1.0
+        rate = work_s / elapsed_s
+        squares = 0.0
+        for (from_s, before_s), (to_s, after_s) in pairwise(self._marks):
+            above_s = after_s - before_s - rate * (to_s - from_s)
+            squares += above_s * above_s
+        # Few strides are less sure: Student's quantiles, to 3 % from 3 degrees of freedom on.
+        freedom = strides - 1
+        sure = SURE * (1 + 1.2 / freedom)
+        return sure * math.sqrt(squares * strides / freedom) / work_s

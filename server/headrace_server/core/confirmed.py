@@ -8,13 +8,13 @@ from collections.abc import Hashable
 from headrace_server.core.request import Batch, Request, cost_key
 
 PROBE_S = 1.0
-DOUBT = 1.5
+TOO_FAST = 1.5
 """Without a batch for `PROBE_S` that took what was expected of it, or more, what is known of
 durations is not trusted to refuse anybody: a request that seems hopeless is tried all the same.
 Else one bad estimate could refuse every request there is, and nothing would ever correct it. Only
 batches with requests of the same key and about the same length confirm anything. A batch that is
-done `DOUBT` times as fast confirms nothing: the next one is tried at once, not a `PROBE_S` later,
-until the cost model has learned better."""
+done `TOO_FAST` times as fast confirms nothing: the next one is tried at once, not a `PROBE_S`
+later, until the cost model has learned better."""
 
 MOST_LIKES = 1024
 """Keys and lengths whose last confirmation is remembered."""
@@ -28,7 +28,7 @@ class Confirmed:
 
     def observe(self, batch: Batch, duration_s: float) -> None:
         """Take a completed batch, which ran so long."""
-        if batch.expected_s is not None and duration_s * DOUBT <= batch.expected_s:
+        if batch.expected_s is not None and duration_s * TOO_FAST <= batch.expected_s:
             return
         if len(self._done_s) > MOST_LIKES:
             self._done_s.clear()

@@ -15,14 +15,15 @@ class Demand:
 
     Args:
         opening: where it may.
-        load: seconds of work that arrive per second, as long as it takes while so many run.
-        doubt: how far off that may be, as a share of it.
+        load: seconds of work that arrive per second, each as slow as beside `opening.running` - 1
+            other workers.
+        uncertainty: how far off that may be, as a share of it.
         margin: factor between a planned duration and the one that deadlines are held against.
     """
 
     opening: Opening
     load: float
-    doubt: float
+    uncertainty: float
     margin: float
 
     @property
@@ -33,12 +34,12 @@ class Demand:
     @property
     def least_need(self) -> float:
         """The need, if the load is as low as it may be."""
-        return max(0.0, 1.0 - self.doubt) * self.need
+        return max(0.0, 1.0 - self.uncertainty) * self.need
 
     @property
     def most_need(self) -> float:
         """The need, if the load is as high as it may be."""
-        return (1.0 + self.doubt) * self.need
+        return (1.0 + self.uncertainty) * self.need
 
     def rows_possible(self, head: Request, times: Timetable) -> int:
         """The largest batch that a request with the head's time to live can ride in.

@@ -162,6 +162,13 @@ class TestHolding:
         requests = dated(8, budget_s=0.037)
         assert isinstance(decided(policy, requests, two_workers(0.0, other_s=0.012)), Hold)
 
+    def test_what_is_not_sure_to_keep_up_does_not(self) -> None:
+        # Five rows do 3.7 s of work a second; the need is 3.3 or, where 24 come at a time, up to 5.
+        opening = two_workers(0.0, other_s=0.012)
+        for together, kind in ((1, Formation), (24, Hold)):
+            policy = policy_under(600, together=together)
+            assert isinstance(decided(policy, dated(5), opening), kind)
+
     def test_less_is_asked_while_others_are_idle(self) -> None:
         def opening(busy: int) -> Opening:
             return Opening(0.0, [0.0] * (4 - busy) + [0.012] * busy, busy + 1)

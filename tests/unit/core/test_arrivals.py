@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from random import Random
 
 import pytest
 
-from headrace_server.core.arrivals import STRIDE, WINDOW, ArrivingWork
+from headrace_server.core.arrivals import LEAST_STRIDES, STRIDE, SURE, WINDOW, ArrivingWork
 
 
 def arrive(work: ArrivingWork, count: int, gap_s: float, work_s: float, at: float = 0.0) -> float:
@@ -57,36 +58,75 @@ def test_arrivals_of_one_moment_claim_no_rate() -> None:
     assert work.per_second(0.0) == 0.0
 
 
-class TestDoubt:
-    """Of the rate, 19 times out of 20 on one side: 1.645 standard errors of 1,024 arrivals."""
+class TestUncertainty:
+    """Of the load, 19 times out of 20 on one side."""
 
-    def doubt(self, variation: float, *, seed: int = 0) -> float:
+    def seen(
+        self, seed: int, variation: float, works: Callable[[Random], float], count: int
+    ) -> ArrivingWork:
+        """So many gamma arrivals, 100 a second on the mean."""
         random, work, now = Random(seed), ArrivingWork(), 0.0
         shape = 1 / variation**2
-        for _ in range(2 * WINDOW):
+        for _ in range(count):
             now += random.gammavariate(shape, 0.01 / shape)
-            work.add(0.005, now)
-        return work.doubt
+            work.add(works(random), now)
+        self.now = now
+        return work
 
-    def test_there_is_none_where_arrivals_come_by_the_clock(self) -> None:
+    def test_there_is_none_where_the_same_comes_by_the_clock(self) -> None:
         work = ArrivingWork()
         arrive(work, WINDOW, 0.01, 0.005)
-        assert work.doubt == pytest.approx(0.0, abs=1e-4)
+        assert work.uncertainty == pytest.approx(0.0, abs=1e-4)
 
     @pytest.mark.parametrize("variation", [1.0, 2.0, 4.0])
     def test_it_grows_with_the_variation_of_gaps(self, variation: float) -> None:
-        doubts = [self.doubt(variation, seed=seed) for seed in range(20)]
-        expected = 1.645 * variation / math.sqrt(WINDOW)
-        assert sum(doubts) / 20 == pytest.approx(expected, rel=0.1)
+        seen = [self.seen(seed, variation, lambda _: 0.005, 2 * WINDOW) for seed in range(20)]
+        expected = SURE * variation / math.sqrt(WINDOW)
+        assert sum(work.uncertainty for work in seen) / 20 == pytest.approx(expected, rel=0.1)
+
+    @pytest.mark.parametrize(
+        ("works", "load"),
+        [
+            (lambda _: 0.005, 0.5),
+            (lambda random: 0.2 if random.random() < 0.05 else 0.005, 1.475),
+            (lambda random: random.lognormvariate(-5.0, 1.0), 100 * math.exp(-4.5)),
+        ],
+        ids=["alike", "a few large ones", "lognormal"],
+    )
+    @pytest.mark.parametrize("count", [6 * STRIDE, 2 * WINDOW])
+    def test_the_truth_is_seldom_outside(
+        self, works: Callable[[Random], float], load: float, count: int
+    ) -> None:
+        outside = 0
+        for seed in range(200):
+            work = self.seen(seed, 1.0, works, count)
+            estimate = work.per_second(self.now)
+            outside += not (
+                (1 - work.uncertainty) * estimate <= load <= (1 + work.uncertainty) * estimate
+            )
+        assert outside <= 50, "about one in ten, and more of a few with a long tail"
 
     def test_bursts_that_last_count_though_gaps_within_them_are_equal(self) -> None:
         work, at = ArrivingWork(), 0.0
         for _ in range(WINDOW // 64):
             at = arrive(work, 64, 0.001, 0.005, at) + 1.0
-        assert work.doubt > 0.2
+        assert work.uncertainty > 0.2
 
-    def test_of_a_few_arrivals_or_of_one_moment_nothing_is_said(self) -> None:
-        few, one_moment = ArrivingWork(), ArrivingWork()
-        arrive(few, STRIDE, 0.01, 0.005)
+    def test_of_a_few_arrivals_or_of_one_moment_nothing_is_sure(self) -> None:
+        none, few, one_moment, nothing = (ArrivingWork() for _ in range(4))
+        arrive(few, LEAST_STRIDES * STRIDE, 0.01, 0.005)
         arrive(one_moment, WINDOW, 0.0, 0.005)
-        assert few.doubt == one_moment.doubt == 0.0
+        arrive(nothing, WINDOW, 0.01, 0.0)
+        assert [w.uncertainty for w in (none, few, one_moment, nothing)] == [1.0] * 4
+        arrive(few, 1, 0.01, 0.005, LEAST_STRIDES * STRIDE * 0.01)
+        assert few.uncertainty == pytest.approx(0.0, abs=1e-4)
+
+    def test_a_fortnight_of_silence_long_ago_leaves_no_trace(self) -> None:
+        fresh, old = ArrivingWork(), ArrivingWork()
+        old.add(0.005, -14 * 86_400.0)
+        random, now = Random(0), 0.0
+        for _ in range(2 * WINDOW):
+            now += random.expovariate(4_000.0)
+            fresh.add(0.005, now)
+            old.add(0.005, now)
+        assert old.uncertainty == pytest.approx(fresh.uncertainty, rel=0.2)

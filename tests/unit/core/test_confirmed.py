@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from headrace_server.core.confirmed import DOUBT, MOST_LIKES, PROBE_S, Confirmed
+from headrace_server.core.confirmed import MOST_LIKES, PROBE_S, TOO_FAST, Confirmed
 from headrace_server.core.request import Batch, DispatchReason
 from scheduler_driver import make_request
 
@@ -38,7 +38,7 @@ def test_a_batch_that_took_longer_confirms_it_all_the_more() -> None:
 
 def test_a_batch_that_was_much_faster_confirms_nothing() -> None:
     confirmed = Confirmed()
-    ran(confirmed, 0, took_s=EXPECTED_S / DOUBT)
+    ran(confirmed, 0, took_s=EXPECTED_S / TOO_FAST)
     assert not confirmed.lately(make_request(9, key="image"), EXPECTED_S)
 
 
