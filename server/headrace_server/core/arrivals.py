@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from itertools import pairwise
+from operator import mul
 from typing import NamedTuple
 
 WINDOW = 1024
@@ -40,15 +40,24 @@ class ArrivingWork:
 
     def __init__(self) -> None:
         self._marks: deque[_Mark] = deque(maxlen=WINDOW // STRIDE)
+        # Of the strides between them, the times that they took and their work.
+        self._times_s: deque[float] = deque(maxlen=WINDOW // STRIDE - 1)
+        self._works_s: deque[float] = deque(maxlen=WINDOW // STRIDE - 1)
         self._count = 0
         self._work_s = 0.0
-        self._uncertainty: float | None = 1.0
+        self.uncertainty = 1.0
+        """How far off the estimate may be, as a share of it, 19 times out of 20 on one side; 1
+        where nothing is sure."""
 
     def add(self, work_s: float, now: float) -> None:
         """A request of that much work arrived."""
         if self._count % STRIDE == 0:
+            if self._marks:
+                last = self._marks[-1]
+                self._times_s.append(now - last.moment_s)
+                self._works_s.append(self._work_s - last.work_s)
             self._marks.append(_Mark(now, self._work_s))
-            self._uncertainty = None
+            self.uncertainty = self._standard_errors()
         self._count += 1
         self._work_s += work_s
 
@@ -67,33 +76,24 @@ class ArrivingWork:
         elapsed_s = now - mark.moment_s
         return (self._work_s - mark.work_s) / elapsed_s if elapsed_s > 0 else 0.0
 
-    @property
-    def uncertainty(self) -> float:
-        """How far off the estimate may be, as a share of it, 19 times out of 20 on one side; 1
-        where nothing is sure."""
-        if self._uncertainty is None:
-            self._uncertainty = self._standard_errors()
-        return self._uncertainty
-
     def _standard_errors(self) -> float:
         """`SURE` of them, of a ratio of sums (Cochran, Sampling Techniques, 1977, 6.4): of the
         work of strides and the times that they took. Whether requests come at random, in bursts of
         a few dozen or by the clock, all alike or not: the ratio is as uncertain as what stride by
         stride is above or below it.
         """
-        strides = len(self._marks) - 1
-        if strides < LEAST_STRIDES:
-            return 1.0
-        elapsed_s = self._marks[-1].moment_s - self._marks[0].moment_s
-        work_s = self._marks[-1].work_s - self._marks[0].work_s
-        if elapsed_s <= 0 or work_s <= 0:
+        times_s, works_s = self._times_s, self._works_s
+        strides = len(times_s)
+        elapsed_s, work_s = sum(times_s), sum(works_s)
+        if strides < LEAST_STRIDES or elapsed_s <= 0 or work_s <= 0:
             return 1.0
         rate = work_s / elapsed_s
-        squares = 0.0
-        for (from_s, before_s), (to_s, after_s) in pairwise(self._marks):
-            above_s = after_s - before_s - rate * (to_s - from_s)
-            squares += above_s * above_s
+        squares = (
+            sum(map(mul, works_s, works_s))
+            - 2 * rate * sum(map(mul, works_s, times_s))
+            + rate * rate * sum(map(mul, times_s, times_s))
+        )
         # Few strides are less sure: Student's quantiles, to 3 % from 3 degrees of freedom on.
         freedom = strides - 1
         sure = SURE * (1 + 1.2 / freedom)
-        return sure * math.sqrt(squares * strides / freedom) / work_s
+        return sure * math.sqrt(max(0.0, squares) * strides / freedom) / work_s

@@ -122,7 +122,9 @@ class Holding:
         more_s = times.more_s(rows, rows + head.rows)
         if possible > rows:
             more_s = min(more_s, times.more_s(rows, possible))
-        if more_s * demand.load >= left_s:
+        # No more come than the workers can take.
+        load = min(demand.load, workers * times.rate(possible, head.rows))
+        if more_s * load >= left_s:
             return True
         busy_others = min(demand.opening.running, workers) - 1
         asked = demand.most_need * busy_others / (workers - 1)

@@ -149,11 +149,18 @@ class TestHolding:
 
     def test_a_row_that_costs_more_than_waiting_leaves_for_it_is_not_waited_for(self) -> None:
         # It adds 1 ms. Two workers have 2 / rate for each row, and one that waits loses half of it.
+        sweep = [(rows, 0, 0.004 + 0.001 * rows) for rows in (1, 4, 16)]
+        requests = dated(3, budget_s=0.0245)
+        opening = two_workers(0.0, other_s=0.012)
+        worth, dear = (policy_under(x * SPARE * 1_000, sweep=sweep) for x in (0.9, 1.1))
+        assert isinstance(decided(worth, requests, opening), Hold)
+        assert isinstance(decided(dear, requests, opening), Formation)
+
+    def test_who_comes_beyond_what_workers_can_take_shortens_no_wait(self) -> None:
+        # Two workers take 1,170 a second in batches of 14, the largest with 37 ms.
         requests = dated(3, budget_s=0.037)
         opening = two_workers(0.0, other_s=0.012)
-        worth, dear = 0.9 * SPARE * 1_000, 1.1 * SPARE * 1_000
-        assert isinstance(decided(policy_under(worth), requests, opening), Hold)
-        assert isinstance(decided(policy_under(dear), requests, opening), Formation)
+        assert isinstance(decided(policy_under(5_000), requests, opening), Hold)
 
     def test_rows_that_fill_a_step_of_the_device_are_waited_for(self) -> None:
         # The next row begins a step of 8 that costs 6 ms, all of them together less than 1 ms each.
