@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from headrace_server.core.company import Company
 from headrace_server.core.demand import Demand
 from headrace_server.core.policy import Formation, Hold
-from headrace_server.core.request import DispatchReason, Request, cost_key, soonest_deadline_s
+from headrace_server.core.request import DispatchReason, Request, soonest_deadline_s
 from headrace_server.core.timetable import Timetable
 
 SPARE = 1.4
@@ -53,12 +53,11 @@ class Holding:
 
     def arrived(self, request: Request, now: float) -> None:
         """A request arrived that others of its key may wait for."""
-        key = cost_key(request)
-        company = self._companies.get(key)
+        company = self._companies.get(request.key)
         if company is None:
             if len(self._companies) >= MOST_KEYS:
                 self._companies.clear()
-            company = self._companies[key] = Company()
+            company = self._companies[request.key] = Company()
         company.add(now)
 
     def held(

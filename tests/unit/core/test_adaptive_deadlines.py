@@ -15,7 +15,7 @@ from headrace_server.core.adaptive import (
     PATIENCE_S,
     AdaptivePolicy,
 )
-from headrace_server.core.cost import CostModel, Curve, Sample
+from headrace_server.core.cost import Curve, Sample
 from headrace_server.core.errors import Reason
 from headrace_server.core.holding import GRACE, MOST_KEYS, SPARE, TIMER_S
 from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal
@@ -92,10 +92,12 @@ class TestHolding:
         decision = decided(policy_under(350), requests, two_workers(0.0, other_s=0.012))
         assert isinstance(decision, Formation)
 
-    def test_where_batching_gains_nothing_nobody_is_held(self) -> None:
-        policy = policy_under(350)
-        policy.cost = CostModel([(rows, 0, 0.011 * rows) for rows in (1, 4, 16)])
-        decision = decided(policy, dated(1), two_workers(0.0, other_s=0.012))
+    @pytest.mark.parametrize("base_s", [0.0, 0.0002])
+    def test_where_batching_gains_next_to_nothing_nobody_is_held(self, base_s: float) -> None:
+        # Each of the four workers must do a per cent more than one row alone does.
+        sweep = [(rows, 0, base_s + (0.011 - base_s) * rows) for rows in (1, 4, 16)]
+        opening = Opening(0.0, [0.0, 0.02, 0.02, 0.02], 4)
+        decision = decided(policy_under(368, sweep=sweep), dated(1, budget_s=0.22), opening)
         assert isinstance(decision, Formation)
 
     def test_an_almost_idle_server_makes_nobody_wait(self) -> None:
@@ -191,13 +193,23 @@ class TestHolding:
         opening = Opening(0.0, [0.0, 0.012], running=3)
         assert isinstance(decided(policy_under(600), dated(5), opening), Formation)
 
-    def test_rows_are_counted_where_requests_have_several(self) -> None:
-        # Two rows more cost 2 ms: left for them are 1.4 times the 2 / 1,300 s in which they come.
-        policy = AdaptivePolicy(MOST_ROWS, [(rows, 0, CURVE.at(rows, 0)) for rows in (1, 4, 16)])
-        for number in range(200):
-            policy.arrived(make_request(-number, rows=2), (number - 199) / 650)
-        requests = dated(2, budget_s=0.037, rows=2)
-        assert isinstance(decided(policy, requests, two_workers(0.0, other_s=0.012)), Hold)
+    def test_what_a_row_costs_is_held_against_the_pace_of_rows_not_of_requests(self) -> None:
+        sweep = [(rows, 0, 0.004 + 0.001 * rows) for rows in (1, 4, 16)]
+        for rate, kind in ((0.9 * SPARE * 500, Hold), (1.1 * SPARE * 500, Formation)):
+            policy = AdaptivePolicy(MOST_ROWS, sweep)
+            for number in range(200):
+                policy.arrived(make_request(-number, rows=2), (number - 199) / rate)
+            requests = dated(2, budget_s=0.0245, rows=2)
+            assert isinstance(decided(policy, requests, two_workers(0.0, other_s=0.012)), kind)
+
+    def test_workers_that_slow_each_other_down_need_larger_batches(self) -> None:
+        requests = dated(5, budget_s=0.080)
+        opening = two_workers(0.0, other_s=0.024)
+        policy = policy_under(420)
+        assert isinstance(decided(policy, requests, opening), Formation)
+        for _ in range(40):
+            policy.cost.observe(4, 0, 2 * CURVE.at(4, 0), None, 2)
+        assert isinstance(decided(policy, requests, opening), Hold)
 
     def test_the_margin_and_the_timer_are_kept_before_the_last_moment(self) -> None:
         policy = policy_under(350)
@@ -325,11 +337,15 @@ class TestEnough:
         assert isinstance(decision, Formation)
         return decision
 
-    def test_the_last_per_cents_are_left_where_they_are_not_needed(self) -> None:
-        assert self.formed(100, self.NEARLY).rows < 32
-
-    def test_the_last_per_cents_are_taken_where_they_are_needed(self) -> None:
-        assert self.formed(850, self.NEARLY).rows == 32
+    @pytest.mark.parametrize(
+        ("of_the_need", "all_of_them"), [(7.0, False), (1.35, False), (1.25, True)]
+    )
+    def test_the_last_per_cents_are_taken_where_work_is_scarce(
+        self, of_the_need: float, all_of_them: bool
+    ) -> None:
+        alone_s, does = self.NEARLY.at(1, 0), 29 * self.NEARLY.at(1, 0) / self.NEARLY.at(29, 0)
+        formed = self.formed(does / of_the_need / alone_s, self.NEARLY)
+        assert (formed.rows == 32) is all_of_them
 
     def test_as_many_of_them_as_do_not_take_much_longer(self) -> None:
         little = Curve(base=0.0005, row=0.001, element=0.0, pair=0.0)
@@ -361,6 +377,21 @@ class TestRefusing:
         ]
         decision = decided(policy_under(900), [head, *others], Opening(0.0, [0.0]))
         assert decision == Refusal(head, Reason.OVERLOADED)
+
+    def test_a_head_gives_way_to_those_who_would_be_late_behind_it(self) -> None:
+        # Behind its 11 ms three of them would be in time, without it all ten.
+        head = make_request(1, deadline_s=0.0115)
+        others = [make_request(i, deadline_s=0.024) for i in range(2, 12)]
+        decision = decided(policy_under(10), [head, *others], Opening(0.0, [0.0]))
+        assert decision == Refusal(head, Reason.OVERLOADED)
+
+    def test_a_head_cut_short_rides_as_long_as_the_workers_keep_up(self) -> None:
+        # Alone it does a second of work a second.
+        head = make_request(1, at=-0.5, deadline_s=0.0115)
+        requests = [head, make_request(2, deadline_s=0.5)]
+        opening = Opening(0.0, [0.0])
+        assert isinstance(decided(policy_under(0.9 / 0.011), requests, opening), Formation)
+        assert isinstance(decided(policy_under(1.1 / 0.011), requests, opening), Refusal)
 
     def test_a_head_that_costs_nobody_anything_rides(self) -> None:
         head = make_request(1, at=-0.028, deadline_s=0.0115)
@@ -408,6 +439,7 @@ class TestRefusing:
             decision = decided(policy_under(900), requests, Opening(0.0, [0.0]))
             assert isinstance(decision, Formation)
             assert patient in decision.requests
+            assert decision.reason is DispatchReason.IN_TIME
 
     def test_a_key_that_was_slow_once_is_tried_again_though_others_run(self) -> None:
         policy = policy_under(10)

@@ -65,6 +65,14 @@ def test_pairs_are_bursts_but_not_a_few_among_many_who_come_alone() -> None:
     assert company.burst_gap_s == 0.0
 
 
+def test_a_few_bursts_after_many_who_came_alone_are_not_yet_expected_to_go_on() -> None:
+    company = Company()
+    last_s = arrive(company, WINDOW // 2, 0.2)
+    for burst in range(12):
+        arrive(company, 5, 0.001, last_s + 1.0 + burst)
+    assert company.burst_gap_s == 0.0
+
+
 @pytest.mark.parametrize("since", [WINDOW, WINDOW // 16])
 def test_bursts_are_forgotten_soon_after_arrivals_are_spread(since: int) -> None:
     company = Company()
