@@ -385,6 +385,14 @@ class TestRefusing:
         decision = decided(policy_under(10), [head, *others], Opening(0.0, [0.0]))
         assert decision == Refusal(head, Reason.OVERLOADED)
 
+    def test_a_head_gives_way_to_those_who_are_yet_to_come(self) -> None:
+        # Behind its 11 ms the two are in time; who comes meanwhile would not be.
+        head = make_request(1, deadline_s=0.0115)
+        requests = [head, *(make_request(i, deadline_s=0.030) for i in (2, 3))]
+        assert isinstance(decided(policy_under(10), requests, Opening(0.0, [0.0])), Formation)
+        decision = decided(policy_under(60), requests, Opening(0.0, [0.0]))
+        assert decision == Refusal(head, Reason.OVERLOADED)
+
     def test_a_head_cut_short_rides_as_long_as_the_workers_keep_up(self) -> None:
         # Alone it does a second of work a second.
         head = make_request(1, at=-0.5, deadline_s=0.0115)
