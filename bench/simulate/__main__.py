@@ -6,7 +6,7 @@
 Prints a report in Markdown and writes it to `simulation.md`, beside the raw data and pictures. What
 was simulated is the same from run to run; decisions are timed, which wants a quiet machine. So
 findings can be taken from an earlier run, and the decisions timed anew; with `--again`, but for
-the points of these profiles, arrivals and numbers of workers (`4w`), where a change of the
+the points of any of these profiles, arrivals or numbers of workers (`4w`), where a change of the
 scheduler shows.
 """
 

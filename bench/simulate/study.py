@@ -47,7 +47,7 @@ class Study:
     timed_rounds: int
 
     def of(self, names: Collection[str]) -> Study:
-        """The same for points of these profiles, arrivals and numbers of workers (`4w`) alone."""
+        """The same for the points of any of these profiles, arrivals or numbers of workers."""
 
         def chosen(points: Sequence[Point]) -> Sequence[Point]:
             return [
