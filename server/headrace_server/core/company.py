@@ -38,6 +38,11 @@ class Company:
         self._followers = 0
         self._squares = 0.0
         self._last_s = -math.inf
+        self.gap_s = math.inf
+        """The mean time between two of them; infinite until more than `STRIDE` have come."""
+        self.burst_gap_s = 0.0
+        """The time after one of them within which the next one of its burst is likely to come; 0
+        where they do not come in bursts."""
 
     def add(self, now: float) -> None:
         """One more arrived."""
@@ -48,24 +53,21 @@ class Company:
         self._last_s = now
         if self._count % STRIDE == 0:
             self._marks.append(_Mark(now, self._followers, self._squares))
+            self.gap_s = self._mean_gap_s()
+            self.burst_gap_s = self._longest_gap_in_bursts_s()
         self._count += 1
 
-    @property
-    def gap_s(self) -> float:
-        """The mean time between two of them; infinite until more than `STRIDE` have come."""
+    def _mean_gap_s(self) -> float:
         strides = len(self._marks) - 1
         if strides < 1:
             return math.inf
         return (self._marks[-1].moment_s - self._marks[0].moment_s) / (strides * STRIDE)
 
-    @property
-    def burst_gap_s(self) -> float:
-        """The time after one of them within which the next one of its burst is likely to come; 0
-        where they do not come in bursts."""
-        if len(self._marks) < LATELY:
+    def _longest_gap_in_bursts_s(self) -> float:
+        strides = len(self._marks) - 1
+        if strides < LATELY - 1:
             return 0.0
         # Bursts that ended are forgotten soon: else a whole window of others would wait for them.
-        strides = len(self._marks) - 1
         if not (self._clustered(strides) and self._clustered(LATELY - 1)):
             return 0.0
         first, last = self._marks[0], self._marks[-1]

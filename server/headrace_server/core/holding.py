@@ -143,8 +143,8 @@ class Holding:
         if grace_s < self._timer_s:
             return 0.0  # no timer would end so short a wait in time
         rest_s = min(grace_s, company.burst_gap_s)
-        if rest_s > 0.0:  # where there are no bursts, no more needs to be known
-            left_s = (head.deadline_s - demand.opening.start_s) / demand.margin
-            if formation.rows >= times.enough(min(times.most_rows, times.rows_within(left_s))):
-                return 0.0
-        return rest_s
+        if rest_s <= 0.0:
+            return 0.0  # there are no bursts
+        left_s = (head.deadline_s - demand.opening.start_s) / demand.margin
+        enough = times.enough(min(times.most_rows, times.rows_within(left_s)))
+        return 0.0 if formation.rows >= enough else rest_s
