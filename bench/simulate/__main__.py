@@ -23,8 +23,9 @@ from pathlib import Path
 import msgspec
 
 from bench.simulate import decisions
+from bench.simulate import mixtures as mixed
 from bench.simulate.report import report
-from bench.simulate.study import Finding, examine, full, quick, replaced
+from bench.simulate.study import Finding, examine, full, merged, quick
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,11 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study = quick() if options.quick else full()
     # Alone on the machine, as far as that is up to us.
     times = decisions.measure(requests=study.timed_requests, rounds=study.timed_rounds)
+    mixtures = mixed.measure(
+        seconds=study.closed_s, requests=study.grid[0].requests, seeds=study.seeds
+    )
     if options.findings:
         kept = json.loads(options.findings.read_text())
         findings = msgspec.convert(kept["findings"], list[Finding])
         anew = examine(study.of(set(options.again)), processes=options.processes)
-        findings = replaced(findings, anew)
+        findings = merged(study, findings, anew)
     else:
         findings = examine(study, processes=options.processes)
     pictures: list[Path] = []
@@ -56,13 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"no pictures without {error.name}: install the extra `plot`", file=sys.stderr)
         else:
             pictures = draw(study, findings, options.out)
-    text = report(study, findings, times, pictures)
+    text = report(study, findings, times, mixtures, pictures)
     print(text)
     if options.out:
         (options.out / "simulation.md").write_text(text)
         raw = {
             "loads": study.loads,
             "findings": [asdict(finding) for finding in findings],
+            "mixtures": asdict(mixtures),
             "decisions": [asdict(t) for t in times],
         }
         (options.out / "simulation.json").write_text(json.dumps(raw) + "\n")

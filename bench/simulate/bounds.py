@@ -61,13 +61,15 @@ def most_on_time(
 
 def capacity(profile: Profile, *, workers: int, objective_s: float) -> float:
     """Requests per second at load 1: the workers start in turn, each with the batches with the
-    most requests per second that a request can still ride in on time if it just missed one."""
+    most requests per second that a request can still ride in on time if it just missed one. Where
+    lengths differ: as if all were those in the middle."""
+    length = profile.typical
     rates = [
         workers * rows / duration_s
         for rows in range(1, profile.most_rows + 1)
-        if (duration_s := profile.duration_s(rows, 0)) * (1 + 1 / workers) <= objective_s
+        if (duration_s := profile.duration_s(rows, length)) * (1 + 1 / workers) <= objective_s
     ]
-    return max(rates, default=workers / profile.duration_s(1, 0))
+    return max(rates, default=workers / profile.duration_s(1, length))
 
 
 def ceiling(profile: Profile, rate: float, *, workers: int, objective_s: float) -> float:

@@ -43,7 +43,7 @@ class Rival:
 
 @dataclass(frozen=True, slots=True)
 class Duel:
-    """Capacities at one point; None where `ON_TIME` is reached at no load."""
+    """Capacities at one point; None where `ON_TIME` is reached at no load, or no bound is known."""
 
     ours: float | None
     bound: float | None
@@ -71,7 +71,9 @@ def duel(point: Point, *, seeds: Seeds, tuning_seeds: Seeds, finalists: int) -> 
         lambda load, seed: point.ours(load, seed).on_time_share, near=max(loads, default=None)
     )
     our_load = ours.capacity(seeds)
-    bound = Shares(point.bound, near=our_load).capacity(seeds[:BOUND_SEEDS])
+    bound = None
+    if point.has_bound:
+        bound = Shares(point.bound, near=our_load).capacity(seeds[:BOUND_SEEDS])
     rivals = {kind: _compare(ours, field, seeds) for kind, field in fields.items()}
     return Duel(our_load, bound, rivals)
 

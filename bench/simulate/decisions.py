@@ -22,9 +22,6 @@ QUEUED = 1_000
 WARM_UP = 20
 """Decisions that are left out at the beginning."""
 OVERLOAD = 1.3
-LENGTHS = (4, 18, 128)
-"""Tokens: the fewest, the median and the most of a logarithmic normal distribution of real text."""
-SPREAD = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +42,8 @@ class StopwatchPolicy(AdaptivePolicy):
     """The learned policy, timed where it decides about a queue of `QUEUED`, give or take a
     batch. `taken` holds seconds, and as a share of the batch where one was formed."""
 
-    def __init__(self, profile: Profile, lengths: tuple[int, ...]) -> None:
-        super().__init__(profile.most_rows, profile.sweep(lengths))
+    def __init__(self, profile: Profile) -> None:
+        super().__init__(profile.most_rows, profile.sweep())
         self._profile = profile
         self.taken: list[tuple[float, float]] = []
 
@@ -96,11 +93,9 @@ def _run(
     """More comes than can be served, to a queue that holds `QUEUED` and refuses the rest. With
     deadlines, whoever stood in all of it is just about late."""
     random = Random(seed)
-    ragged = profile.duration_s(1, 2) > profile.duration_s(1, 1)
-    typical = LENGTHS[1] if ragged else 0
     rows = profile.most_rows
-    capacity = workers * rows / profile.duration_s(rows, typical)
-    policy = StopwatchPolicy(profile, LENGTHS if ragged else (0,))
+    capacity = workers * rows / profile.duration_s(rows, profile.typical)
+    policy = StopwatchPolicy(profile)
     with _no_collection():
         simulate(
             policy,
@@ -109,14 +104,9 @@ def _run(
             workers=workers,
             objective_s=QUEUED / capacity if deadlines else math.inf,
             limits=QueueLimits(max_requests=QUEUED),
-            lengths=[_length(random) for _ in range(requests)] if ragged else None,
+            lengths=[profile.length(random) for _ in range(requests)],
         )
     return policy.taken
-
-
-def _length(random: Random) -> int:
-    shortest, typical, longest = LENGTHS
-    return round(min(longest, max(shortest, random.lognormvariate(math.log(typical), SPREAD))))
 
 
 def _p99(values: list[float]) -> float:

@@ -19,7 +19,8 @@ ROUND, FITTED = "round", "fitted"
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One point of the grid. The objective counts durations of one request alone."""
+    """One point of the grid. The objective counts durations of one request alone, in the middle of
+    those that are not all alike."""
 
     profile: str
     process: str
@@ -35,7 +36,7 @@ class Point:
     @property
     def objective_s(self) -> float:
         """The objective in seconds."""
-        return self.objective * self.costs.duration_s(1, 0)
+        return self.objective * self.costs.duration_s(1, self.costs.typical)
 
     @property
     def rate(self) -> float:
@@ -54,6 +55,10 @@ class Point:
         scale = load * self.rate
         return [t / scale for t in _story(self.process, self.requests, seed)]
 
+    def lengths(self, seed: int) -> list[int] | None:
+        """Of the requests of this story, the same at any load; None where all are alike."""
+        return _lengths(self.profile, self.requests, seed) if self.costs.lengths else None
+
     def ours(self, load: float, seed: int) -> Outcome:
         """One run of the learned policy."""
         costs = self.costs
@@ -71,20 +76,35 @@ class Point:
             self.costs,
             workers=self.workers,
             objective_s=self.objective_s,
+            lengths=self.lengths(seed),
             seed=seed,
         )
 
     def rival(self, settings: static.Settings, load: float, seed: int) -> float:
         """On-time share of one run under fixed settings."""
+        served = static.serve(
+            self.arrivals(load, seed),
+            self._from_decision(seed),
+            settings,
+            workers=self.workers,
+            objective_s=self.objective_s,
+            lengths=self.lengths(seed),
+        )
+        return served / self.requests
+
+    def _from_decision(self, seed: int) -> Callable[[int, int], float]:
+        """What batches take from the decision on, by rows and length."""
         costs = self.costs
         if costs.noise:
             random = Random(seed)
-            served = self._serve(
-                settings, load, seed, lambda rows: costs.hop_s + costs.sample(rows, 0, random)
-            )
-        else:
-            served = self._serve(settings, load, seed, _durations(self.profile).__getitem__)
-        return served / self.requests
+            return lambda rows, length: costs.hop_s + costs.sample(rows, length, random)
+        known = _durations(self.profile)
+        return lambda rows, length: known[length][rows]
+
+    @property
+    def has_bound(self) -> bool:
+        """Whether `bound` and `ceiling` are known: where all requests are alike."""
+        return not self.costs.lengths
 
     def bound(self, load: float, seed: int) -> float:
         """On-time share that nobody can exceed: the optimum with one worker. Without noise."""
@@ -102,21 +122,6 @@ class Point:
             self.costs, load * self.rate, workers=self.workers, objective_s=self.objective_s
         )
 
-    def _serve(
-        self,
-        settings: static.Settings,
-        load: float,
-        seed: int,
-        duration_s: Callable[[int], float],
-    ) -> int:
-        return static.serve(
-            self.arrivals(load, seed),
-            duration_s,
-            settings,
-            workers=self.workers,
-            objective_s=self.objective_s,
-        )
-
 
 @cache
 def _story(process: str, requests: int, seed: int) -> list[float]:
@@ -124,6 +129,16 @@ def _story(process: str, requests: int, seed: int) -> list[float]:
 
 
 @cache
-def _durations(profile: str) -> list[float]:
+def _lengths(profile: str, requests: int, seed: int) -> list[int]:
+    random = Random(seed)
+    return [PROFILES[profile].length(random) for _ in range(requests)]
+
+
+@cache
+def _durations(profile: str) -> list[list[float]]:
+    """By length and rows."""
     costs = PROFILES[profile]
-    return [costs.hop_s + costs.duration_s(rows, 0) for rows in range(costs.most_rows + 1)]
+    return [
+        [costs.hop_s + costs.duration_s(rows, length) for rows in range(costs.most_rows + 1)]
+        for length in range(max(costs.lengths, default=0) + 1)
+    ]

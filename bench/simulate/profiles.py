@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 
 from headrace_server.core.cost import Sample
+
+SWEPT_LENGTHS = (8, 32, 128)
+"""Those that the server tries at load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +21,7 @@ class Profile:
     `duration_s(rows, length)` is exact; `noise` is the standard deviation of the logarithm of the
     factor by which single batches differ from it. `most_rows`: the largest batch. `hop_s`: from the
     decision for a batch to its first instruction in the worker; behind a running batch it passes
-    meanwhile.
+    meanwhile. `lengths`: of a sample of requests, ascending, where they differ.
     """
 
     name: str
@@ -26,14 +30,25 @@ class Profile:
     noise: float = 0.0
     hop_s: float = 0.0
     source: str = ""
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def typical(self) -> int:
+        """The length of a request in the middle."""
+        return self.lengths[len(self.lengths) // 2] if self.lengths else 0
+
+    def length(self, random: Random) -> int:
+        """That of one request."""
+        return random.choice(self.lengths) if self.lengths else 0
 
     def sample(self, rows: int, length: int, random: Random) -> float:
         """How long one batch takes this time, in seconds."""
         exact_s = self.duration_s(rows, length)
         return exact_s * math.exp(random.gauss(0.0, self.noise)) if self.noise else exact_s
 
-    def sweep(self, lengths: tuple[int, ...] = (0,)) -> tuple[Sample, ...]:
+    def sweep(self) -> tuple[Sample, ...]:
         """What timing the model at load would have found: powers of two, and the largest."""
+        lengths = SWEPT_LENGTHS if self.lengths else (0,)
         sizes = [1 << i for i in range(self.most_rows.bit_length()) if 1 << i < self.most_rows]
         return tuple(
             (rows, length, self.duration_s(rows, length))
@@ -57,6 +72,13 @@ def _tiles(base_s: float, tile_s: float, tile: int) -> Callable[[int, int], floa
 def _encoder(rows: int, length: int) -> float:
     per_row_s = 0.06e-3 + length * (0.23e-3 + length * 0.00027e-3)
     return 4.9e-3 + rows * per_row_s
+
+
+def _sentences() -> tuple[int, ...]:
+    """Tokens of the sentences that `make bench-text` sends, from a file of length:count of each."""
+    text = (Path(__file__).parent / "lengths.txt").read_text()
+    pairs = (map(int, pair.split(":")) for pair in text.split())
+    return tuple(length for length, count in pairs for _ in range(count))
 
 
 HOP_S = 0.5e-3
@@ -90,6 +112,13 @@ STEPS = Profile(
     hop_s=HOP_S,
     source="a device that computes rows by the tile of 8",
 )
-TEXT = Profile("text", 32, _encoder, source="MiniLM on one core, fitted by rows and tokens")
+TEXT = Profile(
+    "text",
+    32,
+    _encoder,
+    hop_s=HOP_S,
+    source="MiniLM on one core, fitted by rows and tokens",
+    lengths=_sentences(),
+)
 
 PROFILES = {p.name: p for p in (GPU, GPU.noisy(0.1), MLP, ENCODER_16, RESNET_CPU, STEPS, TEXT)}

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from bench.simulate.capacity import ON_TIME, Duel
 from bench.simulate.decisions import DecisionTimes
+from bench.simulate.mixtures import FEW, HEADLINE_S, OURS, TURN_S, Minority, Mixtures
 from bench.simulate.points import FITTED, ROUND
-from bench.simulate.profiles import HOP_S
+from bench.simulate.profiles import HOP_S, TEXT
 from bench.simulate.study import FULL, HEADLINE, HEAVIEST, HEAVY, OBJECTIVES, Finding, Study
 from bench.simulate.targets import Case, Target, goodput, mean_share, targets, where
 
@@ -21,6 +22,7 @@ def report(
     study: Study,
     findings: Sequence[Finding],
     times: Sequence[DecisionTimes],
+    mixtures: Mixtures,
     pictures: Sequence[Path] = (),
 ) -> str:
     """All of it."""
@@ -31,7 +33,7 @@ def report(
         _preface(study),
         "## Targets",
         TARGETS,
-        _targets(targets(study, findings, times)),
+        _targets(targets(study, findings, times, mixtures)),
         "## Capacity",
         CAPACITY,
         _capacities(grid),
@@ -43,6 +45,12 @@ def report(
         "## Overload and light load",
         LOADS,
         _loads(study, grid),
+        "## Sentences in a closed loop",
+        CLOSED,
+        _closed(mixtures),
+        "## A few of another kind",
+        MINORITIES,
+        _minorities(mixtures.minorities),
         "## Decisions",
         DECISIONS,
         _decisions(times),
@@ -79,13 +87,25 @@ as bursty arrivals do, nor comes at luckily short notice, as they may. *Overload
 1.5 over goodput at load 1. *Latency*: mean at load 0.3 over that of immediate dispatch, of the
 requests that are answered."""
 
+CLOSED = f"""\
+{TEXT.source}: sentences of the lengths that
+`make bench-text` sends, one worker, callers in one process that takes {TURN_S * 1e3:g} ms of each
+call. Sentences per second, and the 99th percentile of the latency. All policies may put
+{TEXT.most_rows} into a batch."""
+
+MINORITIES = f"""\
+Profile `gpu`, an objective of {HEADLINE_S * 1e3:g} ms; one request in {FEW} is of a shape that
+cannot ride with the others. Latency: mean of those answered, over that under immediate dispatch. On
+time: of those that came; in brackets under immediate dispatch. Whoever cannot ride along has fewer
+chances to be on time, under any policy."""
+
 DECISIONS = """\
 CPU time of one decision with 1,000 requests queued and load 1.3, the garbage collector off. Of the
 batch: the 99th percentile of the share that the decision takes of the batch it is about."""
 
 
 def _preface(study: Study) -> str:
-    requests = [point.requests for point in (*study.grid, *study.others)]
+    requests = [point.requests for point in study.points]
     return f"""\
 Written by `make bench-sim`, with Headrace {version("headrace")}, Python
 {platform.python_version()} and NumPy {version("numpy")}. Raw data are in `simulation.json`.
@@ -159,7 +179,7 @@ def _capacities(findings: Iterable[Finding]) -> str:
                 f"{point.objective:g}x, {point.objective_s * 1e3:.3g} ms",
                 f"{finding.rate:,.0f}/s",
                 _load(found.ours),
-                _load(found.bound),
+                _load(found.bound) if point.has_bound else "-",
                 _against(found, ROUND),
                 _possible(found),
                 found.rivals[ROUND].settings or "-",
@@ -220,6 +240,34 @@ def _loads(study: Study, grid: Iterable[Finding]) -> str:
             )
         )
     return _table(("", "ceiling", "overload", "latency", "ours"), rows)
+
+
+def _closed(mixtures: Mixtures) -> str:
+    rows = []
+    for found in mixtures.closed:
+        policy, in_flight = found.policy, found.in_flight
+        over = p99_over = ""
+        if policy != OURS:
+            over = f"{mixtures.over(policy, in_flight):.2f}x"
+            p99_over = f"{mixtures.p99_over(policy, in_flight):.2f}x"
+        rate, p99 = f"{found.rate:.1f}", f"{found.p99_s * 1e3:,.0f} ms"
+        rows.append((in_flight, policy, rate, over, p99, p99_over))
+    return _table(("in flight", "policy", "per second", "learned is", "p99", "learned is"), rows)
+
+
+def _minorities(found: Iterable[Minority]) -> str:
+    rows = [
+        (
+            f"{m.process}, {m.workers}w, load {m.load:g}",
+            f"{m.many.latency_s / m.many_at_once.latency_s:.3f}x",
+            f"{m.few.latency_s / m.few_at_once.latency_s:.3f}x",
+            f"{m.many.on_time:.1%} ({m.many_at_once.on_time:.1%})",
+            f"{m.few.on_time:.1%} ({m.few_at_once.on_time:.1%})",
+        )
+        for m in found
+    ]
+    titles = ("", "latency, the many", "the few", "on time, the many", "the few")
+    return _table(titles, rows)
 
 
 def _decisions(times: Iterable[DecisionTimes]) -> str:

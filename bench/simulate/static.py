@@ -57,25 +57,28 @@ def fitted(profile: Profile, rate: float, objective_s: float) -> list[Settings]:
 
 def serve(
     arrivals: Sequence[float],
-    duration_s: Callable[[int], float],
+    duration_s: Callable[[int, int], float],
     settings: Settings,
     *,
     workers: int,
     objective_s: float,
+    lengths: Sequence[int] | None = None,
 ) -> int:
-    """How many requests are answered on time; `duration_s(rows)` is what the next batch takes, from
-    the decision on: it is bound to a worker as late as possible."""
+    """How many requests are answered on time; `duration_s(rows, length)` is what the next batch
+    takes, from the decision on: it is bound to a worker as late as possible. All are padded to the
+    longest of it."""
     size, delay_s, cap = settings.size, settings.delay_s, settings.cap
     free = [0.0] * workers
     heapify(free)
-    waiting: deque[float] = deque()
+    waiting: deque[int] = deque()
     on_time = 0
     now = 0.0
-    for moment in (*arrivals, math.inf):
+    for number, moment in enumerate((*arrivals, math.inf)):
         while waiting:
-            ready_s = now if len(waiting) >= size else waiting[0] + delay_s
+            oldest_s = arrivals[waiting[0]]
+            ready_s = now if len(waiting) >= size else oldest_s + delay_s
             start_s = max(free[0], ready_s, now)
-            expires_s = waiting[0] + objective_s
+            expires_s = oldest_s + objective_s
             if expires_s <= start_s:
                 if expires_s > moment:
                     break
@@ -85,11 +88,12 @@ def serve(
                 break
             count = min(size, len(waiting))
             now = start_s
-            end_s = start_s + duration_s(count)
+            riders = [waiting.popleft() for _ in range(count)]
+            end_s = start_s + duration_s(count, max(lengths[i] for i in riders) if lengths else 0)
             heapreplace(free, end_s)
-            for _ in range(count):
-                on_time += end_s <= waiting.popleft() + objective_s
+            for rider in riders:
+                on_time += end_s <= arrivals[rider] + objective_s
         now = moment
         if len(waiting) < cap:
-            waiting.append(moment)
+            waiting.append(number)
     return on_time

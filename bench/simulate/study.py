@@ -45,6 +45,12 @@ class Study:
     finalists: int
     timed_requests: int
     timed_rounds: int
+    closed_s: float
+
+    @property
+    def points(self) -> list[Point]:
+        """All of them, the grid first."""
+        return [*self.grid, *self.others]
 
     def of(self, names: Collection[str]) -> Study:
         """The same for the points of any of these profiles, arrivals or numbers of workers."""
@@ -65,7 +71,8 @@ class Finding:
 
     `shares[policy][load][seed]`: on-time shares of `ours`, `static`, `immediate` and `bound`;
     empty beside the grid. `latencies_s`: mean latency at load 0.3 by policy. `rate`: requests per
-    second at load 1. `ceiling`: on-time requests per second that a fluid would allow at 1.3.
+    second at load 1. `ceiling`: on-time requests per second that a fluid would allow at 1.3; 0
+    beside the grid.
     """
 
     point: Point
@@ -95,10 +102,14 @@ def full() -> Study:
             ("resnet18-cpu", "poisson", HEADLINE),
             ("mlp", "poisson", HEADLINE),
             ("mlp", "poisson", 100.0),
+            ("text", "poisson", 20.0),
+            ("text", "cv2", 20.0),
         )
         for workers in (1, 4)
     ]
-    return Study(grid, others, LOADS, 10, 3, 6, timed_requests=15_000, timed_rounds=3)
+    return Study(
+        grid, others, LOADS, 10, 3, 6, timed_requests=15_000, timed_rounds=3, closed_s=120.0
+    )
 
 
 def _lasting(point: Point) -> Point:
@@ -116,7 +127,7 @@ def quick() -> Study:
     ]
     others = [Point("gpu-steps", "poisson", 1, HEADLINE, requests)]
     loads = (LIGHT, FULL, HEAVY, HEAVIEST)
-    return Study(grid, others, loads, 3, 1, 2, timed_requests=6_000, timed_rounds=1)
+    return Study(grid, others, loads, 3, 1, 2, timed_requests=6_000, timed_rounds=1, closed_s=10.0)
 
 
 def examine(study: Study, *, processes: int) -> list[Finding]:
@@ -124,7 +135,7 @@ def examine(study: Study, *, processes: int) -> list[Finding]:
 
     Equal from run to run: every point has its own seeds, and findings come in the order of points.
     """
-    points = [*study.grid, *study.others]
+    points = study.points
     look = partial(_examine, study)
     if min(processes, len(points)) <= 1:
         return _counted(map(look, points), len(points))
@@ -133,10 +144,17 @@ def examine(study: Study, *, processes: int) -> list[Finding]:
         return _counted(pool.imap(look, points), len(points))
 
 
-def replaced(findings: Iterable[Finding], anew: Iterable[Finding]) -> list[Finding]:
-    """The findings in their order, those of points that were examined anew in their places."""
-    by_point = {finding.point: finding for finding in anew}
-    return [by_point.get(finding.point, finding) for finding in findings]
+def merged(study: Study, findings: Iterable[Finding], anew: Iterable[Finding]) -> list[Finding]:
+    """One finding for each point of the study, in its order: what was found anew counts.
+
+    Raises:
+        ValueError: a point is in neither.
+    """
+    by_point = {finding.point: finding for finding in (*findings, *anew)}
+    missing = [point for point in study.points if point not in by_point]
+    if missing:
+        raise ValueError(f"examine these again, nothing was found of them before: {missing}")
+    return [by_point[point] for point in study.points]
 
 
 def _examine(study: Study, point: Point) -> Finding:
@@ -145,6 +163,7 @@ def _examine(study: Study, point: Point) -> Finding:
     found = duel(point, seeds=seeds, tuning_seeds=tuning_seeds, finalists=study.finalists)
     shares: dict[str, list[list[float]]] = {}
     latencies_s: dict[str, float] = {}
+    ceiling = 0.0
     if point in study.grid:
         settings = found.rivals[FITTED].settings or _most_at_full_load(point, tuning_seeds)
         at_once = Settings(point.costs.most_rows, 0.0, static.NO_CAP)
@@ -162,7 +181,8 @@ def _examine(study: Study, point: Point) -> Finding:
             name: fmean(fmean(run(LIGHT, seed).latencies_s) for seed in seeds)
             for name, run in (("ours", point.ours), ("immediate", point.immediate))
         }
-    return Finding(point, point.rate, found, shares, latencies_s, point.ceiling(HEAVY))
+        ceiling = point.ceiling(HEAVY)
+    return Finding(point, point.rate, found, shares, latencies_s, ceiling)
 
 
 def _most_at_full_load(point: Point, seeds: Sequence[int]) -> Settings:

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from bench.simulate.decisions import DecisionTimes
+from bench.simulate.mixtures import ALONE, AT_ONCE, IN_FLIGHT, Mixtures
 from bench.simulate.points import FITTED, ROUND
 from bench.simulate.study import FULL, HEADLINE, HEAVIEST, HEAVY, Finding, Study
 
 BURSTY = ("cv2", "cv4")
+
+SENTENCES = ((16, 2.0, 1.4), (64, 2.8, 1.5), (256, 3.2, 1.6))
+"""In flight, and what is asked over first come, first served and over no batching."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,10 @@ class Target:
 
 
 def targets(
-    study: Study, findings: Sequence[Finding], times: Sequence[DecisionTimes]
+    study: Study,
+    findings: Sequence[Finding],
+    times: Sequence[DecisionTimes],
+    mixtures: Mixtures,
 ) -> list[Target]:
     """All promises. Where neither side keeps 99 % on time at any load, there is no ratio."""
     grid = [f for f in findings if f.shares]
@@ -130,6 +137,50 @@ def targets(
             0.02,
             [Case(t.queue, t.share_p99) for t in times if "mixed" in t.queue],
             at_most=True,
+        ),
+        *_of_sentences(mixtures),
+        Target(
+            "mean latency of a few of another kind over immediate dispatch",
+            1.05,
+            [
+                Case(
+                    f"{m.process}, {m.workers}w, load {m.load:g}",
+                    m.few.latency_s / m.few_at_once.latency_s,
+                )
+                for m in mixtures.minorities
+            ],
+            at_most=True,
+            unit="x",
+        ),
+    ]
+
+
+def _of_sentences(mixtures: Mixtures) -> list[Target]:
+    """What is asked of the real server is asked of the simulated one."""
+    over = [
+        Target(
+            f"sentences, {in_flight} in flight, over {policy}",
+            asked,
+            [Case("throughput", mixtures.over(policy, in_flight))],
+            unit="x",
+        )
+        for in_flight, *both in SENTENCES
+        for policy, asked in zip((AT_ONCE, ALONE), both, strict=True)
+    ]
+    return [
+        *over,
+        Target(
+            f"sentences, 64 in flight, p99 over {AT_ONCE}",
+            0.5,
+            [Case("latency", mixtures.p99_over(AT_ONCE, 64))],
+            at_most=True,
+            unit="x",
+        ),
+        Target(
+            "sentences, throughput over the most with fewer in flight",
+            0.95,
+            [Case(f"{n} in flight", mixtures.of_best_so_far(n)) for n in IN_FLIGHT[1:]],
+            unit="x",
         ),
     ]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from itertools import chain
 from random import Random
 
+from bench.simulate.callers import Callers, OpenLoop
 from bench.simulate.profiles import Profile
 from headrace_server.core.events import (
     Action,
@@ -20,7 +22,7 @@ from headrace_server.core.events import (
 )
 from headrace_server.core.policy import BatchPolicy
 from headrace_server.core.queue import QueueLimits
-from headrace_server.core.request import Batch, Request
+from headrace_server.core.request import Batch
 from headrace_server.core.scheduler import Scheduler
 
 
@@ -28,15 +30,16 @@ from headrace_server.core.scheduler import Scheduler
 class Outcome:
     """What became of the requests of one run. Durations in seconds.
 
-    `latencies_s` are those of the requests that were answered, late or not, in order of answer.
+    `latencies_by_key` are those of the requests that were answered, late or not, in order of
+    answer.
     """
 
-    offered: int
+    offered: int = 0
     on_time: int = 0
     late: int = 0
     refused: int = 0
     span_s: float = 0.0
-    latencies_s: list[float] = field(default_factory=list)
+    latencies_by_key: dict[Hashable, list[float]] = field(default_factory=dict)
     batch_rows: list[int] = field(default_factory=list)
 
     @property
@@ -49,6 +52,11 @@ class Outcome:
         """Requests answered on time per second."""
         return self.on_time / self.span_s
 
+    @property
+    def latencies_s(self) -> list[float]:
+        """Of all that were answered."""
+        return list(chain.from_iterable(self.latencies_by_key.values()))
+
 
 def simulate(
     policy: BatchPolicy,
@@ -59,14 +67,24 @@ def simulate(
     objective_s: float,
     limits: QueueLimits | None = None,
     lengths: Sequence[int] | None = None,
+    keys: Sequence[Hashable] | None = None,
     seed: int = 0,
 ) -> Outcome:
-    """Run the scheduler over these arrivals; returns when everybody has left.
+    """Run the scheduler over these arrivals (see `OpenLoop`); returns when everybody has left."""
+    callers = OpenLoop(arrivals, objective_s, lengths, keys)
+    return serve(policy, callers, profile, workers=workers, limits=limits, seed=seed)
 
-    Args:
-        arrivals: moments in seconds, ascending.
-        objective_s: every request's deadline, from its arrival; infinite for none.
-        lengths: of each request, where they differ.
+
+def serve(
+    policy: BatchPolicy,
+    callers: Callers,
+    profile: Profile,
+    *,
+    workers: int,
+    limits: QueueLimits | None = None,
+    seed: int = 0,
+) -> Outcome:
+    """Run the scheduler for these callers until none of them sends and everybody has left.
 
     Timers are exact, what happens at one moment is seen together, as in the engine, and between
     such moments the process is idle.
@@ -74,7 +92,8 @@ def simulate(
     scheduler = Scheduler(policy, limits or QueueLimits(max_requests=1 << 30))
     handle, wakeup = scheduler.handle, scheduler.next_wakeup
     random = Random(seed)
-    outcome = Outcome(len(arrivals))
+    outcome = Outcome()
+    latencies = outcome.latencies_by_key
     running: list[tuple[float, int, Batch]] = []
     free_s = [0.0] * workers
     for worker in range(workers):
@@ -92,12 +111,11 @@ def simulate(
             else:
                 outcome.refused += 1
 
-    upcoming = iter(arrivals)
-    arrival_s = next(upcoming, math.inf)
-    number = 0
+    began_s = last_s = callers.next_s
     now = 0.0
     while True:
         wake_s = wakeup()
+        arrival_s = callers.next_s
         end_s = running[0][0] if running else math.inf
         due_s = math.inf if wake_s is None else max(now, wake_s)
         if end_s <= arrival_s and end_s <= due_s:
@@ -105,19 +123,17 @@ def simulate(
                 break
             now, _, batch = heappop(running)
             for request in batch.requests:
-                outcome.latencies_s.append(now - request.arrival_s)
+                latencies.setdefault(request.key, []).append(now - request.arrival_s)
                 if now <= request.deadline_s:
                     outcome.on_time += 1
                 else:
                     outcome.late += 1
+                callers.answered(request, now)
             actions = handle(BatchCompleted(batch.id), now)
         elif arrival_s <= due_s:
-            now = arrival_s
-            length = lengths[number] if lengths is not None else 0
-            request = Request(number, None, 1, 4, now, now + objective_s, length=length)
-            number += 1
-            arrival_s = next(upcoming, math.inf)
-            actions = handle(RequestSubmitted(request), now)
+            now = last_s = arrival_s
+            outcome.offered += 1
+            actions = handle(RequestSubmitted(callers.send()), now)
         else:
             now = due_s
             actions = handle(TimeAdvanced(), now)
@@ -125,6 +141,6 @@ def simulate(
                 actions += handle(ProcessIdle(), now)
         if actions:
             perform(actions, now)
-    outcome.span_s = max(now, arrivals[-1]) - arrivals[0]
+    outcome.span_s = max(now, last_s) - began_s
     scheduler.check_invariants()
     return outcome

@@ -13,16 +13,18 @@ from statistics import fmean, pstdev
 import pytest
 from bench.simulate import bounds, static
 from bench.simulate.arrivals import PROCESSES, recorded
+from bench.simulate.callers import ClosedLoop
 from bench.simulate.capacity import LOWEST, RUNGS, Shares, best_settings, duel
 from bench.simulate.points import FITTED, ROUND, Point
-from bench.simulate.profiles import PROFILES, Profile
-from bench.simulate.world import simulate
+from bench.simulate.profiles import PROFILES, TEXT, Profile
+from bench.simulate.world import serve, simulate
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace_server.core.adaptive import AdaptivePolicy
 from headrace_server.core.policy import StaticPolicy, StaticSettings
 from headrace_server.core.queue import QueueLimits
+from headrace_server.core.request import Request
 
 GPU = PROFILES["gpu"]
 
@@ -123,17 +125,63 @@ def test_every_request_is_answered_or_refused(
     assert min(outcome.latencies_s, default=1.0) > 0
 
 
+class WatchedLoop(ClosedLoop):
+    """Counts who waits for an answer."""
+
+    waiting = most_waiting = 0
+
+    def send(self) -> Request:
+        self.waiting += 1
+        self.most_waiting = max(self.waiting, self.most_waiting)
+        return super().send()
+
+    def answered(self, request: Request, now: float) -> None:
+        self.waiting -= 1
+        super().answered(request, now)
+
+
+@given(callers=st.integers(1, 40), turn_s=st.sampled_from([0.0, 0.001]), seed=st.integers(0, 1_000))
+def test_callers_of_a_closed_loop_wait_for_their_answers(
+    callers: int, turn_s: float, seed: int
+) -> None:
+    loop = WatchedLoop(callers, partial(TEXT.length, Random(seed)), turn_s=turn_s, end_s=2.0)
+    policy = AdaptivePolicy(TEXT.most_rows, TEXT.sweep())
+    outcome = serve(policy, loop, TEXT, workers=1)
+    assert loop.waiting == 0
+    assert loop.most_waiting <= callers
+    assert outcome.offered == outcome.on_time == len(outcome.latencies_s)
+    # Little's law: callers wait for their answers, but for their turns.
+    in_flight = sum(loop.latencies_s) / 2.0
+    assert in_flight <= callers
+    assert in_flight + len(loop.latencies_s) * callers * turn_s / 2.0 >= 0.7 * callers
+
+
+def test_one_caller_alone_pays_for_turn_hop_and_batch() -> None:
+    loop = ClosedLoop(1, lambda: 18, turn_s=0.001, end_s=10.0)
+    serve(StaticPolicy(StaticSettings(1)), loop, TEXT, workers=1)
+    latency_s = TEXT.hop_s + TEXT.duration_s(1, 18)
+    assert loop.latencies_s == pytest.approx([latency_s] * int(10.0 / (latency_s + 0.001)))
+
+
 # -- the rival ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize(("process", "load"), [("poisson", 0.7), ("cv2", 1.2)])
+@pytest.mark.parametrize(
+    ("profile", "process", "load", "objective"),
+    [("gpu", "poisson", 0.7, 4.08), ("gpu", "cv2", 1.2, 4.08), ("text", "poisson", 0.5, 10.0)],
+)
 def test_lean_rival_serves_exactly_whom_the_scheduler_serves(
-    monkeypatch: pytest.MonkeyPatch, workers: int, process: str, load: float
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    profile: str,
+    process: str,
+    load: float,
+    objective: float,
 ) -> None:
     # The scheduler stages full batches, whose members can then no longer expire or make room.
     monkeypatch.setattr("headrace_server.core.fleet.STAGES", 1)
-    point = Point("gpu", process, workers, 4.08, 250)
+    point = Point(profile, process, workers, objective, 250)
     kinds = point.fixed_settings().values()
     assert all(len(choices) >= 80 for choices in kinds)
     for settings in {settings for choices in kinds for settings in choices}:
@@ -144,6 +192,7 @@ def test_lean_rival_serves_exactly_whom_the_scheduler_serves(
             workers=workers,
             objective_s=point.objective_s,
             limits=QueueLimits(max_requests=settings.cap),
+            lengths=point.lengths(0),
         )
         assert outcome.on_time_share == point.rival(settings, load, 0), settings
 

@@ -10,7 +10,7 @@ import pytest
 from bench.simulate.__main__ import main
 from bench.simulate.capacity import Duel, Rival
 from bench.simulate.points import ROUND, Point
-from bench.simulate.study import OBJECTIVES, REQUESTS, Finding, full
+from bench.simulate.study import OBJECTIVES, REQUESTS, Finding, full, merged, quick
 from bench.simulate.targets import Case, Target, ratio
 
 
@@ -44,8 +44,25 @@ def test_cases_that_a_bound_excludes_are_not_possible() -> None:
 
 def test_runs_of_the_study_last_long_enough() -> None:
     study = full()
-    for point in (*study.grid, *study.others):
+    for point in study.points:
         assert point.requests >= max(REQUESTS, OBJECTIVES * point.rate * point.objective_s)
+
+
+def test_findings_are_of_the_points_of_the_study_in_its_order() -> None:
+    study = quick()
+
+    def found(point: Point, rate: float) -> Finding:
+        return Finding(point, rate, Duel(None, None, {}), {}, {}, 0.0)
+
+    points = study.points
+    before = [found(point, 1.0) for point in reversed(points[1:])]
+    beside = found(Point("mlp", "cv4", 3, 2.5, 400), 1.0)
+    kept = merged(study, [*before, beside], [found(point, 2.0) for point in points[:2]])
+    assert [(f.point, f.rate) for f in kept] == [
+        (point, 2.0 if point in points[:2] else 1.0) for point in points
+    ]
+    with pytest.raises(ValueError, match="examine these again"):
+        merged(study, before, [])
 
 
 def test_quick_study_writes_a_report_raw_data_and_pictures(
@@ -58,6 +75,9 @@ def test_quick_study_writes_a_report_raw_data_and_pictures(
     raw = json.loads((tmp_path / "simulation.json").read_text())
     assert len(raw["findings"]) == 4
     assert len(raw["decisions"]) == 5
+    assert len(raw["mixtures"]["closed"]) == 20
+    assert "| 64 | learned |" in text
+    assert "| cv4, 2w, load 0.9 |" in text
     again = ("--findings", str(tmp_path / "simulation.json"), "--again", "cv4")
     assert main(["--quick", "--out", str(tmp_path), "--processes", "1", *again]) == 0
     assert json.loads((tmp_path / "simulation.json").read_text())["findings"] == raw["findings"]
