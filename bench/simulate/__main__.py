@@ -5,9 +5,10 @@
 
 Prints a report in Markdown and writes it to `simulation.md`, beside the raw data and pictures. What
 was simulated is the same from run to run; decisions are timed, which wants a quiet machine. So
-findings can be taken from an earlier run, and the decisions timed anew; with `--again`, but for
-the points of any of these profiles, arrivals or numbers of workers (`4w`), where a change of the
-scheduler shows.
+findings of the points can be taken from an earlier run, and the decisions timed anew (and requests
+that are not alike simulated anew, in two minutes); with `--again`, but for the points of any of
+these profiles, arrivals or numbers of workers (`4w`), where a change of the scheduler or of a
+profile shows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 import msgspec
 
 from bench.simulate import decisions
-from bench.simulate import mixtures as mixed
+from bench.simulate.mixtures import measure as measure_mixtures
 from bench.simulate.report import report
 from bench.simulate.study import Finding, examine, full, merged, quick
 
@@ -41,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study = quick() if options.quick else full()
     # Alone on the machine, as far as that is up to us.
     times = decisions.measure(requests=study.timed_requests, rounds=study.timed_rounds)
-    mixtures = mixed.measure(
-        seconds=study.closed_s, requests=study.grid[0].requests, seeds=study.seeds
+    mixtures = measure_mixtures(
+        seconds=study.closed_s, requests=study.mixed_requests, seeds=study.seeds
     )
     if options.findings:
         kept = json.loads(options.findings.read_text())

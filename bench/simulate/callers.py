@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from heapq import heappop, heappush
 from typing import Protocol
 
 from headrace_server.core.request import Request
@@ -71,7 +71,7 @@ class ClosedLoop:
             that those of one batch come back one after the other.
         end_s: the moment from which on nobody sends.
 
-    `latencies_s` are those of the requests answered by then, in seconds.
+    `latencies_s` are those of the requests that were answered by `end_s`, in seconds.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class ClosedLoop:
         self._turn_s = turn_s
         self._end_s = end_s
         self._number = 0
-        self._due_s: list[float] = []
+        self._due_s: deque[float] = deque()
         self._busy_until_s = 0.0
         for _ in range(callers):
             self._take_turn(0.0)
@@ -94,7 +94,7 @@ class ClosedLoop:
 
     def send(self) -> Request:
         """See `Callers.send`."""
-        now, number = heappop(self._due_s), self._number
+        now, number = self._due_s.popleft(), self._number
         self._number += 1
         return Request(number, None, 1, NBYTES, now, length=self._length())
 
@@ -107,4 +107,4 @@ class ClosedLoop:
     def _take_turn(self, now: float) -> None:
         self._busy_until_s = max(now, self._busy_until_s) + self._turn_s
         if self._busy_until_s < self._end_s:
-            heappush(self._due_s, self._busy_until_s)
+            self._due_s.append(self._busy_until_s)

@@ -104,7 +104,7 @@ def _run(
             workers=workers,
             objective_s=QUEUED / capacity if deadlines else math.inf,
             limits=QueueLimits(max_requests=QUEUED),
-            lengths=[profile.length(random) for _ in range(requests)],
+            lengths=[profile.draw_length(random) for _ in range(requests)],
         )
     return policy.taken
 

@@ -9,10 +9,10 @@ from random import Random
 
 from bench.simulate import bounds, static
 from bench.simulate.arrivals import PROCESSES
+from bench.simulate.policies import first_come, learned
 from bench.simulate.profiles import PROFILES, Profile
 from bench.simulate.world import Outcome, simulate
-from headrace_server.core.adaptive import AdaptivePolicy
-from headrace_server.core.policy import BatchPolicy, StaticPolicy, StaticSettings
+from headrace_server.core.policy import BatchPolicy
 
 ROUND, FITTED = "round", "fitted"
 
@@ -61,12 +61,11 @@ class Point:
 
     def ours(self, load: float, seed: int) -> Outcome:
         """One run of the learned policy."""
-        costs = self.costs
-        return self.run(AdaptivePolicy(costs.most_rows, costs.sweep(), timer_s=0.0), load, seed)
+        return self.run(learned(self.costs), load, seed)
 
     def immediate(self, load: float, seed: int) -> Outcome:
         """One run of whatever waits, at once, up to the largest batch."""
-        return self.run(StaticPolicy(StaticSettings(self.costs.most_rows)), load, seed)
+        return self.run(first_come(self.costs), load, seed)
 
     def run(self, policy: BatchPolicy, load: float, seed: int) -> Outcome:
         """One run of the scheduler that serves, under this policy."""
@@ -92,22 +91,18 @@ class Point:
         )
         return served / self.requests
 
-    def _from_decision(self, seed: int) -> Callable[[int, int], float]:
-        """What batches take from the decision on, by rows and length."""
-        costs = self.costs
-        if costs.noise:
-            random = Random(seed)
-            return lambda rows, length: costs.hop_s + costs.sample(rows, length, random)
-        known = _durations(self.profile)
-        return lambda rows, length: known[length][rows]
-
     @property
     def has_bound(self) -> bool:
         """Whether `bound` and `ceiling` are known: where all requests are alike."""
         return not self.costs.lengths
 
     def bound(self, load: float, seed: int) -> float:
-        """On-time share that nobody can exceed: the optimum with one worker. Without noise."""
+        """On-time share that nobody can exceed: the optimum with one worker. Without noise.
+
+        Raises ValueError where none is known.
+        """
+        if not self.has_bound:
+            raise ValueError(f"no bound is known of requests of several lengths: {self}")
         most = bounds.most_on_time(
             self.arrivals(load, seed),
             self.costs,
@@ -122,6 +117,15 @@ class Point:
             self.costs, load * self.rate, workers=self.workers, objective_s=self.objective_s
         )
 
+    def _from_decision(self, seed: int) -> Callable[[int, int], float]:
+        """What batches take from the decision on, by rows and length."""
+        costs = self.costs
+        if costs.noise:
+            random = Random(seed)
+            return lambda rows, length: costs.hop_s + costs.sample(rows, length, random)
+        known = _durations(self.profile)
+        return lambda rows, length: known[length][rows]
+
 
 @cache
 def _story(process: str, requests: int, seed: int) -> list[float]:
@@ -130,8 +134,8 @@ def _story(process: str, requests: int, seed: int) -> list[float]:
 
 @cache
 def _lengths(profile: str, requests: int, seed: int) -> list[int]:
-    random = Random(seed)
-    return [PROFILES[profile].length(random) for _ in range(requests)]
+    random = Random(f"lengths {seed}")  # not the numbers that the arrivals are made of
+    return [PROFILES[profile].draw_length(random) for _ in range(requests)]
 
 
 @cache

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from bench.simulate.capacity import ON_TIME, Duel
 from bench.simulate.decisions import DecisionTimes
-from bench.simulate.mixtures import FEW, HEADLINE_S, OURS, TURN_S, Minority, Mixtures
+from bench.simulate.mixtures import FEW, OBJECTIVE_S, OURS, Minority, Mixtures
 from bench.simulate.points import FITTED, ROUND
-from bench.simulate.profiles import HOP_S, TEXT
+from bench.simulate.profiles import GPU, HOP_S, TEXT, XEON_TEXT
 from bench.simulate.study import FULL, HEADLINE, HEAVIEST, HEAVY, OBJECTIVES, Finding, Study
 from bench.simulate.targets import Case, Target, goodput, mean_share, targets, where
 
@@ -66,11 +66,12 @@ the exact optimum does, with more an upper bound of it. Where no bound is known 
 latencies, shares of the optimum itself), all cases count as possible."""
 
 CAPACITY = f"""\
-The highest load at which {ON_TIME:.0%} of the requests are on time. *Objective* is in durations
-of one request alone; load 1 is what workers that start in turn carry with the largest batches that
-still leave time to wait for one. *Bound* is what nobody can exceed: with one worker the exact
-optimum of a scheduler that knows the future, with more an upper bound of it, both without noise.
-*Never* means that not even load 0.05 is carried.
+The highest load at which {ON_TIME:.0%} of the requests are on time. *Objective* is in durations of
+one request alone; load 1 is what workers that start in turn carry with the largest batches that
+still leave time to wait for one. Of `text`, where lengths differ, both are of requests of
+{TEXT.typical} tokens, the middle of them: nobody carries load 1 of those that come. *Bound* is what
+nobody can exceed: with one worker the exact optimum of a scheduler that knows the future, with more
+an upper bound of it, both without noise. *Never* means that not even load 0.05 is carried.
 
 Our capacity is set over that of the best fixed settings (size, delay, bound of the queue) of two
 kinds. *Round*: the best of at least 80 that people try, powers of two and whole milliseconds.
@@ -88,16 +89,20 @@ as bursty arrivals do, nor comes at luckily short notice, as they may. *Overload
 requests that are answered."""
 
 CLOSED = f"""\
-{TEXT.source}: sentences of the lengths that
-`make bench-text` sends, one worker, callers in one process that takes {TURN_S * 1e3:g} ms of each
-call. Sentences per second, and the 99th percentile of the latency. All policies may put
-{TEXT.most_rows} into a batch."""
+Sentences as long as those of `make bench-text`, one worker, up to {TEXT.most_rows} in a batch.
+`text`: {TEXT.source}.
+`text-xeon`: {XEON_TEXT.source}.
+A *turn* is the time from an answer to that caller's next request; callers take turns, one after
+the other, which decides how many are there when first come, first served forms its next batch.
+`text-xeon` with turns of 1.4 ms stands for the machine and the client on which the figures in
+README were measured. Sentences per second, and the 99th percentile of the latency."""
 
 MINORITIES = f"""\
-Profile `gpu`, an objective of {HEADLINE_S * 1e3:g} ms; one request in {FEW} is of a shape that
-cannot ride with the others. Latency: mean of those answered, over that under immediate dispatch. On
-time: of those that came; in brackets under immediate dispatch. Whoever cannot ride along has fewer
-chances to be on time, under any policy."""
+Profile `gpu`, an objective of {OBJECTIVE_S * 1e3:g} ms; one request in {FEW} is of a shape that
+cannot ride with the others. *Latency* is the mean of those that were answered, over what it is
+under immediate dispatch; *on time* is the share of those that came, in brackets under immediate
+dispatch. That fills batches of up to {GPU.most_rows}, too long for the objective: it is there to
+show whether the few wait for the many, not as a rival."""
 
 DECISIONS = """\
 CPU time of one decision with 1,000 requests queued and load 1.3, the garbage collector off. Of the
@@ -113,17 +118,17 @@ Written by `make bench-sim`, with Headrace {version("headrace")}, Python
 The scheduler that serves runs here under an injected clock, on workers whose batches take what a
 profile says (`bench/simulate/profiles.py`), with noise where that is said, and which begin a *hop*
 of {HOP_S * 1e3:g} ms after the decision, unless they were staged behind a running batch (`mlp` has
-no hop). Fixed settings stage nothing: they bind a batch when a worker is idle, as today's servers
-do, which costs them the hop and spares them from closing batches early. Runs have {min(requests):,}
-to {max(requests):,} requests, in a full study those of {OBJECTIVES} objectives at load 1 or more;
-none of them is left out: the policy knows the durations of batches from a sweep, as the server does
-from loading a model, and the rate of arrivals it has to learn. Everything is a mean over
-{study.seeds} seeds; all policies get the same arrivals, and a higher load is the same story told
-faster.
+no hop). The fixed settings that capacities are set over stage nothing: they bind a batch when a
+worker is idle, as today's servers do, which costs them the hop and spares them from closing batches
+early. Runs have {min(requests):,} to {max(requests):,} requests, in a full study those of
+{OBJECTIVES} objectives at load 1 or more; none of them is left out: the policy knows the durations
+of batches from a sweep, as the server does from loading a model, and the rate of arrivals it has to
+learn. Everything is a mean over {study.seeds} seeds; all policies get the same arrivals, and a
+higher load is the same story told faster.
 
 The fixed settings are tuned at every point on other seeds ({study.tuning_seeds}). The best
 {study.finalists} are then judged on the {study.seeds} seeds that count, and the best of these is
-the rival. Ratios carry 95 % confidence intervals: a jackknife over the seeds.
+the rival. Ratios of capacities carry 95 % confidence intervals: a jackknife over the seeds.
 
 A point such as *cv4, 2w, 10x* is arrivals whose gaps have a coefficient of variation of 4 (gamma),
 2 workers, and an objective of 10 times what one request takes alone. *Diurnal* arrivals swing by
@@ -245,14 +250,14 @@ def _loads(study: Study, grid: Iterable[Finding]) -> str:
 def _closed(mixtures: Mixtures) -> str:
     rows = []
     for found in mixtures.closed:
-        policy, in_flight = found.policy, found.in_flight
+        case = found.policy, found.in_flight, found.setup
         over = p99_over = ""
-        if policy != OURS:
-            over = f"{mixtures.over(policy, in_flight):.2f}x"
-            p99_over = f"{mixtures.p99_over(policy, in_flight):.2f}x"
+        if found.policy != OURS:
+            over, p99_over = f"{mixtures.over(*case):.2f}x", f"{mixtures.p99_over(*case):.2f}x"
         rate, p99 = f"{found.rate:.1f}", f"{found.p99_s * 1e3:,.0f} ms"
-        rows.append((in_flight, policy, rate, over, p99, p99_over))
-    return _table(("in flight", "policy", "per second", "learned is", "p99", "learned is"), rows)
+        rows.append((found.setup, found.in_flight, found.policy, rate, over, p99, p99_over))
+    titles = ("", "in flight", "policy", "per second", "learned is", "p99", "learned is")
+    return _table(titles, rows)
 
 
 def _minorities(found: Iterable[Minority]) -> str:

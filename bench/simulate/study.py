@@ -35,7 +35,11 @@ LIGHT, FULL, HEAVY, HEAVIEST = 0.3, 1.0, 1.3, 1.5
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What to examine: the points of the grid in full, beside them others for capacity alone."""
+    """What to examine: the points of the grid in full, beside them others for capacity alone.
+
+    Then closed loops of `closed_s` simulated seconds, mixtures of `mixed_requests`, and decisions
+    while `timed_requests` come, `timed_rounds` times.
+    """
 
     grid: Sequence[Point]
     others: Sequence[Point]
@@ -46,6 +50,7 @@ class Study:
     timed_requests: int
     timed_rounds: int
     closed_s: float
+    mixed_requests: int
 
     @property
     def points(self) -> list[Point]:
@@ -108,7 +113,16 @@ def full() -> Study:
         for workers in (1, 4)
     ]
     return Study(
-        grid, others, LOADS, 10, 3, 6, timed_requests=15_000, timed_rounds=3, closed_s=120.0
+        grid,
+        others,
+        LOADS,
+        seeds=10,
+        tuning_seeds=3,
+        finalists=6,
+        timed_requests=15_000,
+        timed_rounds=3,
+        closed_s=120.0,
+        mixed_requests=20_000,
     )
 
 
@@ -127,7 +141,18 @@ def quick() -> Study:
     ]
     others = [Point("gpu-steps", "poisson", 1, HEADLINE, requests)]
     loads = (LIGHT, FULL, HEAVY, HEAVIEST)
-    return Study(grid, others, loads, 3, 1, 2, timed_requests=6_000, timed_rounds=1, closed_s=10.0)
+    return Study(
+        grid,
+        others,
+        loads,
+        seeds=3,
+        tuning_seeds=1,
+        finalists=2,
+        timed_requests=6_000,
+        timed_rounds=1,
+        closed_s=5.0,
+        mixed_requests=requests,
+    )
 
 
 def examine(study: Study, *, processes: int) -> list[Finding]:

@@ -72,10 +72,10 @@ def simulate(
 ) -> Outcome:
     """Run the scheduler over these arrivals (see `OpenLoop`); returns when everybody has left."""
     callers = OpenLoop(arrivals, objective_s, lengths, keys)
-    return serve(policy, callers, profile, workers=workers, limits=limits, seed=seed)
+    return play(policy, callers, profile, workers=workers, limits=limits, seed=seed)
 
 
-def serve(
+def play(
     policy: BatchPolicy,
     callers: Callers,
     profile: Profile,

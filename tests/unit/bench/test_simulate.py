@@ -17,7 +17,7 @@ from bench.simulate.callers import ClosedLoop
 from bench.simulate.capacity import LOWEST, RUNGS, Shares, best_settings, duel
 from bench.simulate.points import FITTED, ROUND, Point
 from bench.simulate.profiles import PROFILES, TEXT, Profile
-from bench.simulate.world import serve, simulate
+from bench.simulate.world import play, simulate
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -144,9 +144,9 @@ class WatchedLoop(ClosedLoop):
 def test_callers_of_a_closed_loop_wait_for_their_answers(
     callers: int, turn_s: float, seed: int
 ) -> None:
-    loop = WatchedLoop(callers, partial(TEXT.length, Random(seed)), turn_s=turn_s, end_s=2.0)
+    loop = WatchedLoop(callers, partial(TEXT.draw_length, Random(seed)), turn_s=turn_s, end_s=2.0)
     policy = AdaptivePolicy(TEXT.most_rows, TEXT.sweep())
-    outcome = serve(policy, loop, TEXT, workers=1)
+    outcome = play(policy, loop, TEXT, workers=1)
     assert loop.waiting == 0
     assert loop.most_waiting <= callers
     assert outcome.offered == outcome.on_time == len(outcome.latencies_s)
@@ -156,9 +156,29 @@ def test_callers_of_a_closed_loop_wait_for_their_answers(
     assert in_flight + len(loop.latencies_s) * callers * turn_s / 2.0 >= 0.7 * callers
 
 
+def test_callers_take_turns_one_after_the_other_until_the_end() -> None:
+    loop = ClosedLoop(3, lambda: 7, turn_s=1.0, end_s=8.0)
+    sent = []
+    for due_s in (1.0, 2.0, 3.0):
+        assert loop.next_s == due_s
+        sent.append(loop.send())
+    assert loop.next_s == math.inf
+    assert [(r.arrival_s, r.deadline_s, r.length) for r in sent] == [
+        (due_s, math.inf, 7) for due_s in (1.0, 2.0, 3.0)
+    ]
+    for request in sent:
+        loop.answered(request, 5.0)
+    assert loop.latencies_s == [4.0, 3.0, 2.0]
+    again = [loop.next_s, loop.send().arrival_s, loop.next_s, loop.send().arrival_s]
+    assert again == [6.0, 6.0, 7.0, 7.0]
+    assert loop.next_s == math.inf  # the third turn would end at the end
+    loop.answered(sent[0], 8.5)
+    assert len(loop.latencies_s) == 3
+
+
 def test_one_caller_alone_pays_for_turn_hop_and_batch() -> None:
     loop = ClosedLoop(1, lambda: 18, turn_s=0.001, end_s=10.0)
-    serve(StaticPolicy(StaticSettings(1)), loop, TEXT, workers=1)
+    play(StaticPolicy(StaticSettings(1)), loop, TEXT, workers=1)
     latency_s = TEXT.hop_s + TEXT.duration_s(1, 18)
     assert loop.latencies_s == pytest.approx([latency_s] * int(10.0 / (latency_s + 0.001)))
 
@@ -280,6 +300,14 @@ def test_nobody_beats_the_bound(
     assert point.immediate(load, seed).on_time_share <= bound
     settings = static.Settings(9, 0.0, static.NO_CAP)
     assert point.rival(settings, load, seed) <= bound
+
+
+def test_no_bound_is_told_where_lengths_differ() -> None:
+    point = Point("text", "poisson", 1, 20.0, 100)
+    assert not point.has_bound
+    with pytest.raises(ValueError, match="no bound is known"):
+        point.bound(0.5, 0)
+    assert Point("gpu", "poisson", 1, 4.08, 100).has_bound
 
 
 def test_ceiling_is_what_arrives_until_workers_are_full() -> None:

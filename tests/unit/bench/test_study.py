@@ -75,8 +75,8 @@ def test_quick_study_writes_a_report_raw_data_and_pictures(
     raw = json.loads((tmp_path / "simulation.json").read_text())
     assert len(raw["findings"]) == 4
     assert len(raw["decisions"]) == 5
-    assert len(raw["mixtures"]["closed"]) == 20
-    assert "| 64 | learned |" in text
+    assert len(raw["mixtures"]["closed"]) == 60
+    assert "| text, turns of 1.4 ms | 64 | learned |" in text
     assert "| cv4, 2w, load 0.9 |" in text
     again = ("--findings", str(tmp_path / "simulation.json"), "--again", "cv4")
     assert main(["--quick", "--out", str(tmp_path), "--processes", "1", *again]) == 0
