@@ -52,7 +52,7 @@ protos: install  ## Generate the stubs from protos/
 protos-check: install  ## Fail when the stubs are not what protos/ generates
 	$(BIN)/python protos/generate.py --check
 
-bench-text: install  ## Real sentences under three batching policies, side by side: docs/bench-text.json
+bench-text: install  ## Real sentences under four batching policies, side by side: docs/bench-text.json
 	$(BIN)/python -m bench.text --json docs/bench-text.json
 
 bench-resnet: install  ## A network where batching gains nothing: docs/bench-resnet.json
