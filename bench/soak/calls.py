@@ -127,7 +127,11 @@ def judge_error(call: Call, error: Exception) -> tuple[End, str]:
 
 
 class Tally:
-    """Counts how calls ended; keeps the first of the bad ones in words."""
+    """Counts how calls ended; keeps the first of the bad ones in words.
+
+    `latencies_s`: of the calls that were answered, from when they were due. `lag_s`: the most by
+    which a call was sent late. In seconds.
+    """
 
     def __init__(self) -> None:
         self.valid: Counter[End] = Counter()
@@ -135,6 +139,7 @@ class Tally:
         self.refusals: Counter[str] = Counter()
         self._examples: dict[End, list[str]] = defaultdict(list)
         self.latencies_s: list[float] = []
+        self.lag_s = 0.0
 
     def count(self, call: Call, end: End, detail: str) -> None:
         """Count one call."""

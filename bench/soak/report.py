@@ -21,6 +21,9 @@ SLABS_PER_WORKER = 4
 SUCCESS = 0.999
 GROWTH = 1.05
 RECOVERY_S = 0.3
+LAG_S = 2.0
+"""A client that is later than that has no time to read its answers either: they wait until the
+server refuses more of them, or until their deadlines, and none of it is the server's doing."""
 MIB = 1 << 20
 
 
@@ -80,6 +83,12 @@ class Soak:
                     ("hung calls", End.HUNG),
                     ("requests lost", End.LOST),
                 )
+            ),
+            Target(
+                "how late the client was to send (else the machine is too slow to judge by)",
+                f"at most {LAG_S:g} s",
+                f"{tally.lag_s:.2f} s",
+                tally.lag_s <= LAG_S,
             ),
             Target(
                 "calls whose deadline passed without a word",
@@ -172,6 +181,7 @@ class Soak:
             "bad": {end.value: count for end, count in tally.bad.items()},
             "refusals": dict(tally.refusals),
             "examples": tally.examples,
+            "lag_s": tally.lag_s,
             "latency_s": {
                 f"p{q:g}": float(np.percentile(tally.latencies_s or [0.0], q))
                 for q in (50, 90, 99, 99.9, 100)

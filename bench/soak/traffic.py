@@ -92,6 +92,8 @@ class Traffic:
 
     async def _call(self, call: Call, due_s: float) -> None:
         self.sent += 1
+        loop = asyncio.get_running_loop()
+        self.tally.lag_s = max(self.tally.lag_s, loop.time() - due_s)
         request_id = str(self.sent)
         client = self._clients[self.sent % len(self._clients)]
         endless = self._random.random() < self._mix.endless_share
@@ -108,7 +110,7 @@ class Traffic:
         except Exception as error:
             self.tally.count(call, *judge_error(call, error))
         else:
-            self.tally.latencies_s.append(asyncio.get_running_loop().time() - due_s)
+            self.tally.latencies_s.append(loop.time() - due_s)
             self.tally.count(call, *judge_answer(call, request_id, result))
 
     def _pick(self, calls: Sequence[Call]) -> Call:

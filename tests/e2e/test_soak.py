@@ -19,3 +19,5 @@ def test_nothing_is_lost_in_a_minute_of_kills_and_reloads(tmp_path: Path) -> Non
     soak = json.loads(found.read_text())
     assert soak["valid"]["right"] > 1_000
     assert sum(soak["killed"].values()) >= 5
+    assert 0.0 < soak["lag_s"] < 60.0
+    assert any(target["name"].startswith("how late the client") for target in soak["targets"])
