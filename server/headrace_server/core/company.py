@@ -19,6 +19,12 @@ LINGER = 3.0
 latencies of gamma arrivals by less than 1 %; a tenth of the mean gap of all arrivals made pairs
 that came 150 ms apart wait for 5 ms, for a third one (37 in place of 33 ms on the mean)."""
 
+OVER = 8
+"""Arrivals in a row of whom none came right behind another, after which bursts are not expected any
+more. Of gamma arrivals with a coefficient of variation of 2 one run in a hundred is so long. Else
+dozens of callers would wait in vain after a closed loop has ended: for 3 ms each, where single rows
+take 60 and a batch saves a fifth."""
+
 
 class _Mark(NamedTuple):
     """One of the arrivals, and sums over all before it: those who followed another one soon, and
@@ -36,6 +42,7 @@ class Company:
         self._marks: deque[_Mark] = deque(maxlen=WINDOW // STRIDE)
         self._count = 0
         self._followers = 0
+        self._alone = 0
         self._squares = 0.0
         self._last_s = -math.inf
         self.gap_s = math.inf
@@ -47,7 +54,9 @@ class Company:
     def add(self, now: float) -> None:
         """One more arrived."""
         gap_s = now - self._last_s
+        self._alone += 1
         if gap_s < BRIEF * self.gap_s < math.inf:
+            self._alone = 0
             self._followers += 1
             self._squares += gap_s * gap_s
         self._last_s = now
@@ -55,6 +64,8 @@ class Company:
             self._marks.append(_Mark(now, self._followers, self._squares))
             self.gap_s = self._mean_gap_s()
             self.burst_gap_s = self._longest_gap_in_bursts_s()
+        if self._alone >= OVER:
+            self.burst_gap_s = 0.0
         self._count += 1
 
     def _mean_gap_s(self) -> float:

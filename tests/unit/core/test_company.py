@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from headrace_server.core.arrivals import STRIDE, WINDOW
-from headrace_server.core.company import Company
+from headrace_server.core.company import OVER, Company
 
 
 def arrive(company: Company, count: int, gap_s: float, at: float = 0.0) -> float:
@@ -80,6 +80,18 @@ def test_bursts_are_forgotten_soon_after_arrivals_are_spread(since: int) -> None
     assert company.burst_gap_s > 0.0
     arrive(company, since, 0.2, last_s + 0.2)
     assert company.burst_gap_s == 0.0
+
+
+def test_bursts_are_over_when_a_few_in_a_row_come_alone() -> None:
+    company = Company()
+    last_s = arrive_in_bursts(company, WINDOW // 5, size=5)
+    last_s = arrive(company, OVER - 1, 0.2, last_s + 0.2)
+    assert company.burst_gap_s > 0.0
+    company.add(last_s + 0.2)
+    assert company.burst_gap_s == 0.0
+    for burst in range(4):
+        arrive(company, 5, 0.001, last_s + 1.0 + burst)
+    assert company.burst_gap_s == pytest.approx(0.003, rel=0.05)
 
 
 @pytest.mark.parametrize("seed", range(5))
