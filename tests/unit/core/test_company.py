@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from headrace_server.core.arrivals import STRIDE, WINDOW
-from headrace_server.core.company import OVER, Company
+from headrace_server.core.company import RARE, Company
 
 
 def arrive(company: Company, count: int, gap_s: float, at: float = 0.0) -> float:
@@ -82,12 +82,24 @@ def test_bursts_are_forgotten_soon_after_arrivals_are_spread(since: int) -> None
     assert company.burst_gap_s == 0.0
 
 
-def test_bursts_are_over_when_a_few_in_a_row_come_alone() -> None:
+@pytest.mark.parametrize(("size", "alone"), [(2, 9), (5, 4), (16, 3)])
+def test_the_longer_bursts_are_the_fewer_must_come_alone_until_they_are_over(
+    size: int, alone: int
+) -> None:
     company = Company()
-    last_s = arrive_in_bursts(company, WINDOW // 5, size=5)
-    last_s = arrive(company, OVER - 1, 0.2, last_s + 0.2)
+    last_s = arrive_in_bursts(company, 16 * STRIDE, size)
+    assert company.burst_gap_s > 0.0
+    last_s = arrive(company, alone - 1, 0.2, last_s + 0.2)
     assert company.burst_gap_s > 0.0
     company.add(last_s + 0.2)
+    assert company.burst_gap_s == 0.0
+    assert (1 / size) ** alone < RARE < (1 / size) ** (alone - 1)
+
+
+def test_bursts_that_were_over_are_expected_again_when_they_come_again() -> None:
+    company = Company()
+    last_s = arrive_in_bursts(company, WINDOW // 5, size=5)
+    last_s = arrive(company, 8, 0.2, last_s + 0.2)
     assert company.burst_gap_s == 0.0
     for burst in range(4):
         arrive(company, 5, 0.001, last_s + 1.0 + burst)
