@@ -10,7 +10,7 @@ EVERY_S = 2.0
 """To look that often costs nothing that can be measured, also where messages are large (576 KiB:
 2.6 ms of CPU each, 2.5 when looking every 10 s, spread 0.7), and less is given back at a time."""
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 """Of glibc's `malloc.h`."""
 
 
@@ -34,13 +34,35 @@ def keep_one_heap() -> None:
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
-async def give_back_freed() -> None:
-    """Do so from time to time, for ever; ends at once where the C library is not glibc."""
+def keep_what_is_freed() -> None:
+    """Have everything that is freed stay in this process until `give_back` is called, for whatever
+    is allocated next. Nothing happens where the C library is not glibc.
+
+    Left alone, glibc maps what is larger than 32 MiB anew each time and gives it back when it is
+    freed, and of the rest what lies at the end of the heap. A batch of 16 images in ResNet-18 took
+    50,000 pages so, which the system has to clear first: 788 ms, and 690 without; 8 images take
+    4 % less, 4 images 2 %, one as long as before (14 rounds in turn, +- 3 %).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)  # heaps of other threads would hold no more than 64 MiB each
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)  # never
+
+
+def give_back() -> None:
+    """Return to the system what is free; it does nothing where the C library is not glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    while trim is not None:
+    if trim is not None:
+        trim(0)
+
+
+async def give_back_freed() -> None:
+    """Do so from time to time, for ever."""
+    while True:
         await asyncio.sleep(EVERY_S)
         # In a thread: there may be a gigabyte to give back, and calls wait for this loop.
-        await asyncio.to_thread(trim, 0)
+        await asyncio.to_thread(give_back)
 
 
 GC_THRESHOLDS = (20_000, 20, 20)

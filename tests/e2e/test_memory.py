@@ -1,4 +1,4 @@
-"""The front's memory: nothing stays of a model that is loaded again, nor of large messages."""
+"""Memory: nothing stays of a model that is loaded again, of large messages, or of large batches."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from weakref import ref
 
 import numpy as np
 import pytest
+from bench.processes import memory_bytes
 
 from headrace.aio import AsyncClient
 from headrace.errors import NotFound
@@ -75,6 +76,34 @@ async def test_a_deployment_that_ended_is_gone_from_memory(tmp_path: Path) -> No
             assert last() is not None
     finally:
         await server.stop()
+
+
+LARGE = """
+    from headrace_server import Model, TensorSpec
+
+    class Large(Model):
+        inputs = [TensorSpec("x", "INT64", [1])]
+        outputs = [TensorSpec("y", "INT64", [1])]
+
+        def forward(self, x):
+            b"1" * (256 << 20)
+            return x
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="of glibc")
+async def test_a_worker_keeps_what_batches_need_and_gives_it_back_when_none_come(
+    tmp_path: Path,
+) -> None:
+    write_model(tmp_path, "large", LARGE)
+    with ServerProcess(tmp_path) as server:
+        before = memory_bytes(server.pid)
+        async with AsyncClient(server.grpc_address) as client:
+            await client.infer("large", {"x": [[1]]}, timeout=60.0)
+        assert memory_bytes(server.pid) - before > 200 << 20
+        async with asyncio.timeout(60):
+            while memory_bytes(server.pid) - before > 50 << 20:
+                await asyncio.sleep(0.05)
 
 
 HEAP_BYTES = 64 << 20

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace_server.awake import AwakeWaiting
 from headrace_server.core.cost import Sample
+from headrace_server.memory import give_back, keep_what_is_freed
 from headrace_server.models.errors import ConfigError, ModelError, described
 from headrace_server.models.gpu_options import gpu_options
 from headrace_server.models.repository import ModelKind, ModelSource
@@ -47,6 +48,10 @@ RECEIVE_BYTES = 1 << 16
 MAX_DESCRIPTORS = 8
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
+
+IDLE_S = 5.0
+"""Without a message for so long, the worker gives back what batches used. The next large one takes
+a tenth longer then."""
 
 log = logging.getLogger("headrace.worker")
 
@@ -100,6 +105,7 @@ class _Session:
         # Of what it makes nothing goes again: not to look for cycles in it, now or ever, saves an
         # eighth.
         gc.disable()
+        keep_what_is_freed()  # before there is a second thread
         import torch
 
         gc.freeze()
@@ -124,6 +130,7 @@ class _Session:
             log.error("the model could not be loaded:\n%s", traceback.format_exc())
             self._send(frames.LoadFailed(frames.sendable(described(error))))
             return 1
+        give_back()  # what loading needed may be as large as the model, and batches may never be
         self._send(loaded)
         self._run_batches(messages, path)
         model.close()
@@ -222,8 +229,14 @@ class _Session:
         readable = select.poll()
         readable.register(self._connection, select.POLLIN)
         waiting = AwakeWaiting()
+
+        def look(timeout: float | None) -> bool:
+            return bool(readable.poll(None if timeout is None else timeout * 1e3))
+
         while True:
-            waiting.wait(readable.poll, None)
+            if not waiting.wait(look, IDLE_S):
+                give_back()
+                waiting.wait(look, None)
             data, received, _, _ = socket.recv_fds(self._connection, RECEIVE_BYTES, MAX_DESCRIPTORS)
             if not data:
                 return
