@@ -11,6 +11,10 @@ changes with the round, so that a machine that slows down favours nobody, and ea
 of its own: of two processes that are the same, one may be slower by 3 % for as long as it lives.
 The two servers that are the same show what the machine alone makes of such a comparison; ours is
 set beside both.
+
+A machine that changes its speed by a third within seconds hides what a policy costs. So each open
+loop is also set beside itself: what the mean latency would have been had the same requests ridden
+one by one, in order of arrival, each for as long as those took that did ride alone in that run.
 """
 
 from __future__ import annotations
@@ -94,8 +98,24 @@ def build_repository(repository: Path, config: str, size: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """One answered request of an open loop: when it was due, how long its caller waited from then
+    on, how long it was in the queue and its batch in the worker, in seconds; the batch's rows."""
+
+    due_s: float
+    latency_s: float
+    queue_s: float
+    compute_s: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
-    """One policy at one load (0: closed loop) for one round."""
+    """One policy at one load (0: closed loop) for one round.
+
+    `single_ms` is the mean that a batch of one row took, and `one_by_one_ms` the mean latency if
+    all had ridden so; None in a closed loop, and where nobody rode alone.
+    """
 
     policy: str
     load: float
@@ -103,29 +123,53 @@ class Run:
     images_per_s: float
     mean_ms: float
     p99_ms: float
+    single_ms: float | None = None
+    one_by_one_ms: float | None = None
 
 
 async def drive_open(
     client: AsyncClient, inputs: dict[str, np.ndarray], rate: float, seconds: float, seed: int
-) -> list[float]:
-    """Latencies in seconds, counted from the moments at which the requests were due; the first one
-    is due at once."""
+) -> list[Call]:
+    """What became of the requests, the first of which is due at once."""
     random = Random(seed)
-    latencies: list[float] = []
+    calls: list[Call] = []
     loop = asyncio.get_running_loop()
     began = loop.time()
 
     async def one(due_s: float) -> None:
-        await client.infer(MODEL, inputs, timeout=60.0)
-        latencies.append(loop.time() - began - due_s)
+        answer = await client.infer(
+            MODEL, inputs, parameters={"headrace_timing": True}, timeout=60.0
+        )
+        latency_s = loop.time() - began - due_s
+        queue_us, compute_us, rows = (
+            int(answer.parameters[f"headrace_{what}"])
+            for what in ("queue_us", "compute_us", "batch_rows")
+        )
+        calls.append(Call(due_s, latency_s, queue_us * 1e-6, compute_us * 1e-6, rows))
 
-    async with asyncio.TaskGroup() as calls:
+    async with asyncio.TaskGroup() as tasks:
         due_s = 0.0
         while due_s < seconds:
             await asyncio.sleep(began + due_s - loop.time())
-            calls.create_task(one(due_s))
+            tasks.create_task(one(due_s))
             due_s += random.expovariate(rate)
-    return latencies
+    return calls
+
+
+def one_by_one(calls: Sequence[Call]) -> tuple[float, float] | None:
+    """The mean that a batch of one row took, and the mean latency if all had ridden so, in order of
+    arrival, in seconds; None where nobody rode alone. What a call takes besides the queue and the
+    worker stays as it was."""
+    alone_s = [call.compute_s for call in calls if call.rows == 1]
+    if not alone_s:
+        return None
+    single_s = statistics.fmean(alone_s)
+    besides_s = statistics.fmean(call.latency_s - call.queue_s - call.compute_s for call in calls)
+    free_s, latencies_s = 0.0, []
+    for due_s in sorted(call.due_s for call in calls):
+        free_s = max(free_s, due_s) + single_s
+        latencies_s.append(free_s - due_s)
+    return single_s, statistics.fmean(latencies_s) + besides_s
 
 
 async def drive_closed(
@@ -151,8 +195,11 @@ async def measure(
         (given,) = (await client.model_metadata(MODEL)).inputs
         image = np.random.default_rng(0).random((1, *given.shape[1:]), dtype=np.float32)
         inputs = {given.name: image}
+        apart = None
         if load:
-            latencies = await drive_open(client, inputs, load * rate, seconds, number)
+            calls = await drive_open(client, inputs, load * rate, seconds, number)
+            latencies = [call.latency_s for call in calls]
+            apart = one_by_one(calls)
         else:
             began_s = time.perf_counter()
             latencies = await drive_closed(client, inputs, seconds)
@@ -164,6 +211,7 @@ async def measure(
         len(latencies) / seconds,
         statistics.mean(latencies) * 1e3,
         float(np.percentile(latencies, 99)) * 1e3,
+        *(seconds * 1e3 for seconds in apart or ()),
     )
 
 
@@ -217,8 +265,15 @@ def shown(run: Run) -> str:
 
 
 def report(runs: list[Run]) -> None:
-    """What learned does to latency and throughput: means over the rounds, pair by pair."""
-    print("\n        load                                mean latency               throughput")
+    """What learned does to latency and throughput: means over the rounds, pair by pair. Then the
+    two parts of the latency: the speed of single rows, and what the policy made of it."""
+    columns: dict[str, Callable[[Run], float | None]] = {
+        "mean latency": lambda run: run.mean_ms,
+        "throughput": lambda run: run.images_per_s,
+        "single rows": lambda run: run.single_ms,
+        "over one by one": lambda run: run.one_by_one_ms and run.mean_ms / run.one_by_one_ms,
+    }
+    print("\n        load  " + " " * 25 + "".join(f"  {name:<22}" for name in columns))
     for load in sorted({run.load for run in runs}):
         learned, alone, again = (
             sorted((r for r in runs if (r.policy, r.load) == (policy, load)), key=lambda r: r.round)
@@ -229,19 +284,22 @@ def report(runs: list[Run]) -> None:
             ("learned over no batching", learned, (alone, again)),
             ("no batching over the same", again, (alone,)),
         ):
-            slower = interval(_ratios(ours, others, lambda run: run.mean_ms))
-            faster = interval(_ratios(ours, others, lambda run: run.images_per_s))
-            print(f"{label:>12}  {what:<25}  {slower:<25}  {faster}")
+            ratios = [_ratios(ours, others, value) for value in columns.values()]
+            shown = "".join(f"  {interval(r) if len(r) > 1 else '':<22}" for r in ratios)
+            print(f"{label:>12}  {what:<25}{shown}".rstrip())
 
 
 def _ratios(
-    runs: Sequence[Run], others: Sequence[Sequence[Run]], value: Callable[[Run], float]
+    runs: Sequence[Run], others: Sequence[Sequence[Run]], value: Callable[[Run], float | None]
 ) -> list[float]:
-    """Of each round: the value over the geometric mean of the others'."""
-    return [
-        value(run) / statistics.geometric_mean(map(value, beside))
-        for run, *beside in zip(runs, *others, strict=True)
-    ]
+    """Of each round in which all have one: the value over the geometric mean of the others'."""
+    found = []
+    for together in zip(runs, *others, strict=True):
+        mine, *theirs = (value(run) for run in together)
+        known = [their for their in theirs if their is not None]
+        if mine is not None and len(known) == len(theirs):
+            found.append(mine / statistics.geometric_mean(known))
+    return found
 
 
 def interval(ratios: list[float]) -> str:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from bench.resnet import CLOSED, POLICIES, main
+from bench.resnet import CLOSED, POLICIES, Call, main, one_by_one
 
 pytestmark = pytest.mark.e2e
 
@@ -30,6 +30,22 @@ def test_all_servers_are_measured_at_every_load(
     # The arrivals of an open loop are the same for all, and all of them are answered.
     offered = {(run["round"], run["images_per_s"]) for run in runs if run["load"]}
     assert len(offered) == 2
+    for run in runs:
+        if run["load"] and run["policy"] != first:
+            assert 0 < run["single_ms"] < run["one_by_one_ms"]
     shown = capsys.readouterr().out
     assert f"{CLOSED} in flight  learned over no batching" in shown
     assert f"{CLOSED} in flight  no batching over the same" in shown
+
+
+def test_one_by_one_is_what_a_queue_at_the_speed_of_single_rows_makes_of_the_same_arrivals() -> (
+    None
+):
+    calls = [
+        Call(due_s=0.0, latency_s=1.5, queue_s=0.0, compute_s=1.0, rows=1),
+        Call(due_s=0.5, latency_s=2.9, queue_s=0.5, compute_s=1.9, rows=2),
+        Call(due_s=0.6, latency_s=2.8, queue_s=0.4, compute_s=1.9, rows=2),
+    ]
+    # They end after 1, 2 and 3 seconds, and half a second more is spent on the way.
+    assert one_by_one(calls) == pytest.approx((1.0, (1.0 + 1.5 + 2.4) / 3 + 0.5))
+    assert one_by_one(calls[1:]) is None
