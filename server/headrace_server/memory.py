@@ -27,11 +27,9 @@ def keep_one_heap() -> None:
     leave that to one place, and messages of up to 32 MiB in the heap, saves a quarter of the CPU
     that 576 KiB cost (2.5 ms for 3.5; for 64 KiB and less it is the same).
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
-        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+    _of_glibc("mallopt", _M_ARENA_MAX, 1)
+    _of_glibc("mallopt", _M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+    _of_glibc("mallopt", _M_TRIM_THRESHOLD, 1 << 30)
 
 
 def keep_what_is_freed() -> None:
@@ -43,26 +41,32 @@ def keep_what_is_freed() -> None:
     50,000 pages so, which the system has to clear first: 788 ms, and 690 without; 8 images take
     4 % less, 4 images 2 %, one as long as before (14 rounds in turn, +- 3 %).
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)  # heaps of other threads would hold no more than 64 MiB each
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)  # never
+    _of_glibc("mallopt", _M_ARENA_MAX, 1)  # others would hold no more than 64 MiB each
+    _of_glibc("mallopt", _M_MMAP_MAX, 0)
+    _of_glibc("mallopt", _M_TRIM_THRESHOLD, -1)  # never
 
 
-def give_back() -> None:
-    """Return to the system what is free; it does nothing where the C library is not glibc."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+def give_back() -> bool:
+    """Return to the system what is free; False where the C library is not glibc."""
+    return _of_glibc("malloc_trim", 0)
 
 
 async def give_back_freed() -> None:
-    """Do so from time to time, for ever."""
-    while True:
+    """Do so from time to time, for ever; ends where the C library is not glibc."""
+    can = True
+    while can:
         await asyncio.sleep(EVERY_S)
         # In a thread: there may be a gigabyte to give back, and calls wait for this loop.
-        await asyncio.to_thread(give_back)
+        can = await asyncio.to_thread(give_back)
+
+
+def _of_glibc(name: str, *arguments: int) -> bool:
+    """Call this function of the C library; False where it has none of that name."""
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is None:
+        return False
+    function(*arguments)
+    return True
 
 
 GC_THRESHOLDS = (20_000, 20, 20)

@@ -101,11 +101,11 @@ class _Session:
         self._outputs: dict[int, WritableSlab] = {}
 
     def serve(self) -> int:
+        keep_what_is_freed()  # before there is a second thread
         # The slow part of starting from scratch; the front sees this worker as STARTING meanwhile.
         # Of what it makes nothing goes again: not to look for cycles in it, now or ever, saves an
         # eighth.
         gc.disable()
-        keep_what_is_freed()  # before there is a second thread
         import torch
 
         gc.freeze()
