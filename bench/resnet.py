@@ -27,7 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import pairwise, product
@@ -230,30 +230,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         repositories = {policy: Path(directory) / policy.replace(" ", "-") for policy in POLICIES}
         for policy, config in POLICIES.items():
             build_repository(repositories[policy], config, options.size)
-        rate = 0.0
+        with ServerProcess(repositories["no batching"], "--cores", "1") as single:
+            seconds = min(5.0, options.seconds)
+            closed = measure(single.grpc_address, "no batching", 0.0, 0.0, 0, seconds)
+            rate = asyncio.run(closed).images_per_s
         for number in range(options.rounds):
-            with ExitStack() as started:
-                addresses = {
-                    policy: started.enter_context(
-                        ServerProcess(repository, "--cores", "1")
-                    ).grpc_address
-                    for policy, repository in repositories.items()
-                }
-                if not rate:
-                    single, seconds = addresses["no batching"], min(5.0, options.seconds)
-                    rate = asyncio.run(measure(single, "", 0.0, 0.0, 0, seconds)).images_per_s
-                turns = list(addresses.items())
-                first = number % len(turns)
-                for load, (policy, address) in product(
-                    (0.0, *options.loads), turns[first:] + turns[:first]
-                ):
-                    run = asyncio.run(measure(address, policy, load, rate, number, options.seconds))
-                    print(f"round {number + 1}, {shown(run)}", flush=True)
-                    runs.append(run)
+            for run in one_round(repositories, options.loads, rate, number, options.seconds):
+                print(f"round {number + 1}, {shown(run)}", flush=True)
+                runs.append(run)
     report(runs)
     if options.json:
         options.json.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
     return 0
+
+
+def one_round(
+    repositories: Mapping[str, Path],
+    loads: Sequence[float],
+    rate: float,
+    number: int,
+    seconds: float,
+) -> Iterator[Run]:
+    """All policies in turn, each on a server of its own, first in a closed loop."""
+    with ExitStack() as servers:
+        turns = [
+            (policy, servers.enter_context(ServerProcess(repository, "--cores", "1")).grpc_address)
+            for policy, repository in repositories.items()
+        ]
+        first = number % len(turns)
+        for load, (policy, address) in product((0.0, *loads), turns[first:] + turns[:first]):
+            yield asyncio.run(measure(address, policy, load, rate, number, seconds))
 
 
 def shown(run: Run) -> str:
@@ -285,8 +291,8 @@ def report(runs: list[Run]) -> None:
             ("no batching over the same", again, (alone,)),
         ):
             ratios = [_ratios(ours, others, value) for value in columns.values()]
-            shown = "".join(f"  {interval(r) if len(r) > 1 else '':<22}" for r in ratios)
-            print(f"{label:>12}  {what:<25}{shown}".rstrip())
+            cells = "".join(f"  {interval(r) if len(r) > 1 else '':<22}" for r in ratios)
+            print(f"{label:>12}  {what:<25}{cells}".rstrip())
 
 
 def _ratios(
