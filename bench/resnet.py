@@ -2,19 +2,20 @@
 
     python -m bench.resnet [--loads 0.3 0.6 0.8] [--rounds 10] [--seconds 8] [--size 224]
 
-ResNet-18 (He et al., 2015; random weights) on images of 224 x 224, one worker, one torch thread:
-29 ms for one image, and as much for each in a batch. It is served under the learned policy and, by
-two servers, one row at a time, and gets the same arrivals, in turn, round after round: closed loop
-with 16 in flight, then open loop, Poisson, at shares of what one at a time can carry, from light to
-heavy: light load right behind full batches is what a learned policy finds hardest. Who begins
-changes with the round, so that a machine that slows down favours nobody, and each round has servers
-of its own: of two processes that are the same, one may be slower by 3 % for as long as it lives.
-The two servers that are the same show what the machine alone makes of such a comparison; ours is
-set beside both.
+ResNet-18 (He et al., 2015; random weights) on images of 224 x 224, one worker, one torch thread. It
+is served under the learned policy and, by two servers, one row at a time, and gets the same
+arrivals, in turn, round after round: closed loop with 16 in flight, then open loop, Poisson, at
+shares of what one at a time can carry, from light to heavy: light load right behind full batches is
+what a learned policy finds hardest. Who begins changes with the round, so that a machine that slows
+down favours nobody, and each round has servers of its own: of two processes that are the same, one
+may be slower by 3 % for as long as it lives. The two servers that are the same show what the
+machine alone makes of such a comparison; ours is set beside both.
 
-A machine that changes its speed by a third within seconds hides what a policy costs. So each open
-loop is also set beside itself: what the mean latency would have been had the same requests ridden
-one by one, in order of arrival, each for as long as those took that did ride alone in that run.
+A machine that changes its speed by a third within seconds hides what a policy costs, which is made
+of two parts. What single rows take is compared call by call, at the end of the round: at so short a
+distance all servers meet the same machine. And each open loop is set beside what the mean latency
+would have been had the same requests ridden one by one, in order of arrival, each for as long as
+those took that did ride alone in that run. Both together are the *mean at one speed*.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import asdict, dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -50,6 +51,9 @@ POLICIES = {
 }
 CLOSED = 16
 """Callers of the closed loop."""
+
+ALTERNATING, PAUSE_S = 60, 0.01
+"""Calls of one for each server, and the time before each, in which the one before is tidied up."""
 
 
 class Block(nn.Module):
@@ -113,8 +117,10 @@ class Call:
 class Run:
     """One policy at one load (0: closed loop) for one round.
 
-    `single_ms` is the mean that a batch of one row took, and `one_by_one_ms` the mean latency if
-    all had ridden so; None in a closed loop, and where nobody rode alone.
+    `single_ms` is what a row took on the mean when calls of one alternated between the servers of
+    the round. `one_by_one_ms` is the mean latency if all had ridden alone, as fast as those that
+    did; None in a closed loop, and where nobody did. `elsewhere_ms` is the same at the speed of
+    single rows without batching.
     """
 
     policy: str
@@ -123,8 +129,9 @@ class Run:
     images_per_s: float
     mean_ms: float
     p99_ms: float
-    single_ms: float | None = None
+    single_ms: float
     one_by_one_ms: float | None = None
+    elsewhere_ms: float | None = None
 
 
 async def drive_open(
@@ -156,20 +163,49 @@ async def drive_open(
     return calls
 
 
-def one_by_one(calls: Sequence[Call]) -> tuple[float, float] | None:
-    """The mean that a batch of one row took, and the mean latency if all had ridden so, in order of
-    arrival, in seconds; None where nobody rode alone. What a call takes besides the queue and the
-    worker stays as it was."""
+def one_by_one(calls: Sequence[Call], slower: float = 1.0) -> float | None:
+    """The mean latency in seconds if all had ridden alone, in order of arrival, each for as long as
+    those on the mean that did, over `slower`; None where nobody did. What a call takes besides
+    the queue and the worker stays as it was."""
     alone_s = [call.compute_s for call in calls if call.rows == 1]
     if not alone_s:
         return None
-    single_s = statistics.fmean(alone_s)
+    single_s = statistics.fmean(alone_s) / slower
     besides_s = statistics.fmean(call.latency_s - call.queue_s - call.compute_s for call in calls)
     free_s, latencies_s = 0.0, []
     for due_s in sorted(call.due_s for call in calls):
         free_s = max(free_s, due_s) + single_s
         latencies_s.append(free_s - due_s)
-    return single_s, statistics.fmean(latencies_s) + besides_s
+    return statistics.fmean(latencies_s) + besides_s
+
+
+async def alternate(addresses: Mapping[str, str], count: int, first: int) -> dict[str, float]:
+    """What a row takes in the worker of each of these servers, in seconds: the mean of so many
+    calls of one, which go to all servers in turn, one after another."""
+    took_s: dict[str, list[float]] = {policy: [] for policy in addresses}
+    async with AsyncExitStack() as stack:
+        clients = {
+            policy: await stack.enter_async_context(AsyncClient(address))
+            for policy, address in addresses.items()
+        }
+        inputs = await image(next(iter(clients.values())))
+        turns = list(clients.items())
+        for number in range(first, first + count):
+            begins = number % len(turns)
+            for policy, client in turns[begins:] + turns[:begins]:
+                await asyncio.sleep(PAUSE_S)
+                answer = await client.infer(
+                    MODEL, inputs, parameters={"headrace_timing": True}, timeout=60.0
+                )
+                took_s[policy].append(int(answer.parameters["headrace_compute_us"]) * 1e-6)
+    return {policy: statistics.fmean(times_s) for policy, times_s in took_s.items()}
+
+
+async def image(client: AsyncClient) -> dict[str, np.ndarray]:
+    """The input of every call: one image, of noise."""
+    (given,) = (await client.model_metadata(MODEL)).inputs
+    noise = np.random.default_rng(0).random((1, *given.shape[1:]), dtype=np.float32)
+    return {given.name: noise}
 
 
 async def drive_closed(
@@ -188,31 +224,19 @@ async def drive_closed(
     return latencies
 
 
-async def measure(
-    address: str, policy: str, load: float, rate: float, number: int, seconds: float
-) -> Run:
+async def in_closed_loop(address: str, seconds: float) -> tuple[list[float], float]:
+    """The latencies of a closed loop, and how long it took until the last answer, in seconds."""
     async with AsyncClient(address) as client:
-        (given,) = (await client.model_metadata(MODEL)).inputs
-        image = np.random.default_rng(0).random((1, *given.shape[1:]), dtype=np.float32)
-        inputs = {given.name: image}
-        apart = None
-        if load:
-            calls = await drive_open(client, inputs, load * rate, seconds, number)
-            latencies = [call.latency_s for call in calls]
-            apart = one_by_one(calls)
-        else:
-            began_s = time.perf_counter()
-            latencies = await drive_closed(client, inputs, seconds)
-            seconds = time.perf_counter() - began_s
-    return Run(
-        policy,
-        load,
-        number,
-        len(latencies) / seconds,
-        statistics.mean(latencies) * 1e3,
-        float(np.percentile(latencies, 99)) * 1e3,
-        *(seconds * 1e3 for seconds in apart or ()),
-    )
+        inputs = await image(client)
+        began_s = time.perf_counter()
+        latencies = await drive_closed(client, inputs, seconds)
+        return latencies, time.perf_counter() - began_s
+
+
+async def in_open_loop(address: str, rate: float, seconds: float, seed: int) -> list[Call]:
+    """See `drive_open`."""
+    async with AsyncClient(address) as client:
+        return await drive_open(client, await image(client), rate, seconds, seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -232,8 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             build_repository(repositories[policy], config, options.size)
         with ServerProcess(repositories["no batching"], "--cores", "1") as single:
             seconds = min(5.0, options.seconds)
-            closed = measure(single.grpc_address, "no batching", 0.0, 0.0, 0, seconds)
-            rate = asyncio.run(closed).images_per_s
+            latencies, took_s = asyncio.run(in_closed_loop(single.grpc_address, seconds))
+            rate = len(latencies) / took_s
         for number in range(options.rounds):
             for run in one_round(repositories, options.loads, rate, number, options.seconds):
                 print(f"round {number + 1}, {shown(run)}", flush=True)
@@ -250,16 +274,43 @@ def one_round(
     rate: float,
     number: int,
     seconds: float,
-) -> Iterator[Run]:
+) -> list[Run]:
     """All policies in turn, each on a server of its own, first in a closed loop."""
+    measured: list[tuple[str, float, list[float], float, list[Call]]] = []
     with ExitStack() as servers:
-        turns = [
-            (policy, servers.enter_context(ServerProcess(repository, "--cores", "1")).grpc_address)
+        addresses = {
+            policy: servers.enter_context(ServerProcess(repository, "--cores", "1")).grpc_address
             for policy, repository in repositories.items()
-        ]
-        first = number % len(turns)
-        for load, (policy, address) in product((0.0, *loads), turns[first:] + turns[:first]):
-            yield asyncio.run(measure(address, policy, load, rate, number, seconds))
+        }
+        begins = number % len(addresses)
+        turns = [*addresses.items()][begins:] + [*addresses.items()][:begins]
+        for policy, address in turns:
+            latencies, took_s = asyncio.run(in_closed_loop(address, seconds))
+            measured.append((policy, 0.0, latencies, took_s, []))
+        for load, (policy, address) in product(loads, turns):
+            calls = asyncio.run(in_open_loop(address, load * rate, seconds, number))
+            latencies = [call.latency_s for call in calls]
+            measured.append((policy, load, latencies, seconds, calls))
+        single_s = asyncio.run(alternate(addresses, ALTERNATING, number))
+    _, *others = repositories
+    usual_s = statistics.geometric_mean(single_s[policy] for policy in others)
+    return [
+        Run(
+            policy,
+            load,
+            number,
+            len(latencies) / took_s,
+            statistics.mean(latencies) * 1e3,
+            float(np.percentile(latencies, 99)) * 1e3,
+            single_s[policy] * 1e3,
+            *_in_ms(one_by_one(calls), one_by_one(calls, single_s[policy] / usual_s)),
+        )
+        for policy, load, latencies, took_s, calls in measured
+    ]
+
+
+def _in_ms(*times_s: float | None) -> list[float | None]:
+    return [None if time_s is None else time_s * 1e3 for time_s in times_s]
 
 
 def shown(run: Run) -> str:
@@ -272,12 +323,13 @@ def shown(run: Run) -> str:
 
 def report(runs: list[Run]) -> None:
     """What learned does to latency and throughput: means over the rounds, pair by pair. Then the
-    two parts of the latency: the speed of single rows, and what the policy made of it."""
+    two parts of the latency, the speed of single rows and what the policy made of it, and both."""
     columns: dict[str, Callable[[Run], float | None]] = {
         "mean latency": lambda run: run.mean_ms,
         "throughput": lambda run: run.images_per_s,
-        "single rows": lambda run: run.single_ms,
+        "single rows": lambda run: None if run.load else run.single_ms,
         "over one by one": lambda run: run.one_by_one_ms and run.mean_ms / run.one_by_one_ms,
+        "mean at one speed": lambda run: run.elsewhere_ms and run.mean_ms / run.elsewhere_ms,
     }
     print("\n        load  " + " " * 25 + "".join(f"  {name:<22}" for name in columns))
     for load in sorted({run.load for run in runs}):
