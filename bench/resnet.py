@@ -34,6 +34,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise, product
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -113,6 +114,17 @@ class Call:
     rows: int
 
 
+class Loop(NamedTuple):
+    """What one server made of one loop (load 0: closed): latencies, and the time they are of, in
+    seconds; the calls of an open one."""
+
+    policy: str
+    load: float
+    latencies: list[float]
+    seconds: float
+    calls: Sequence[Call] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One policy at one load (0: closed loop) for one round.
@@ -134,49 +146,61 @@ class Run:
     elsewhere_ms: float | None = None
 
 
-async def drive_open(
-    client: AsyncClient, inputs: dict[str, np.ndarray], rate: float, seconds: float, seed: int
-) -> list[Call]:
+async def image(client: AsyncClient) -> dict[str, np.ndarray]:
+    """The input of every call: one image, of noise."""
+    (given,) = (await client.model_metadata(MODEL)).inputs
+    noise = np.random.default_rng(0).random((1, *given.shape[1:]), dtype=np.float32)
+    return {given.name: noise}
+
+
+async def in_closed_loop(address: str, seconds: float) -> tuple[list[float], float]:
+    """The latencies of the requests that were begun within the time, and how long it took until
+    the last answer, in seconds."""
+    latencies: list[float] = []
+    async with AsyncClient(address) as client:
+        inputs = await image(client)
+        began_s = time.perf_counter()
+
+        async def caller() -> None:
+            while (started := time.perf_counter()) < began_s + seconds:
+                await client.infer(MODEL, inputs, timeout=60.0)
+                latencies.append(time.perf_counter() - started)
+
+        await asyncio.gather(*(caller() for _ in range(CLOSED)))
+        return latencies, time.perf_counter() - began_s
+
+
+async def in_open_loop(address: str, rate: float, seconds: float, seed: int) -> list[Call]:
     """What became of the requests, the first of which is due at once."""
     random = Random(seed)
     calls: list[Call] = []
     loop = asyncio.get_running_loop()
-    began = loop.time()
+    async with AsyncClient(address) as client:
+        inputs = await image(client)
+        began = loop.time()
 
-    async def one(due_s: float) -> None:
-        answer = await client.infer(
-            MODEL, inputs, parameters={"headrace_timing": True}, timeout=60.0
-        )
-        latency_s = loop.time() - began - due_s
-        queue_us, compute_us, rows = (
-            int(answer.parameters[f"headrace_{what}"])
-            for what in ("queue_us", "compute_us", "batch_rows")
-        )
-        calls.append(Call(due_s, latency_s, queue_us * 1e-6, compute_us * 1e-6, rows))
+        async def one(due_s: float) -> None:
+            queue_s, compute_s, rows = await timed(client, inputs)
+            calls.append(Call(due_s, loop.time() - began - due_s, queue_s, compute_s, rows))
 
-    async with asyncio.TaskGroup() as tasks:
-        due_s = 0.0
-        while due_s < seconds:
-            await asyncio.sleep(began + due_s - loop.time())
-            tasks.create_task(one(due_s))
-            due_s += random.expovariate(rate)
+        async with asyncio.TaskGroup() as tasks:
+            due_s = 0.0
+            while due_s < seconds:
+                await asyncio.sleep(began + due_s - loop.time())
+                tasks.create_task(one(due_s))
+                due_s += random.expovariate(rate)
     return calls
 
 
-def one_by_one(calls: Sequence[Call], slower: float = 1.0) -> float | None:
-    """The mean latency in seconds if all had ridden alone, in order of arrival, each for as long as
-    those on the mean that did, over `slower`; None where nobody did. What a call takes besides
-    the queue and the worker stays as it was."""
-    alone_s = [call.compute_s for call in calls if call.rows == 1]
-    if not alone_s:
-        return None
-    single_s = statistics.fmean(alone_s) / slower
-    besides_s = statistics.fmean(call.latency_s - call.queue_s - call.compute_s for call in calls)
-    free_s, latencies_s = 0.0, []
-    for due_s in sorted(call.due_s for call in calls):
-        free_s = max(free_s, due_s) + single_s
-        latencies_s.append(free_s - due_s)
-    return statistics.fmean(latencies_s) + besides_s
+async def timed(client: AsyncClient, inputs: dict[str, np.ndarray]) -> tuple[float, float, int]:
+    """Call once; returns how long it was in the queue and its batch in the worker, in seconds, and
+    the batch's rows."""
+    answer = await client.infer(MODEL, inputs, parameters={"headrace_timing": True}, timeout=60.0)
+    queue_us, compute_us, rows = (
+        int(answer.parameters[f"headrace_{what}"])
+        for what in ("queue_us", "compute_us", "batch_rows")
+    )
+    return queue_us * 1e-6, compute_us * 1e-6, rows
 
 
 async def alternate(addresses: Mapping[str, str], count: int, first: int) -> dict[str, float]:
@@ -194,49 +218,25 @@ async def alternate(addresses: Mapping[str, str], count: int, first: int) -> dic
             begins = number % len(turns)
             for policy, client in turns[begins:] + turns[:begins]:
                 await asyncio.sleep(PAUSE_S)
-                answer = await client.infer(
-                    MODEL, inputs, parameters={"headrace_timing": True}, timeout=60.0
-                )
-                took_s[policy].append(int(answer.parameters["headrace_compute_us"]) * 1e-6)
+                _, compute_s, _ = await timed(client, inputs)
+                took_s[policy].append(compute_s)
     return {policy: statistics.fmean(times_s) for policy, times_s in took_s.items()}
 
 
-async def image(client: AsyncClient) -> dict[str, np.ndarray]:
-    """The input of every call: one image, of noise."""
-    (given,) = (await client.model_metadata(MODEL)).inputs
-    noise = np.random.default_rng(0).random((1, *given.shape[1:]), dtype=np.float32)
-    return {given.name: noise}
-
-
-async def drive_closed(
-    client: AsyncClient, inputs: dict[str, np.ndarray], seconds: float
-) -> list[float]:
-    """Latencies in seconds of the requests that were begun within the time."""
-    latencies: list[float] = []
-    end = time.perf_counter() + seconds
-
-    async def caller() -> None:
-        while (started := time.perf_counter()) < end:
-            await client.infer(MODEL, inputs, timeout=60.0)
-            latencies.append(time.perf_counter() - started)
-
-    await asyncio.gather(*(caller() for _ in range(CLOSED)))
-    return latencies
-
-
-async def in_closed_loop(address: str, seconds: float) -> tuple[list[float], float]:
-    """The latencies of a closed loop, and how long it took until the last answer, in seconds."""
-    async with AsyncClient(address) as client:
-        inputs = await image(client)
-        began_s = time.perf_counter()
-        latencies = await drive_closed(client, inputs, seconds)
-        return latencies, time.perf_counter() - began_s
-
-
-async def in_open_loop(address: str, rate: float, seconds: float, seed: int) -> list[Call]:
-    """See `drive_open`."""
-    async with AsyncClient(address) as client:
-        return await drive_open(client, await image(client), rate, seconds, seed)
+def one_by_one(calls: Sequence[Call], slower: float = 1.0) -> float | None:
+    """The mean latency in seconds if all had ridden alone, in order of arrival, each for as long as
+    those on the mean that did, over `slower`; None where nobody did. What a call takes besides
+    the queue and the worker stays as it was."""
+    alone_s = [call.compute_s for call in calls if call.rows == 1]
+    if not alone_s:
+        return None
+    single_s = statistics.fmean(alone_s) / slower
+    besides_s = statistics.fmean(call.latency_s - call.queue_s - call.compute_s for call in calls)
+    free_s, latencies_s = 0.0, []
+    for due_s in sorted(call.due_s for call in calls):
+        free_s = max(free_s, due_s) + single_s
+        latencies_s.append(free_s - due_s)
+    return statistics.fmean(latencies_s) + besides_s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -276,41 +276,43 @@ def one_round(
     seconds: float,
 ) -> list[Run]:
     """All policies in turn, each on a server of its own, first in a closed loop."""
-    measured: list[tuple[str, float, list[float], float, list[Call]]] = []
+    loops: list[Loop] = []
     with ExitStack() as servers:
         addresses = {
             policy: servers.enter_context(ServerProcess(repository, "--cores", "1")).grpc_address
             for policy, repository in repositories.items()
         }
         begins = number % len(addresses)
-        turns = [*addresses.items()][begins:] + [*addresses.items()][:begins]
+        turns = list(addresses.items())
+        turns = turns[begins:] + turns[:begins]
         for policy, address in turns:
             latencies, took_s = asyncio.run(in_closed_loop(address, seconds))
-            measured.append((policy, 0.0, latencies, took_s, []))
+            loops.append(Loop(policy, 0.0, latencies, took_s))
         for load, (policy, address) in product(loads, turns):
             calls = asyncio.run(in_open_loop(address, load * rate, seconds, number))
             latencies = [call.latency_s for call in calls]
-            measured.append((policy, load, latencies, seconds, calls))
+            loops.append(Loop(policy, load, latencies, seconds, calls))
         single_s = asyncio.run(alternate(addresses, ALTERNATING, number))
     _, *others = repositories
     usual_s = statistics.geometric_mean(single_s[policy] for policy in others)
-    return [
-        Run(
-            policy,
-            load,
-            number,
-            len(latencies) / took_s,
-            statistics.mean(latencies) * 1e3,
-            float(np.percentile(latencies, 99)) * 1e3,
-            single_s[policy] * 1e3,
-            *_in_ms(one_by_one(calls), one_by_one(calls, single_s[policy] / usual_s)),
-        )
-        for policy, load, latencies, took_s, calls in measured
-    ]
+    return [run_of(loop, number, single_s[loop.policy], usual_s) for loop in loops]
 
 
-def _in_ms(*times_s: float | None) -> list[float | None]:
-    return [None if time_s is None else time_s * 1e3 for time_s in times_s]
+def run_of(loop: Loop, number: int, single_s: float, usual_s: float) -> Run:
+    """What is kept of a loop; `single_s` is what a row takes in its server, `usual_s` without
+    batching."""
+    as_fast, elsewhere = one_by_one(loop.calls), one_by_one(loop.calls, single_s / usual_s)
+    return Run(
+        loop.policy,
+        loop.load,
+        number,
+        len(loop.latencies) / loop.seconds,
+        statistics.mean(loop.latencies) * 1e3,
+        float(np.percentile(loop.latencies, 99)) * 1e3,
+        single_s * 1e3,
+        as_fast and as_fast * 1e3,
+        elsewhere and elsewhere * 1e3,
+    )
 
 
 def shown(run: Run) -> str:
