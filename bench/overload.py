@@ -174,10 +174,9 @@ async def drive(
         sent_s = time.perf_counter() - begin_s
         reason, hint, server_s = "", False, math.inf
         try:
-            told = (
-                await client.infer(model, X, parameters=parameters, timeout=timeout_s)
-            ).parameters
-            server_s = (int(told["headrace_queue_us"]) + int(told["headrace_compute_us"])) / 1e6
+            answer = await client.infer(model, X, parameters=parameters, timeout=timeout_s)
+            assert answer.timing is not None
+            server_s = answer.timing.queue_s + answer.timing.compute_s
         except ServerError as error:
             reason, hint = error.reason or error.code.name, error.retry_after_s is not None
         seconds = time.perf_counter() - begin_s - due_s

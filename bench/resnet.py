@@ -42,6 +42,7 @@ from torch import nn
 
 from bench.simulate.capacity import STUDENT
 from headrace.aio import AsyncClient
+from headrace.answers import Timing
 from headrace_server.testing import ServerProcess
 
 MODEL = "resnet18"
@@ -105,13 +106,11 @@ def build_repository(repository: Path, config: str, size: int) -> None:
 @dataclass(frozen=True, slots=True)
 class Call:
     """One answered request of an open loop: when it was due, how long its caller waited from then
-    on, how long it was in the queue and its batch in the worker, in seconds; the batch's rows."""
+    on, in seconds, and how it went in the server."""
 
     due_s: float
     latency_s: float
-    queue_s: float
-    compute_s: float
-    rows: int
+    timing: Timing
 
 
 class Loop(NamedTuple):
@@ -180,8 +179,8 @@ async def in_open_loop(address: str, rate: float, seconds: float, seed: int) -> 
         began = loop.time()
 
         async def one(due_s: float) -> None:
-            queue_s, compute_s, rows = await timed(client, inputs)
-            calls.append(Call(due_s, loop.time() - began - due_s, queue_s, compute_s, rows))
+            timing = await timed(client, inputs)
+            calls.append(Call(due_s, loop.time() - began - due_s, timing))
 
         async with asyncio.TaskGroup() as tasks:
             due_s = 0.0
@@ -192,15 +191,11 @@ async def in_open_loop(address: str, rate: float, seconds: float, seed: int) -> 
     return calls
 
 
-async def timed(client: AsyncClient, inputs: dict[str, np.ndarray]) -> tuple[float, float, int]:
-    """Call once; returns how long it was in the queue and its batch in the worker, in seconds, and
-    the batch's rows."""
+async def timed(client: AsyncClient, inputs: dict[str, np.ndarray]) -> Timing:
+    """Call once; returns how that went in the server."""
     answer = await client.infer(MODEL, inputs, parameters={"headrace_timing": True}, timeout=60.0)
-    queue_us, compute_us, rows = (
-        int(answer.parameters[f"headrace_{what}"])
-        for what in ("queue_us", "compute_us", "batch_rows")
-    )
-    return queue_us * 1e-6, compute_us * 1e-6, rows
+    assert answer.timing is not None
+    return answer.timing
 
 
 async def alternate(addresses: Mapping[str, str], count: int, first: int) -> dict[str, float]:
@@ -218,8 +213,7 @@ async def alternate(addresses: Mapping[str, str], count: int, first: int) -> dic
             begins = number % len(turns)
             for policy, client in turns[begins:] + turns[:begins]:
                 await asyncio.sleep(PAUSE_S)
-                _, compute_s, _ = await timed(client, inputs)
-                took_s[policy].append(compute_s)
+                took_s[policy].append((await timed(client, inputs)).compute_s)
     return {policy: statistics.fmean(times_s) for policy, times_s in took_s.items()}
 
 
@@ -227,11 +221,13 @@ def one_by_one(calls: Sequence[Call], slower: float = 1.0) -> float | None:
     """The mean latency in seconds if all had ridden alone, in order of arrival, each for as long as
     those on the mean that did, over `slower`; None where nobody did. What a call takes besides
     the queue and the worker stays as it was."""
-    alone_s = [call.compute_s for call in calls if call.rows == 1]
+    alone_s = [call.timing.compute_s for call in calls if call.timing.batch_rows == 1]
     if not alone_s:
         return None
     single_s = statistics.fmean(alone_s) / slower
-    besides_s = statistics.fmean(call.latency_s - call.queue_s - call.compute_s for call in calls)
+    besides_s = statistics.fmean(
+        call.latency_s - call.timing.queue_s - call.timing.compute_s for call in calls
+    )
     free_s, latencies_s = 0.0, []
     for due_s in sorted(call.due_s for call in calls):
         free_s = max(free_s, due_s) + single_s

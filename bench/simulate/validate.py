@@ -208,9 +208,9 @@ async def _measure(
             except ServerError:
                 return Call(sent_s, lag_s)
             latency_s = time.perf_counter() - begin - sent_s
-            told = result.parameters
-            server_us = int(told["headrace_queue_us"]) + int(told["headrace_compute_us"])
-            return Call(sent_s, lag_s, latency_s, server_us / 1e6)
+            assert result.timing is not None
+            server_s = result.timing.queue_s + result.timing.compute_s
+            return Call(sent_s, lag_s, latency_s, server_s)
 
         tasks = []
         for due_s in story:

@@ -22,6 +22,7 @@ from headrace.answers import (
     ModelStatistics,
     ServerMetadata,
     TensorMetadata,
+    Timing,
 )
 from headrace.client import Client
 from headrace.errors import (
@@ -67,6 +68,7 @@ __all__ = [
     "ServerMetadata",
     "SharedMemory",
     "TensorMetadata",
+    "Timing",
     "Tls",
     "Unauthenticated",
     "Unavailable",

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from bench.resnet import CLOSED, POLICIES, Call, main, one_by_one
 
+from headrace.answers import Timing
+
 pytestmark = pytest.mark.e2e
 
 
@@ -53,9 +55,9 @@ def test_one_by_one_is_what_a_queue_at_the_speed_of_single_rows_makes_of_the_sam
     None
 ):
     calls = [
-        Call(due_s=0.0, latency_s=1.5, queue_s=0.0, compute_s=1.0, rows=1),
-        Call(due_s=0.5, latency_s=2.9, queue_s=0.5, compute_s=1.9, rows=2),
-        Call(due_s=0.6, latency_s=2.8, queue_s=0.4, compute_s=1.9, rows=2),
+        Call(0.0, 1.5, Timing(1, queue_s=0.0, compute_s=1.0)),
+        Call(0.5, 2.9, Timing(2, queue_s=0.5, compute_s=1.9)),
+        Call(0.6, 2.8, Timing(2, queue_s=0.4, compute_s=1.9)),
     ]
     # They end after 1, 2 and 3 seconds, and half a second more is spent on the way.
     assert one_by_one(calls) == pytest.approx((1.0 + 1.5 + 2.4) / 3 + 0.5)
