@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.simulate import decisions
+from bench.simulate import decisions, foresight
 from bench.simulate.mixtures import measure as measure_mixtures
 from bench.simulate.report import report
 from bench.simulate.study import Finding, examine, full, merged, quick
@@ -45,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mixtures = measure_mixtures(
         seconds=study.closed_s, requests=study.mixed_requests, seeds=study.seeds
     )
+    standings = list(
+        foresight.measure(
+            study.clocked, study.loads, requests=study.clocked_requests, seeds=study.seeds
+        )
+    )
     if options.findings:
         kept = json.loads(options.findings.read_text())
         findings = msgspec.convert(kept["findings"], list[Finding])
@@ -61,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"no pictures without {error.name}: install the extra `plot`", file=sys.stderr)
         else:
             pictures = draw(study, findings, options.out)
-    text = report(study, findings, times, mixtures, pictures)
+    text = report(study, findings, times, mixtures, standings, pictures)
     print(text)
     if options.out:
         (options.out / "simulation.md").write_text(text)
@@ -69,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "loads": study.loads,
             "findings": [asdict(finding) for finding in findings],
             "mixtures": asdict(mixtures),
+            "foresight": [asdict(standing) for standing in standings],
             "decisions": [asdict(t) for t in times],
         }
         (options.out / "simulation.json").write_text(json.dumps(raw) + "\n")

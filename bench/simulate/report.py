@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.simulate.capacity import ON_TIME, Duel
 from bench.simulate.decisions import DecisionTimes
+from bench.simulate.foresight import Standing, Ticks
 from bench.simulate.mixtures import FEW, OBJECTIVE_S, OURS, Minority, Mixtures
 from bench.simulate.points import FITTED, ROUND
 from bench.simulate.profiles import GPU, HOP_S, TEXT, XEON_TEXT
@@ -23,6 +24,7 @@ def report(
     findings: Sequence[Finding],
     times: Sequence[DecisionTimes],
     mixtures: Mixtures,
+    standings: Sequence[Standing],
     pictures: Sequence[Path] = (),
 ) -> str:
     """All of it."""
@@ -33,7 +35,7 @@ def report(
         _preface(study),
         "## Targets",
         TARGETS,
-        _targets(targets(study, findings, times, mixtures)),
+        _targets(targets(study, findings, times, mixtures, standings)),
         "## Capacity",
         CAPACITY,
         _capacities(grid),
@@ -42,6 +44,9 @@ def report(
         "## Next to the optimum",
         OPTIMUM,
         _optimum(study, grid),
+        "### What foresight is worth",
+        _foresight_preface(study.clocked),
+        _foresight(standings),
         "## Overload and light load",
         LOADS,
         _loads(study, grid),
@@ -94,8 +99,8 @@ Sentences as long as those of `make bench-text`, one worker, up to {TEXT.most_ro
 `text-xeon`: {XEON_TEXT.source}.
 A *turn* is the time from an answer to that caller's next request; callers take turns, one after
 the other, which decides how many are there when first come, first served forms its next batch.
-`text-xeon` with turns of 1.4 ms stands for the machine and the client on which the figures in
-README were measured. Sentences per second, and the 99th percentile of the latency."""
+`text-xeon` with turns of 1.4 ms stands for the machine and the client of `bench-text-xeon.json`.
+Sentences per second, and the 99th percentile of the latency."""
 
 MINORITIES = f"""\
 Profile `gpu`, an objective of {OBJECTIVE_S * 1e3:g} ms; one request in {FEW} is of a shape that
@@ -228,6 +233,29 @@ def _optimum(study: Study, grid: Iterable[Finding]) -> str:
             shares.append(f"{ours / mean_share(study, finding, 'bound', load):.1%}")
         rows.append((where(finding), *shares))
     return _table(("load", *(f"{load:g}" for load in study.loads)), rows)
+
+
+def _foresight_preface(problem: Ticks) -> str:
+    base, row, patience = problem.base, problem.row, problem.patience
+    tick_ms = problem.tick_s * 1e3
+    return f"""\
+The optimum above knows when requests will come. What could be reached without that is known where
+what waits can be enumerated (`bench/simulate/foresight.py`): on a clock of ticks of {tick_ms:g} ms,
+with at most one arrival in each, and one worker whose batches of b take {base} + {row}b
+ticks; requests have {patience}. Value iteration finds the best policy of all, which knows
+the rate of arrivals. Ours has to learn it, and stages each batch a little before the worker is
+free, which gains nothing here, where there is no hop. *Best* and *ours* are shares of what
+foresight would answer on time."""
+
+
+def _foresight(standings: Sequence[Standing]) -> str:
+    columns = ("load", *(f"{s.load:g}" for s in standings))
+    rows = {
+        "best": [s.best / s.foreseeing for s in standings],
+        "ours": [s.ours / s.foreseeing for s in standings],
+        "ours, of the best": [s.ours / s.best for s in standings],
+    }
+    return _table(columns, [(name, *map("{:.1%}".format, shares)) for name, shares in rows.items()])
 
 
 def _loads(study: Study, grid: Iterable[Finding]) -> str:

@@ -14,6 +14,7 @@ from statistics import fmean
 
 from bench.simulate import static
 from bench.simulate.capacity import Duel, duel
+from bench.simulate.foresight import TIGHT, Ticks
 from bench.simulate.points import FITTED, Point
 from bench.simulate.static import Settings
 
@@ -37,8 +38,9 @@ LIGHT, FULL, HEAVY, HEAVIEST = 0.3, 1.0, 1.3, 1.5
 class Study:
     """What to examine: the points of the grid in full, beside them others for capacity alone.
 
-    Then closed loops of `closed_s` simulated seconds, mixtures of `mixed_requests`, and decisions
-    while `timed_requests` come, `timed_rounds` times.
+    Then closed loops of `closed_s` simulated seconds, mixtures of `mixed_requests`, what foresight
+    is worth where `clocked_requests` come to the problem `clocked`, and decisions while
+    `timed_requests` come, `timed_rounds` times.
     """
 
     grid: Sequence[Point]
@@ -51,6 +53,8 @@ class Study:
     timed_rounds: int
     closed_s: float
     mixed_requests: int
+    clocked: Ticks
+    clocked_requests: int
 
     @property
     def points(self) -> list[Point]:
@@ -123,6 +127,8 @@ def full() -> Study:
         timed_rounds=3,
         closed_s=120.0,
         mixed_requests=20_000,
+        clocked=TIGHT,
+        clocked_requests=20_000,
     )
 
 
@@ -152,6 +158,8 @@ def quick() -> Study:
         timed_rounds=1,
         closed_s=5.0,
         mixed_requests=requests,
+        clocked=Ticks(5, 1, 14),
+        clocked_requests=requests,
     )
 
 

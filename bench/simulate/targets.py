@@ -9,6 +9,7 @@ from functools import partial
 from statistics import fmean
 
 from bench.simulate.decisions import DecisionTimes
+from bench.simulate.foresight import Standing
 from bench.simulate.mixtures import ALONE, AT_ONCE, IN_FLIGHT, SETUPS, Minority, Mixtures, Setup
 from bench.simulate.points import FITTED, ROUND
 from bench.simulate.study import FULL, HEADLINE, HEAVIEST, HEAVY, Finding, Study
@@ -66,6 +67,7 @@ def targets(
     findings: Sequence[Finding],
     times: Sequence[DecisionTimes],
     mixtures: Mixtures,
+    standings: Sequence[Standing],
 ) -> list[Target]:
     """All promises. Where neither side keeps 99 % on time at any load, there is no ratio."""
     grid = [f for f in findings if f.shares]
@@ -105,6 +107,8 @@ def targets(
         ),
         Target("of the optimum, 1 worker, to load 1", 0.97, _of_optimum(study, grid, 0.0, FULL)),
         Target("of the optimum, 1 worker, load 1.3", 0.94, _of_optimum(study, grid, HEAVY, HEAVY)),
+        Target("of the best without foresight, to load 1", 0.97, _of_best(standings, 0.0, FULL)),
+        Target("of the best without foresight, load 1.3", 0.94, _of_best(standings, HEAVY, HEAVY)),
         Target(
             "of the fluid ceiling at load 1.3, Poisson",
             0.95,
@@ -233,6 +237,14 @@ def _of_optimum(study: Study, grid: Sequence[Finding], lowest: float, highest: f
         if finding.point.workers == 1
         for load in study.loads
         if lowest <= load <= highest
+    ]
+
+
+def _of_best(standings: Sequence[Standing], lowest: float, highest: float) -> list[Case]:
+    return [
+        Case(f"poisson, 1w, in ticks, load {s.load:g}", s.ours / s.best, headline=False)
+        for s in standings
+        if lowest <= s.load <= highest
     ]
 
 

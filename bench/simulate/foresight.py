@@ -1,0 +1,156 @@
+"""What knowing the future is worth: the best policy of one worker that does not know it.
+
+The exact optimum of `bounds` knows when requests will come, so no scheduler reaches it. What the
+best one without foresight could reach is known for a small problem: on a clock of ticks, with at
+most one arrival in each, what waits is a set of ages, and value iteration finds the policy with the
+most answers on time per tick (Puterman, 1994, chapter 11: semi-Markov decisions, average reward).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from statistics import fmean
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.simulate import bounds
+from bench.simulate.policies import learned
+from bench.simulate.profiles import Profile
+from bench.simulate.world import simulate
+
+Values: TypeAlias = npt.NDArray[np.float64]
+States: TypeAlias = npt.NDArray[np.int64]
+
+PRECISION = 1e-6
+"""Of the rate of answers, as a share of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticks:
+    """One worker whose batches of b requests take `base + b * row` ticks, and requests that have
+    to be answered within `patience` ticks of their arrival."""
+
+    base: int
+    row: int
+    patience: int
+    tick_s: float = 1e-3
+
+    def duration(self, rows: int) -> int:
+        """Ticks that a batch takes."""
+        return self.base + rows * self.row
+
+    @property
+    def most_rows(self) -> int:
+        """The largest batch that is ever in time."""
+        return (self.patience - self.base) // self.row
+
+    @property
+    def rate(self) -> float:
+        """Arrivals per tick at load 1, see `bounds.capacity`."""
+        rate = bounds.capacity(self.profile, workers=1, objective_s=self.objective_s)
+        return rate * self.tick_s
+
+    @property
+    def profile(self) -> Profile:
+        """The same for the simulator."""
+        return Profile("ticks", self.most_rows, lambda rows, _: self.duration(rows) * self.tick_s)
+
+    @property
+    def objective_s(self) -> float:
+        """The patience, and half a tick so that no answer in time is late by rounding."""
+        return (self.patience + 0.5) * self.tick_s
+
+    def arrivals(self, load: float, requests: int, seed: int) -> list[float]:
+        """Moments in seconds, just before the ticks: each tick has an arrival or has none."""
+        random, none = Random(seed), math.log1p(-load * self.rate)
+        tick, moments = 0, []
+        for _ in range(requests):
+            tick += 1 + int(math.log(1.0 - random.random()) / none)
+            moments.append((tick - 0.01) * self.tick_s)
+        return moments
+
+
+TIGHT = Ticks(10, 2, 29, 0.525e-3)
+"""The profile `gpu` at 2.5 times what one request takes: there a batch takes 9.7 + 2.0 b of these
+ticks. The hop counts against the patience, which leaves time for 2.42 requests alone, here too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Shares of the requests that are answered on time: by who knows the future, by the best policy
+    that does not, and by the learned one."""
+
+    load: float
+    foreseeing: float
+    best: float
+    ours: float
+
+
+def measure(
+    problem: Ticks, loads: Sequence[float], *, requests: int, seeds: int
+) -> Iterator[Standing]:
+    """How the three stand at these loads, on the mean over the seeds."""
+    objective_s, profile = problem.objective_s, problem.profile
+    for load in loads:
+        foreseeing, ours = [], []
+        for seed in range(seeds):
+            arrivals = problem.arrivals(load, requests, seed)
+            most = bounds.most_on_time(arrivals, profile, workers=1, objective_s=objective_s)
+            foreseeing.append(most / requests)
+            outcome = simulate(
+                learned(profile), arrivals, profile, workers=1, objective_s=objective_s
+            )
+            ours.append(outcome.on_time_share)
+        best = best_share(problem, load * problem.rate)
+        yield Standing(load, fmean(foreseeing), best, fmean(ours))
+
+
+def best_share(problem: Ticks, rate: float) -> float:
+    """The share of the requests that the best policy without foresight answers on time, where each
+    tick has an arrival with the probability `rate`, which the policy knows.
+
+    Bit i of a state is a request that came i ticks ago; older ones than those that could still ride
+    alone are forgotten. With the worker free, either a tick passes, or b requests ride: the oldest
+    that their batch answers in time, which is no loss, since whoever is younger can wait longer.
+    """
+    bits = problem.patience - problem.duration(1) + 1
+    states: States = np.arange(1 << bits, dtype=np.int64)
+    silent: States = (states << 1) & (len(states) - 1)
+    rides = {
+        ticks: (rows, *_after(states, rows, problem.patience - ticks))
+        for rows in range(1, problem.most_rows + 1)
+        for ticks in [problem.duration(rows)]
+    }
+    values: Values = np.zeros(len(states))
+    while True:
+        later, gain = values, np.full(len(states), -math.inf)
+        for ticks in range(1, max(rides) + 1):
+            later = (1.0 - rate) * later[silent] + rate * later[silent | 1]
+            if ticks == 1:
+                gain = later - values
+            if ticks in rides:
+                rows, left, possible = rides[ticks]
+                gained = (rows + later[left] - values) / ticks
+                gain = np.where(possible, np.maximum(gain, gained), gain)
+        least, most = float(gain.min()), float(gain.max())
+        if most - least <= PRECISION * most:
+            return (least + most) / 2 / rate
+        values = values + gain
+        values -= values[0]
+
+
+def _after(states: States, rows: int, oldest: int) -> tuple[States, npt.NDArray[np.bool_]]:
+    """What is left of these states when the oldest `rows` requests of those up to an age of
+    `oldest` ride, older ones being lost; whether there are so many."""
+    left = states & ((1 << (oldest + 1)) - 1)
+    possible = np.ones(len(states), dtype=np.bool_)
+    for _ in range(rows):
+        possible &= left > 0
+        highest = np.int64(1) << np.maximum(np.frexp(left.astype(np.float64))[1] - 1, 0)
+        left = left & ~highest
+    return left, possible
