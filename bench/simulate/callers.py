@@ -13,9 +13,11 @@ NBYTES = 4
 
 
 class Callers(Protocol):
-    """`next_s` is the moment of the next request: infinite while none is on its way."""
+    """Who sends requests to a simulated server."""
 
-    next_s: float
+    @property
+    def next_s(self) -> float:
+        """The moment of the next request: infinite while none is on its way."""
 
     def send(self) -> Request:
         """The request of that moment."""
