@@ -5,10 +5,10 @@
 
 Prints a report in Markdown and writes it to `simulation.md`, beside the raw data and pictures. What
 was simulated is the same from run to run; decisions are timed, which wants a quiet machine. So
-findings of the points can be taken from an earlier run, and the decisions timed anew (and requests
-that are not alike simulated anew, in ten minutes); with `--again`, but for the points of any of
-these profiles, arrivals or numbers of workers (`4w`), where a change of the scheduler or of a
-profile shows.
+findings of the points can be taken from an earlier run, and the decisions timed anew (requests that
+are not alike are simulated anew, in ten minutes, and so is what foresight is worth, in two); with
+`--again`, but for the points of any of these profiles, arrivals or numbers of workers (`4w`), where
+a change of the scheduler or of a profile shows.
 """
 
 from __future__ import annotations

@@ -115,24 +115,24 @@ def best_share(problem: Ticks, rate: float) -> float:
     tick has an arrival with the probability `rate`, which the policy knows.
 
     Bit i of a state is a request that came i ticks ago; older ones than those that could still ride
-    alone are forgotten. With the worker free, either a tick passes, or b requests ride: the oldest
-    that their batch answers in time, which is no loss, since whoever is younger can wait longer.
+    alone are forgotten. With the worker free, b requests ride: the oldest that their batch answers
+    in time, which is no loss, since whoever is younger can wait longer. Or nobody does for a tick.
     """
     bits = problem.patience - problem.duration(1) + 1
     states: States = np.arange(1 << bits, dtype=np.int64)
-    silent: States = (states << 1) & (len(states) - 1)
     rides = {
         ticks: (rows, *_after(states, rows, problem.patience - ticks))
-        for rows in range(1, problem.most_rows + 1)
-        for ticks in [problem.duration(rows)]
+        for rows in range(problem.most_rows + 1)
+        for ticks in [problem.duration(rows) if rows else 1]
+        if rows <= problem.patience - ticks + 1  # one came in each tick
     }
     values: Values = np.zeros(len(states))
     while True:
         later, gain = values, np.full(len(states), -math.inf)
         for ticks in range(1, max(rides) + 1):
-            later = (1.0 - rate) * later[silent] + rate * later[silent | 1]
-            if ticks == 1:
-                gain = later - values
+            # Ages grow by one, so that a state goes to an even one, or with an arrival to the odd
+            # one behind it, whatever its highest bit is.
+            later = np.tile((1.0 - rate) * later[::2] + rate * later[1::2], 2)
             if ticks in rides:
                 rows, left, possible = rides[ticks]
                 gained = (rows + later[left] - values) / ticks
