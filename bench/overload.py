@@ -176,7 +176,7 @@ async def drive(
         try:
             answer = await client.infer(model, X, parameters=parameters, timeout=timeout_s)
             assert answer.timing is not None
-            server_s = answer.timing.queue_s + answer.timing.compute_s
+            server_s = answer.timing.server_s
         except ServerError as error:
             reason, hint = error.reason or error.code.name, error.retry_after_s is not None
         seconds = time.perf_counter() - begin_s - due_s

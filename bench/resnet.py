@@ -225,9 +225,7 @@ def one_by_one(calls: Sequence[Call], slower: float = 1.0) -> float | None:
     if not alone_s:
         return None
     single_s = statistics.fmean(alone_s) / slower
-    besides_s = statistics.fmean(
-        call.latency_s - call.timing.queue_s - call.timing.compute_s for call in calls
-    )
+    besides_s = statistics.fmean(call.latency_s - call.timing.server_s for call in calls)
     free_s, latencies_s = 0.0, []
     for due_s in sorted(call.due_s for call in calls):
         free_s = max(free_s, due_s) + single_s

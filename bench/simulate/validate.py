@@ -209,8 +209,7 @@ async def _measure(
                 return Call(sent_s, lag_s)
             latency_s = time.perf_counter() - begin - sent_s
             assert result.timing is not None
-            server_s = result.timing.queue_s + result.timing.compute_s
-            return Call(sent_s, lag_s, latency_s, server_s)
+            return Call(sent_s, lag_s, latency_s, result.timing.server_s)
 
         tasks = []
         for due_s in story:

@@ -39,6 +39,11 @@ class Timing:
     queue_s: float
     compute_s: float
 
+    @property
+    def server_s(self) -> float:
+        """Seconds in the queue and in the model together."""
+        return self.queue_s + self.compute_s
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InferResult(Mapping[str, npt.NDArray[Any]]):

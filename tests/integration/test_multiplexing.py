@@ -269,6 +269,9 @@ async def test_results_are_those_of_unary_calls(served: Served, connect: Connect
     for name in one:
         assert one[name].tolist() == two[name].tolist()
     timed = await multiplexed.infer("sums", GOOD, parameters={"headrace_timing": True})
+    assert set(timed.parameters) == {
+        *("headrace_batch_rows", "headrace_queue_us", "headrace_compute_us")
+    }
     assert timed.timing is not None
     assert timed.timing.batch_rows == 1
     assert timed.timing.compute_s > 0
