@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -98,7 +99,8 @@ class Layer(nn.Module):
         split = self.projections(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(split[0], split[1], split[2])
         x = self.first(x + self.output(mixed.transpose(1, 2).flatten(2)))
-        return self.second(x + self.narrow(functional.gelu(self.wide(x))))
+        mixed = x + self.narrow(functional.gelu(self.wide(x)))
+        return cast(torch.Tensor, self.second(mixed))
 
 
 def encoder() -> nn.Module:

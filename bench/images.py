@@ -115,11 +115,11 @@ def _caller(client: AsyncClient, payload: Payload, way: str, empty: Any) -> Call
     x[:] = 0.5
     # A small answer is not worth a place of its own.
     into = {"y": empty((1, *payload.answer), np.float32)} if payload.whole else None
-    arguments = {"into": into} if way == "shared" and into else {}
+    given = into if way == "shared" else None
 
     async def call(number: float) -> None:
         x.reshape(-1)[0] = number
-        answer = (await client.infer(payload.name, {"x": x}, **arguments))["y"].reshape(-1)
+        answer = (await client.infer(payload.name, {"x": x}, into=given))["y"].reshape(-1)
         if answer[0] != number or (payload.whole and answer[-1] != 0.5):
             raise RuntimeError(f"expected {number}, got {answer[0]} ({payload.name}, {way})")
 

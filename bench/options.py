@@ -91,7 +91,10 @@ def measure(
     model: str, loaded: Mapping[str, LoadedModel], rows: int, length: int, pairs: int
 ) -> list[Row]:
     inputs = inputs_of(model, rows, length)
-    answers = {option: next(iter(one.run(inputs).values())) for option, one in loaded.items()}
+    answers = {
+        option: torch.as_tensor(next(iter(one.run(inputs).values())))
+        for option, one in loaded.items()
+    }
     times: dict[str, list[float]] = {option: [] for option in loaded}
     for _ in range(pairs):
         for option, one in loaded.items():

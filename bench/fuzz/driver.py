@@ -77,9 +77,9 @@ class Driver:
     # -- calls ------------------------------------------------------------------------------
 
     async def _unary(self, case: Unary) -> None:
-        call = self._channel.unary_unary(case.method)(
-            case.body, timeout=case.timeout_s, metadata=case.metadata
-        )
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+        method = self._channel.unary_unary(case.method)
+        call = method(case.body, timeout=case.timeout_s, metadata=case.metadata)
         if case.cancel_after_s is not None:
             asyncio.get_running_loop().call_later(case.cancel_after_s, call.cancel)
         try:

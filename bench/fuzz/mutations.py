@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any
 
 from hypothesis import strategies as st
 
@@ -19,7 +18,7 @@ from headrace.multiplexing import (
 from headrace.protocol import explanation_pb2
 from headrace.protocol import grpc_service_pb2 as pb
 
-Draw = Callable[[st.SearchStrategy[Any]], Any]
+Draw = st.DrawFn
 
 SERVICE = "/inference.GRPCInferenceService/"
 INFER = f"{SERVICE}ModelInfer"
@@ -204,6 +203,7 @@ PRELUDES = (
     b"\x00",
 )
 
+KINDS: tuple[Callable[[], st.SearchStrategy[Case]], ...]
 KINDS = (*[infer_calls] * 6, streams, streams, other_calls, sockets)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 from hypothesis import strategies as st
 
@@ -14,8 +11,9 @@ from headrace.multiplexing import CANCEL_PARAMETER, REMAINING_PARAMETER
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.tensors import DATATYPES, datatype_of, decode_tensor
 
-Draw = Callable[[st.SearchStrategy[Any]], Any]
+Draw = st.DrawFn
 Request = pb.ModelInferRequest
+Tensor = Request.InferInputTensor | Request.InferRequestedOutputTensor
 
 NAMES = (
     *(model.name for model in FUZZED),
@@ -173,7 +171,7 @@ def _refill(draw: Draw, request: Request) -> None:
 
 def _count_raw(draw: Draw, request: Request) -> None:
     raw = request.raw_input_contents
-    if raw and draw(st.booleans()):
+    if len(raw) > 0 and draw(st.booleans()):
         del raw[draw(st.integers(0, len(raw) - 1))]
     else:
         raw.append(draw(st.binary(max_size=16)))
@@ -226,7 +224,7 @@ def _count_inputs(draw: Draw, request: Request) -> None:
 
 
 def _tensor_parameter(draw: Draw, request: Request) -> None:
-    tensors = [*request.inputs, *request.outputs]
+    tensors: list[Tensor] = [*request.inputs, *request.outputs]
     if tensors:
         _set(draw, draw(st.sampled_from(tensors)).parameters[draw(TENSOR_PARAMETERS)])
 

@@ -48,11 +48,13 @@ class Environment:
         stamp, wanted = self.directory / "installed", self._constraints.read_text()
         if stamp.exists() and stamp.read_text() == wanted:
             return
-        pip = [self.python, *["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]]
-        for command in (
+        quietly = ("install", "--quiet", "--disable-pip-version-check")
+        pip: list[str | Path] = [self.python, "-m", "pip", *quietly]
+        commands: tuple[Sequence[str | Path], ...] = (
             [sys.executable, "-m", "venv", "--clear", self.directory],
             [*pip, "--constraint", self._constraints, *self._packages],
-        ):
+        )
+        for command in commands:
             try:
                 done = subprocess.run(
                     command, check=False, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S

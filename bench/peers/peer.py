@@ -46,13 +46,28 @@ class Launch:
 
 
 class Peer(Protocol):
-    """One server. `echoes`: its answers are its inputs. `polls`: it takes CPU time while nobody
-    asks it, and so is paused while others are measured."""
+    """One server."""
 
-    name: str
-    wire: Wire
-    echoes: bool
-    polls: bool
+    @property
+    def name(self) -> str:
+        """What it is called in the report."""
+        ...
+
+    @property
+    def wire(self) -> Wire:
+        """How it is spoken to."""
+        ...
+
+    @property
+    def echoes(self) -> bool:
+        """Whether its answers are its inputs."""
+        ...
+
+    @property
+    def polls(self) -> bool:
+        """Whether it takes CPU time while nobody asks it, and so is paused while others are
+        measured."""
+        ...
 
     @property
     def version(self) -> str:

@@ -31,11 +31,22 @@ class NoAnswerError(Exception):
 
 
 class Wire(Protocol):
-    """One server's way to carry a request. `name` is for the report."""
+    """One server's way to carry a request."""
 
-    name: str
-    path: str
-    headers: Sequence[str]
+    @property
+    def name(self) -> str:
+        """What it is called in the report."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """Where requests go to."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[str]:
+        """What they have beside their body, as h2load takes it."""
+        ...
 
     def body(self, model: str, given: str, array: Array) -> bytes:
         """A request for `model` with the input `given`, BYTES or FP32 [1, ...]."""
@@ -65,11 +76,13 @@ class Grpc:
         options = [("grpc.max_receive_message_length", -1)]
         with grpc.insecure_channel(address, options) as channel:
             try:
-                reply = channel.unary_unary(METHOD)(body, timeout=REPLY_TIMEOUT_S)
+                call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+                reply = call(body, timeout=REPLY_TIMEOUT_S)
             except grpc.RpcError as error:
                 raise NoAnswerError(f"{error.code().name}: {error.details()}") from None
         (output,) = infer_result(pb.ModelInferResponse.FromString(reply)).outputs.values()
-        return output[0]
+        answer: Array = output[0]
+        return answer
 
 
 @dataclass(frozen=True)

@@ -54,5 +54,5 @@ class MLServerPeer:
             model |= {"max_batch_size": setting.rows, "max_batch_time": setting.delay_ms / 1e3}
         (directory / "settings.json").write_text(json.dumps(server))
         (directory / "model-settings.json").write_text(json.dumps(model))
-        argv = [self.environment.python.with_name("mlserver"), "start", str(directory)]
-        return Launch(argv, order(workload, setting, port))
+        mlserver = self.environment.python.with_name("mlserver")
+        return Launch([mlserver, "start", directory], order(workload, setting, port))

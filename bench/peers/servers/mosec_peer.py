@@ -35,7 +35,7 @@ class MosecPeer:
         return [Setting(32, 1.0), Setting(1), Setting(64, 1.0), Setting(16, 1.0)]
 
     def launch(self, workload: Workload, setting: Setting, port: int, directory: Path) -> Launch:
-        argv = [self.environment.python, SERVED / "mosec_app.py"]
+        argv: list[str | Path] = [self.environment.python, SERVED / "mosec_app.py"]
         argv += ["--address", "127.0.0.1", "--port", str(port), "--timeout", "60000"]
         argv += ["--path", str(directory / "sockets"), "--log-level", "warning"]
         return Launch(argv, order(workload, setting, port))

@@ -58,7 +58,7 @@ class TritonPeer:
         (version.parent / "config.pbtxt").write_text(configuration(workload.name, setting))
         self._link_backend(backends / "python")
         regions = f"peers-{port}-"
-        argv = [
+        argv: list[str | Path] = [
             self._wheel / "bin" / "tritonserver",
             f"--model-repository={repository}",
             f"--backend-directory={backends}",
