@@ -6,7 +6,7 @@
 Prints a report in Markdown and writes it to `simulation.md`, beside the raw data and pictures. What
 was simulated is the same from run to run; decisions are timed, which wants a quiet machine. So
 findings of the points can be taken from an earlier run, and the decisions timed anew (requests that
-are not alike are simulated anew, in ten minutes, and so is what foresight is worth, in two); with
+are not alike are simulated anew, in ten minutes, and what foresight is worth is, in 15); with
 `--again`, but for the points of any of these profiles, arrivals or numbers of workers (`4w`), where
 a change of the scheduler or of a profile shows.
 """
@@ -47,7 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     standings = list(
         foresight.measure(
-            study.clocked, study.loads, requests=study.clocked_requests, seeds=study.seeds
+            study.clocked,
+            study.loads,
+            requests=study.clocked_requests,
+            seeds=study.seeds,
+            processes=options.processes,
         )
     )
     if options.findings:

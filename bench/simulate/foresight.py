@@ -4,6 +4,8 @@ The exact optimum of `bounds` knows when requests will come, so no scheduler rea
 best one without foresight could reach is known for a small problem: on a clock of ticks, with at
 most one arrival in each, what waits is a set of ages, and value iteration finds the policy with the
 most answers on time per tick (Puterman, 1994, chapter 11: semi-Markov decisions, average reward).
+Where arrivals come in bursts it is told when one begins and ends, which no scheduler is: what it
+reaches is more than any could.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from random import Random
 from statistics import fmean
 from typing import TypeAlias
@@ -19,15 +23,46 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.simulate import bounds
+from bench.simulate.parallel import spread
 from bench.simulate.policies import learned
 from bench.simulate.profiles import Profile
 from bench.simulate.world import simulate
 
 Values: TypeAlias = npt.NDArray[np.float64]
+"""By phase of the arrivals, if there are several, and state of the queue."""
 States: TypeAlias = npt.NDArray[np.int64]
 
-PRECISION = 1e-6
+PRECISION = 1e-5
 """Of the rate of answers, as a share of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bursts:
+    """An interrupted Bernoulli process, whose gaps are independent (Kuczura, 1973, for Poisson's):
+    requests come `peak` times as often as on the mean, until after `length` of them on the mean
+    there are none for a while. With a peak of 1 there is no such while.
+
+    Gaps of short ticks have a squared coefficient of variation of
+    `1 + 2 * length * (1 - 1 / peak)^2`.
+    """
+
+    name: str
+    peak: float
+    length: float
+
+    def phases(self, rate: float) -> tuple[Values, Values]:
+        """The probability of an arrival in a tick of each phase, and that of the next tick's phase
+        by this one's, for a mean of `rate` arrivals per tick."""
+        if self.peak == 1.0:
+            return np.array([rate]), np.ones((1, 1))
+        often = self.peak * rate
+        ends = often / self.length
+        begins = ends / (self.peak - 1.0)
+        return np.array([often, 0.0]), np.array([[1.0 - ends, ends], [begins, 1.0 - begins]])
+
+
+ARRIVALS = (Bursts("poisson", 1.0, math.inf), Bursts("cv2", 4.0, 8 / 3), Bursts("cv4", 4.0, 40 / 3))
+"""Named after the processes of `arrivals` whose gaps vary about as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +100,17 @@ class Ticks:
         """The patience, and half a tick so that no answer in time is late by rounding."""
         return (self.patience + 0.5) * self.tick_s
 
-    def arrivals(self, load: float, requests: int, seed: int) -> list[float]:
+    def arrivals(self, bursts: Bursts, load: float, requests: int, seed: int) -> list[float]:
         """Moments in seconds, just before the ticks: each tick has an arrival or has none."""
-        random, none = Random(seed), math.log1p(-load * self.rate)
-        tick, moments = 0, []
-        for _ in range(requests):
-            tick += 1 + int(math.log(1.0 - random.random()) / none)
-            moments.append((tick - 0.01) * self.tick_s)
+        often, follows = (values.tolist() for values in bursts.phases(load * self.rate))
+        random = Random(seed)
+        tick, phase, moments = 0, 0, list[float]()
+        while len(moments) < requests:
+            tick += 1
+            if random.random() < often[phase]:
+                moments.append((tick - 0.01) * self.tick_s)
+            if random.random() >= follows[phase][phase]:
+                phase = 1 - phase
         return moments
 
 
@@ -83,8 +122,9 @@ ticks. The hop counts against the patience, which leaves time for 2.42 requests 
 @dataclass(frozen=True, slots=True)
 class Standing:
     """Shares of the requests that are answered on time: by who knows the future, by the best policy
-    that does not, and by the learned one."""
+    that does not, and by the learned one; `process` names the arrivals."""
 
+    process: str
     load: float
     foreseeing: float
     best: float
@@ -92,27 +132,32 @@ class Standing:
 
 
 def measure(
-    problem: Ticks, loads: Sequence[float], *, requests: int, seeds: int
+    problem: Ticks, loads: Sequence[float], *, requests: int, seeds: int, processes: int
 ) -> Iterator[Standing]:
-    """How the three stand at these loads, on the mean over the seeds."""
+    """How the three stand at these loads, by `ARRIVALS`, on the mean over the seeds."""
+    look = partial(_standing, problem, requests, seeds)
+    return spread(look, list(product(ARRIVALS, loads)), processes)
+
+
+def _standing(
+    problem: Ticks, requests: int, seeds: int, bursts_and_load: tuple[Bursts, float]
+) -> Standing:
+    bursts, load = bursts_and_load
     objective_s, profile = problem.objective_s, problem.profile
-    for load in loads:
-        foreseeing, ours = [], []
-        for seed in range(seeds):
-            arrivals = problem.arrivals(load, requests, seed)
-            most = bounds.most_on_time(arrivals, profile, workers=1, objective_s=objective_s)
-            foreseeing.append(most / requests)
-            outcome = simulate(
-                learned(profile), arrivals, profile, workers=1, objective_s=objective_s
-            )
-            ours.append(outcome.on_time_share)
-        best = best_share(problem, load * problem.rate)
-        yield Standing(load, fmean(foreseeing), best, fmean(ours))
+    foreseeing, ours = [], []
+    for seed in range(seeds):
+        arrivals = problem.arrivals(bursts, load, requests, seed)
+        most = bounds.most_on_time(arrivals, profile, workers=1, objective_s=objective_s)
+        foreseeing.append(most / requests)
+        outcome = simulate(learned(profile), arrivals, profile, workers=1, objective_s=objective_s)
+        ours.append(outcome.on_time_share)
+    best = best_share(problem, bursts, load * problem.rate)
+    return Standing(bursts.name, load, fmean(foreseeing), best, fmean(ours))
 
 
-def best_share(problem: Ticks, rate: float) -> float:
-    """The share of the requests that the best policy without foresight answers on time, where each
-    tick has an arrival with the probability `rate`, which the policy knows.
+def best_share(problem: Ticks, bursts: Bursts, rate: float) -> float:
+    """The share of the requests that the best policy without foresight answers on time, where
+    `rate` of them come per tick on the mean, which the policy knows, as it does the phase.
 
     Bit i of a state is a request that came i ticks ago; older ones than those that could still ride
     alone are forgotten. With the worker free, b requests ride: the oldest that their batch answers
@@ -126,22 +171,25 @@ def best_share(problem: Ticks, rate: float) -> float:
         for ticks in [problem.duration(rows) if rows else 1]
         if rows <= problem.patience - ticks + 1  # one came in each tick
     }
-    values: Values = np.zeros(len(states))
+    often, follows = bursts.phases(rate)
+    comes = often[:, np.newaxis]
+    values: Values = np.zeros((len(often), len(states)))
     while True:
-        later, gain = values, np.full(len(states), -math.inf)
+        later, gain = values, np.full(values.shape, -math.inf)
         for ticks in range(1, max(rides) + 1):
             # Ages grow by one, so that a state goes to an even one, or with an arrival to the odd
             # one behind it, whatever its highest bit is.
-            later = np.tile((1.0 - rate) * later[::2] + rate * later[1::2], 2)
+            later = follows @ later
+            later = np.tile((1.0 - comes) * later[:, ::2] + comes * later[:, 1::2], 2)
             if ticks in rides:
                 rows, left, possible = rides[ticks]
-                gained = (rows + later[left] - values) / ticks
+                gained = (rows + later[:, left] - values) / ticks
                 gain = np.where(possible, np.maximum(gain, gained), gain)
         least, most = float(gain.min()), float(gain.max())
         if most - least <= PRECISION * most:
             return (least + most) / 2 / rate
         values = values + gain
-        values -= values[0]
+        values -= values[0, 0]
 
 
 def _after(states: States, rows: int, oldest: int) -> tuple[States, npt.NDArray[np.bool_]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.simulate.capacity import ON_TIME, Duel
 from bench.simulate.decisions import DecisionTimes
-from bench.simulate.foresight import Standing, Ticks
+from bench.simulate.foresight import ARRIVALS, Standing, Ticks
 from bench.simulate.mixtures import FEW, OBJECTIVE_S, OURS, Minority, Mixtures
 from bench.simulate.points import FITTED, ROUND
 from bench.simulate.profiles import GPU, HOP_S, TEXT, XEON_TEXT
@@ -238,24 +238,35 @@ def _optimum(study: Study, grid: Iterable[Finding]) -> str:
 def _foresight_preface(problem: Ticks) -> str:
     base, row, patience = problem.base, problem.row, problem.patience
     tick_ms = problem.tick_s * 1e3
+    bursts = "\n".join(
+        f"In *{b.name}* they come in bursts of {b.length:.1f} on the mean, "
+        f"{b.peak:g} times as often as on the mean."
+        for b in ARRIVALS
+        if b.peak > 1
+    )
     return f"""\
 The optimum above knows when requests will come. What could be reached without that is known where
 what waits can be enumerated (`bench/simulate/foresight.py`): on a clock of ticks of {tick_ms:g} ms,
 with at most one arrival in each, and one worker whose batches of b take {base} + {row}b
 ticks; requests have {patience}. Value iteration finds the best policy of all, which knows
-the rate of arrivals. Ours has to learn it, and stages each batch a little before the worker is
-free, which gains nothing here, where there is no hop. *Best* and *ours* are shares of what
-foresight would answer on time."""
+the rate of arrivals, and where they come in bursts when each begins and ends. Ours has to learn it,
+and stages each batch a little before the worker is free, which gains nothing here, where there is
+no hop. *Best* and *ours* are shares of what foresight would answer on time.
+{bursts}"""
 
 
 def _foresight(standings: Sequence[Standing]) -> str:
-    columns = ("load", *(f"{s.load:g}" for s in standings))
-    rows = {
-        "best": [s.best / s.foreseeing for s in standings],
-        "ours": [s.ours / s.foreseeing for s in standings],
-        "ours, of the best": [s.ours / s.best for s in standings],
-    }
-    return _table(columns, [(name, *map("{:.1%}".format, shares)) for name, shares in rows.items()])
+    loads = list(dict.fromkeys(s.load for s in standings))
+    rows = []
+    for process in dict.fromkeys(s.process for s in standings):
+        of_process = [s for s in standings if s.process == process]
+        shares = {
+            "best": [s.best / s.foreseeing for s in of_process],
+            "ours": [s.ours / s.foreseeing for s in of_process],
+            "ours, of the best": [s.ours / s.best for s in of_process],
+        }
+        rows += [(process, name, *map("{:.1%}".format, row)) for name, row in shares.items()]
+    return _table(("", "load", *(f"{load:g}" for load in loads)), rows)
 
 
 def _loads(study: Study, grid: Iterable[Finding]) -> str:

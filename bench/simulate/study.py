@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from multiprocessing import get_context
 from statistics import fmean
 
 from bench.simulate import static
 from bench.simulate.capacity import Duel, duel
 from bench.simulate.foresight import TIGHT, Ticks
+from bench.simulate.parallel import spread
 from bench.simulate.points import FITTED, Point
 from bench.simulate.static import Settings
 
@@ -169,12 +168,7 @@ def examine(study: Study, *, processes: int) -> list[Finding]:
     Equal from run to run: every point has its own seeds, and findings come in the order of points.
     """
     points = study.points
-    look = partial(_examine, study)
-    if min(processes, len(points)) <= 1:
-        return _counted(map(look, points), len(points))
-    # Spawned, not forked: the same on every platform, and nothing inherited by chance.
-    with get_context("spawn").Pool(processes, initializer=os.nice, initargs=(10,)) as pool:
-        return _counted(pool.imap(look, points), len(points))
+    return _counted(spread(partial(_examine, study), points, processes), len(points))
 
 
 def merged(study: Study, findings: Iterable[Finding], anew: Iterable[Finding]) -> list[Finding]:

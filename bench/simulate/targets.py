@@ -242,7 +242,7 @@ def _of_optimum(study: Study, grid: Sequence[Finding], lowest: float, highest: f
 
 def _of_best(standings: Sequence[Standing], lowest: float, highest: float) -> list[Case]:
     return [
-        Case(f"poisson, 1w, in ticks, load {s.load:g}", s.ours / s.best, headline=False)
+        Case(f"{s.process}, 1w, in ticks, load {s.load:g}", s.ours / s.best, headline=False)
         for s in standings
         if lowest <= s.load <= highest
     ]
