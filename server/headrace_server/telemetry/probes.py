@@ -18,6 +18,9 @@ _PATH = re.compile(
 """Those of the Open Inference Protocol."""
 
 
+METRICS_PATHS = ("/metrics", "/")
+
+
 class Probes:
     """Asks the engine, on its event loop, for whoever comes on a thread of his own."""
 
@@ -30,10 +33,11 @@ class Probes:
         self._loop = asyncio.get_running_loop()
 
     def answer(self, path: str) -> HTTPStatus | None:
-        """OK or SERVICE_UNAVAILABLE; None for a path that asks for something else."""
+        """OK or SERVICE_UNAVAILABLE; None for the path of the metrics; NOT_FOUND for others: a
+        probe with a mistyped path must not find the server ready for ever."""
         asked = _PATH.fullmatch(path)
         if asked is None:
-            return None
+            return None if path in METRICS_PATHS else HTTPStatus.NOT_FOUND
         found: Future[bool] = Future()
 
         def look() -> None:

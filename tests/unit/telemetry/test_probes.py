@@ -32,9 +32,16 @@ async def test_a_server_without_models_is_ready_once_it_has_started(engine: Engi
     assert await asyncio.to_thread(probes.answer, unknown) is HTTPStatus.SERVICE_UNAVAILABLE
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/", "/v2/health", READY + "/", "/v2/models//ready"])
-async def test_other_paths_are_none_of_its_business(engine: Engine, path: str) -> None:
+@pytest.mark.parametrize("path", ["/metrics", "/"])
+async def test_the_path_of_the_metrics_is_none_of_its_business(engine: Engine, path: str) -> None:
     assert Probes(engine).answer(path) is None
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2/health", "/v2/health/redy", READY + "/", "/v2/models//ready", "/metrics/", "/v2"]
+)
+async def test_a_mistyped_path_is_not_found(engine: Engine, path: str) -> None:
+    assert Probes(engine).answer(path) is HTTPStatus.NOT_FOUND
 
 
 async def test_a_loop_that_is_stuck_is_not_live(
