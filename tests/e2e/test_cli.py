@@ -24,6 +24,7 @@ from command_line import (
     redirected,
     refusal,
 )
+from headrace_server.cli.serve import ONE_SIGNAL_S
 from headrace_server.testing import ServerProcess
 from written_models import write_model
 
@@ -474,6 +475,7 @@ def test_a_terminal_shows_the_server_and_a_second_ctrl_c_ends_it_at_once(tmp_pat
     terminal.read_until("begun")
     terminal.process.send_signal(signal.SIGINT)
     terminal.read_until("stopping: finishing what was admitted")
+    time.sleep(ONE_SIGNAL_S)
     terminal.process.send_signal(signal.SIGINT)
     terminal.read_to_end()
     assert terminal.process.wait(TIMEOUT_S) == 1

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from headrace.aio import AsyncClient
 from headrace.errors import Unavailable
+from headrace_server.cli.serve import ONE_SIGNAL_S
 from headrace_server.testing import ServerProcess
 from reading_metrics import metric
 from worker_processes import alive, children_of
@@ -55,6 +56,7 @@ async def test_readiness_goes_first_and_calls_are_served_on(
             answer = await client.infer("affine", {"x": np.array([[value, 0, 0]])})
             assert answer["y"].tolist() == [[2 * value + 1, 1, 1]]
         assert [row.state for row in await client.index()] == ["READY"]
+        await asyncio.sleep(ONE_SIGNAL_S)
         os.kill(server.pid, signal.SIGTERM)
     # The second signal ends the delay, and everything else, at once.
     assert await asyncio.to_thread(server.wait) == 1

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from importlib.metadata import version as release_of
 from pathlib import Path
@@ -27,6 +29,10 @@ from headrace_server.transport.grpc_server import PortUnavailableError
 from headrace_server.transport.tenants import TokensError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+ONE_SIGNAL_S = 0.1
+"""What comes so soon after a signal is the same one: `timeout` tells its child first and then its
+process group, and a terminal tells both make and what it runs. Nobody presses Ctrl-C so fast."""
 
 log = logging.getLogger("headrace.app")
 
@@ -104,15 +110,21 @@ async def start(server: Server, stop: asyncio.Event) -> Addresses | None:
         told.cancel()
 
 
-def stop_at_signals(server: Server) -> asyncio.Event:
-    """Set by the first signal, at whatever moment it comes; a second one ends everything."""
+def stop_at_signals(server: Server, clock: Callable[[], float] = time.monotonic) -> asyncio.Event:
+    """Set by the first signal, at whatever moment it comes; a second one, more than `ONE_SIGNAL_S`
+    later, ends everything. `clock` is in seconds."""
     stop = asyncio.Event()
+    told_s = math.inf
 
     def on_signal() -> None:
+        nonlocal told_s
         if stop.is_set():
+            if clock() - told_s < ONE_SIGNAL_S:
+                return
             log.warning("second signal: stopping at once")
             server.kill()
             raise SystemExit(1)
+        told_s = clock()
         stop.set()
 
     for name in STOP_SIGNALS:
