@@ -42,10 +42,12 @@ def read_inputs(
         zeros: whether inputs that are not given are filled with zeros.
 
     Raises:
-        CommandError: something is no value of its input; the text says which.
+        CommandError: something is no value of its input, or an input is given twice; the text
+            says which.
     """
     tensors = {tensor.name: tensor for tensor in metadata.inputs}
     arrays: dict[str, Array] = {}
+    given: set[str] = set()
     if json_input is not None:
         for name, value in _read_object(json_input).items():
             tensor = known_input(name, tensors, metadata.name)
@@ -54,10 +56,18 @@ def read_inputs(
         name, separator, text = item.partition("=")
         if not separator:
             raise CommandError(f"expected --input NAME=VALUE, got '{item}'", USAGE)
+        if name in given:
+            raise CommandError(f"expected one --input {name}=VALUE, got several", USAGE)
+        given.add(name)
         tensor = known_input(name, tensors, metadata.name)
         arrays[name] = in_shape(parse_value(text, tensor), tensor)
     if rows:
         tensor = _only_input(metadata)
+        if tensor.name in arrays:
+            way = "--input" if tensor.name in given else "--json-input"
+            raise CommandError(
+                f"expected input '{tensor.name}' once, got it as VALUE and by {way}", USAGE
+            )
         arrays[tensor.name] = stack_rows([parse_value(row, tensor) for row in rows], tensor)
     if zeros:
         for name, tensor in tensors.items():

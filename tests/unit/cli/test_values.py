@@ -159,6 +159,17 @@ def test_a_named_input_goes_before_the_same_one_in_json_input(tmp_path: Path) ->
     assert array(inputs, "count").tolist() == [[2]]
 
 
+def test_an_input_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "inputs.json"
+    file.write_text('{"count": 1}')
+    with pytest.raises(CommandError, match="expected one --input count=VALUE, got several"):
+        read(COUNT, named=("count=2", "count=3"))
+    with pytest.raises(CommandError, match="'count' once, got it as VALUE and by --input"):
+        read(COUNT, rows=("1",), named=("count=2",))
+    with pytest.raises(CommandError, match="'count' once, got it as VALUE and by --json-input"):
+        read(COUNT, rows=("1",), json_input=str(file))
+
+
 def test_zeros_fill_only_what_is_not_given() -> None:
     inputs = read(TEXT, TOKENS, HALF, named=("tokens=[[7, 8]]",), zeros=True)
     assert array(inputs, "tokens").tolist() == [[7, 8]]
