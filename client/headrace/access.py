@@ -152,6 +152,8 @@ def metadata_of(metadata: Mapping[str, str | bytes]) -> _Metadata:
 
 
 def _check_target(target: str) -> None:
+    if not isinstance(target, str):
+        raise InvalidInput(f"target: expected an address such as 'localhost:8001', got {target!r}")
     try:
         target.encode()
     except UnicodeEncodeError as error:

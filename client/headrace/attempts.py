@@ -29,7 +29,7 @@ class Attempts:
     shares these attempts with it, so that the caller's timeout bounds both together.
 
     Raises:
-        InvalidInput: the timeout is NaN.
+        InvalidInput: the timeout is NaN, or text.
     """
 
     __slots__ = ("_clock", "_deadline", "_failed", "_policy", "_random")
@@ -46,8 +46,8 @@ class Attempts:
         self._clock = clock
         self._deadline: float | None = None
         if timeout_s is not None:
-            if math.isnan(timeout_s):
-                raise InvalidInput(f"expected a timeout in seconds, got {timeout_s}")
+            if isinstance(timeout_s, str) or math.isnan(timeout_s):
+                raise InvalidInput(f"expected a timeout in seconds, got {timeout_s!r}")
             if timeout_s <= MAX_TIMEOUT_S:
                 self._deadline = clock() + timeout_s
         self._failed = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from inspect import signature
 from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
@@ -93,7 +94,7 @@ _UINT64_MAX = 2**64 - 1
 
 
 def _of_text(build: Callable[Arguments, Request]) -> Callable[Arguments, Request]:
-    """`build`, for which text that the protocol cannot carry is `InvalidInput`."""
+    """`build`; what is no text, or none that the protocol can carry, is `InvalidInput`."""
 
     @wraps(build)
     def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Request:
@@ -101,12 +102,26 @@ def _of_text(build: Callable[Arguments, Request]) -> Callable[Arguments, Request
             return build(*args, **kwargs)
         except UnicodeEncodeError as error:
             raise InvalidInput(f"expected text that UTF-8 can express: {error}") from None
+        except TypeError:  # protobuf does not say of what
+            given = signature(build).bind(*args, **kwargs).arguments
+            texts = [(name, given.get(name, "")) for name in ("model", "version", "request_id")]
+            texts += [("the name of an input", name) for name in given.get("arrays", ())]
+            for name, text in texts:
+                if not isinstance(text, str):
+                    raise InvalidInput(f"expected {name} as text, got {text!r}") from None
+            raise
 
     return checked
 
 
 def needs_metadata(inputs: Inputs) -> bool:
-    """Whether some input is a plain Python value: only the model's metadata tells its datatype."""
+    """Whether some input is a plain Python value: only the model's metadata tells its datatype.
+
+    Raises:
+        InvalidInput: the inputs have no names.
+    """
+    if not isinstance(inputs, Mapping):
+        raise InvalidInput(f"expected inputs by name, got a {type(inputs).__name__}")
     return any(_is_python_value(value) for value in inputs.values())
 
 

@@ -305,6 +305,28 @@ async def test_a_name_that_is_no_text_is_refused(ask: Ask, method: str) -> None:
         await ask(method, "a\ud800")
 
 
+@pytest.mark.parametrize(
+    ("inputs", "options", "text"),
+    [
+        ({"x": np.ones((1, 1))}, {"version": 1}, "expected version as text, got 1"),
+        ({"x": np.ones((1, 1))}, {"request_id": 5}, "expected request_id as text, got 5"),
+        ({5: np.ones((1, 1))}, {}, "expected the name of an input as text, got 5"),
+        ([np.ones((1, 1))], {}, "expected inputs by name, got a list"),
+        ({"x": np.ones((1, 1))}, {"timeout": "1"}, "expected a timeout in seconds, got '1'"),
+    ],
+)
+async def test_an_argument_of_another_type_is_named(
+    ask: Ask, inputs: Any, options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(InvalidInput, match=text):
+        await ask("infer", "echo", inputs, **options)
+
+
+async def test_a_version_that_is_a_number_is_named(ask: Ask) -> None:
+    with pytest.raises(InvalidInput, match="expected version as text, got 1"):
+        await ask("model_ready", "echo", 1)
+
+
 async def test_a_configuration_that_is_no_text_is_refused(ask: Ask) -> None:
     with pytest.raises(InvalidInput, match="expected text that UTF-8 can express"):
         await ask("load_model", "echo", config="{\ud800}")
@@ -314,6 +336,7 @@ async def test_a_configuration_that_is_no_text_is_refused(ask: Ask) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        ({"target": 8001}, "target: expected an address such as 'localhost:8001', got 8001"),
         ({"target": "\ud800:1"}, "target: expected text that UTF-8 can express"),
         ({"metadata": {"X-Team": "a"}}, "keys of lower-case letters.*got 'X-Team'"),
         ({"metadata": {"": "a"}}, "keys of lower-case letters.*got ''"),

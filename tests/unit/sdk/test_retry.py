@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from random import Random
+from typing import Any
 
 import grpc
 import pytest
@@ -112,6 +113,7 @@ def test_a_timeout_beyond_what_grpc_can_count_is_no_limit(
     assert attempts.remaining_s() == remaining_s
 
 
-def test_a_timeout_that_is_no_number_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="expected a timeout in seconds, got nan"):
-        Attempts(POLICY, math.nan, Random(1))
+@pytest.mark.parametrize("timeout_s", [math.nan, "1"])
+def test_a_timeout_that_is_no_number_is_refused(timeout_s: Any) -> None:
+    with pytest.raises(InvalidInput, match=f"expected a timeout in seconds, got {timeout_s!r}"):
+        Attempts(POLICY, timeout_s, Random(1))
