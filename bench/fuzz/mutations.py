@@ -18,8 +18,6 @@ from headrace.multiplexing import (
 from headrace.protocol import explanation_pb2
 from headrace.protocol import grpc_service_pb2 as pb
 
-Draw = st.DrawFn
-
 SERVICE = "/inference.GRPCInferenceService/"
 INFER = f"{SERVICE}ModelInfer"
 
@@ -65,7 +63,7 @@ TIMEOUTS = st.sampled_from((*[None] * 6, 0.0, 0.000_1, 0.001, 0.02, 1.0, 1e9))
 
 
 @st.composite
-def infer_calls(draw: Draw) -> Unary:
+def infer_calls(draw: st.DrawFn) -> Unary:
     """A call of ModelInfer."""
     return Unary(
         INFER,
@@ -77,7 +75,7 @@ def infer_calls(draw: Draw) -> Unary:
 
 
 @st.composite
-def other_calls(draw: Draw) -> Unary:
+def other_calls(draw: st.DrawFn) -> Unary:
     """A call of any other method, whatever its body. Those that never end are given little time."""
     data = draw(
         st.one_of(
@@ -90,7 +88,7 @@ def other_calls(draw: Draw) -> Unary:
 
 
 @st.composite
-def streams(draw: Draw) -> Stream:
+def streams(draw: st.DrawFn) -> Stream:
     """A stream of requests, cancellations and bundles."""
     bodies: list[bytes] = []
     for _ in range(draw(st.integers(0, 6))):
@@ -162,7 +160,7 @@ def call_frames(path: bytes, data: bytes, stream: int) -> list[bytes]:
 
 
 @st.composite
-def frames(draw: Draw) -> bytes:
+def frames(draw: st.DrawFn) -> bytes:
     """A frame of any type, flags and stream, and now and then of a wrong length."""
     payload = draw(st.binary(max_size=40))
     length = draw(st.sampled_from((*[None] * 4, 0, len(payload) + 1, 16_384, 2**24 - 1)))
@@ -172,7 +170,7 @@ def frames(draw: Draw) -> bytes:
 
 
 @st.composite
-def sockets(draw: Draw) -> Socket:
+def sockets(draw: st.DrawFn) -> Socket:
     """Garbage, a spoilt session, or a proper one that is broken off."""
     how = draw(st.integers(0, 5))
     if how == 0:
@@ -208,7 +206,7 @@ KINDS = (*[infer_calls] * 6, streams, streams, other_calls, sockets)
 
 
 @st.composite
-def _any_case(draw: Draw) -> Case:
+def _any_case(draw: st.DrawFn) -> Case:
     # Not `one_of`, which drops repetitions.
     return draw(KINDS[draw(st.integers(0, len(KINDS) - 1))]())
 

@@ -11,7 +11,6 @@ from headrace.multiplexing import CANCEL_PARAMETER, REMAINING_PARAMETER
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.tensors import DATATYPES, datatype_of, decode_tensor
 
-Draw = st.DrawFn
 Request = pb.ModelInferRequest
 Tensor = Request.InferInputTensor | Request.InferRequestedOutputTensor
 
@@ -53,7 +52,7 @@ TYPED = {
 
 
 @st.composite
-def valid(draw: Draw) -> Request:
+def valid(draw: st.DrawFn) -> Request:
     """A valid request of one of the models."""
     model = draw(st.sampled_from(FUZZED))
     inputs = model.draw(np.random.default_rng(draw(st.integers(0, 2**32 - 1))))
@@ -62,7 +61,7 @@ def valid(draw: Draw) -> Request:
 
 
 @st.composite
-def spoilt(draw: Draw, prefix: str) -> Request:
+def spoilt(draw: st.DrawFn, prefix: str) -> Request:
     """A request with up to four things wrong, or merely unusual, with it. Its id starts like
     that, and differs from those of others, unless that is what is wrong."""
     request = draw(valid())
@@ -73,7 +72,7 @@ def spoilt(draw: Draw, prefix: str) -> Request:
 
 
 @st.composite
-def body(draw: Draw, prefix: str) -> bytes:
+def body(draw: st.DrawFn, prefix: str) -> bytes:
     """A request as bytes, now and then with some of them changed."""
     data: bytes = draw(spoilt(prefix)).SerializeToString()
     if draw(st.integers(0, 9)) == 0:
@@ -82,7 +81,7 @@ def body(draw: Draw, prefix: str) -> bytes:
 
 
 @st.composite
-def damaged(draw: Draw, data: bytes) -> bytes:
+def damaged(draw: st.DrawFn, data: bytes) -> bytes:
     """These bytes with something cut, flipped, doubled or put in."""
     changed = bytearray(data)
     for _ in range(draw(st.integers(1, 3))):
@@ -104,36 +103,36 @@ def damaged(draw: Draw, data: bytes) -> bytes:
 # -- one thing after the other ------------------------------------------------------------------
 
 
-def _model(draw: Draw, request: Request) -> None:
+def _model(draw: st.DrawFn, request: Request) -> None:
     request.model_name = draw(WORD)
 
 
-def _version(draw: Draw, request: Request) -> None:
+def _version(draw: st.DrawFn, request: Request) -> None:
     request.model_version = draw(
         st.one_of(st.sampled_from(("1", "01", "2", "-1", "latest", "1" * 5_000)), WORD)
     )
 
 
-def _id(draw: Draw, request: Request) -> None:
+def _id(draw: st.DrawFn, request: Request) -> None:
     request.id += draw(st.one_of(st.text(max_size=8), st.just("i" * 50_000)))
 
 
-def _parameter(draw: Draw, request: Request) -> None:
+def _parameter(draw: st.DrawFn, request: Request) -> None:
     _set(draw, request.parameters[draw(PARAMETERS)])
 
 
-def _rename(draw: Draw, request: Request) -> None:
+def _rename(draw: st.DrawFn, request: Request) -> None:
     if request.inputs:
         draw(st.sampled_from(request.inputs)).name = draw(WORD)
 
 
-def _retype(draw: Draw, request: Request) -> None:
+def _retype(draw: st.DrawFn, request: Request) -> None:
     if request.inputs:
         datatype = draw(st.one_of(st.sampled_from((*DATATYPES, "fp32", "STRING")), WORD))
         draw(st.sampled_from(request.inputs)).datatype = datatype
 
 
-def _reshape(draw: Draw, request: Request) -> None:
+def _reshape(draw: st.DrawFn, request: Request) -> None:
     if not request.inputs:
         return
     shape = draw(st.sampled_from(request.inputs)).shape
@@ -151,7 +150,7 @@ def _reshape(draw: Draw, request: Request) -> None:
         shape.extend(draw(st.lists(st.integers(0, 5), max_size=4)))
 
 
-def _refill(draw: Draw, request: Request) -> None:
+def _refill(draw: st.DrawFn, request: Request) -> None:
     """Other contents, in most cases of the right size."""
     raw = request.raw_input_contents
     if not raw:
@@ -169,7 +168,7 @@ def _refill(draw: Draw, request: Request) -> None:
         raw[at] = raw[at] * draw(st.sampled_from((2, 8, 500)))
 
 
-def _count_raw(draw: Draw, request: Request) -> None:
+def _count_raw(draw: st.DrawFn, request: Request) -> None:
     raw = request.raw_input_contents
     if len(raw) > 0 and draw(st.booleans()):
         del raw[draw(st.integers(0, len(raw) - 1))]
@@ -177,7 +176,7 @@ def _count_raw(draw: Draw, request: Request) -> None:
         raw.append(draw(st.binary(max_size=16)))
 
 
-def _type_contents(draw: Draw, request: Request) -> None:
+def _type_contents(draw: st.DrawFn, request: Request) -> None:
     """Typed contents in the place of raw ones, as long as these can be read."""
     for index, tensor in enumerate(request.inputs):
         if tensor.datatype not in TYPED or index >= len(request.raw_input_contents):
@@ -193,7 +192,7 @@ def _type_contents(draw: Draw, request: Request) -> None:
         del request.raw_input_contents[:]
 
 
-def _misplace(draw: Draw, request: Request) -> None:
+def _misplace(draw: st.DrawFn, request: Request) -> None:
     """Typed contents that belong nowhere."""
     if request.inputs:
         contents = draw(st.sampled_from(request.inputs)).contents
@@ -208,7 +207,7 @@ def _misplace(draw: Draw, request: Request) -> None:
             contents.bytes_contents.append(draw(st.binary(max_size=8)))
 
 
-def _count_inputs(draw: Draw, request: Request) -> None:
+def _count_inputs(draw: st.DrawFn, request: Request) -> None:
     inputs = request.inputs
     how = draw(st.integers(0, 3))
     if how == 0 and inputs:
@@ -223,13 +222,13 @@ def _count_inputs(draw: Draw, request: Request) -> None:
         inputs.extend(reordered)
 
 
-def _tensor_parameter(draw: Draw, request: Request) -> None:
+def _tensor_parameter(draw: st.DrawFn, request: Request) -> None:
     tensors: list[Tensor] = [*request.inputs, *request.outputs]
     if tensors:
         _set(draw, draw(st.sampled_from(tensors)).parameters[draw(TENSOR_PARAMETERS)])
 
 
-def _ask(draw: Draw, request: Request) -> None:
+def _ask(draw: st.DrawFn, request: Request) -> None:
     """Ask for outputs by name, as a rule by those that there are."""
     model = next((m for m in FUZZED if m.name == request.model_name), None)
     names = [*model.answer(model.draw(np.random.default_rng(0)))] if model else []
@@ -239,7 +238,7 @@ def _ask(draw: Draw, request: Request) -> None:
         request.outputs.add(name=draw(WORD))
 
 
-def _set(draw: Draw, parameter: pb.InferParameter) -> None:
+def _set(draw: st.DrawFn, parameter: pb.InferParameter) -> None:
     how = draw(st.integers(0, 5))
     if how == 0:
         parameter.bool_param = draw(st.booleans())

@@ -33,7 +33,7 @@ Values: TypeAlias = npt.NDArray[np.float64]
 States: TypeAlias = npt.NDArray[np.int64]
 
 PRECISION = 1e-5
-"""Of the rate of answers, as a share of it."""
+"""Of the rate of answers, as a share of it: a hundredth of the last digit that is told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ _PATH = re.compile(
 )
 """Those of the Open Inference Protocol."""
 
-
 METRICS_PATHS = ("/metrics", "/")
+"""What Prometheus asks for, and what a person types."""
 
 
 class Probes:

@@ -36,7 +36,7 @@ def test_in_bursts_who_cannot_wait_finds_the_worker_busy_more_often(bursts: Burs
     often, follows = bursts.phases(rate)
     busy, until_free = 4, np.linalg.matrix_power(follows, 5)[0]
     # Ticks until one comes, from either phase on: those of a burst, or of the silence before it.
-    (ends, begins) = follows[0, 1], follows[1, 0]
+    ends, begins = follows[0, 1], follows[1, 0]
     burst = (1 + (1 - often[0]) * ends / begins) / often[0]
     ticks = busy + until_free @ np.array([burst, burst + 1 / begins])
     found = best_share(Ticks(4, 1, 5), bursts, rate)
@@ -73,3 +73,6 @@ def test_the_problem_is_about_as_tight_as_the_point_that_it_stands_for() -> None
     allowed = (2.5 * alone_s - GPU.hop_s) / alone_s
     assert TIGHT.patience / TIGHT.duration(1) == pytest.approx(allowed, rel=0.01)
     assert TIGHT.duration(4) * TIGHT.tick_s == pytest.approx(GPU.duration_s(4, 0), rel=0.03)
+    for bursts in ARRIVALS:
+        moments = TIGHT.arrivals(bursts, 1.0, 10, seed=0)
+        assert moments == sorted(moments)
