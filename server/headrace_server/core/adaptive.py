@@ -11,10 +11,10 @@ worker, says what rate every batch must have for the workers to keep up:
 
 - a batch that falls short of it is held, up to the head's last safe moment, while one more row
   costs less than the other workers have to spare for it (with one worker there is nothing);
-- where requests come in bursts, a batch that would gain by it is held for the moment in which the
-  next one of the burst is likely to come, with any number of workers;
-- a head whose deadline cuts its batch down below the need, or so far that somebody behind it would
-  miss his, costs the others more than it is worth: it is refused at once.
+- where requests come in bursts, a batch that would gain by it is held for as long as the next one
+  of the burst is likely to come, with any number of workers;
+- a head whose deadline cuts its batch down, where a larger one could begin in its place and
+  somebody behind it would miss his, costs the others more than it is worth: it is refused at once.
 
 The need is an estimate. No batch is too small for it unless it is so high for sure, and a batch
 keeps up with it only where it does for sure: in bursts, where little is sure, the queue itself
@@ -220,8 +220,10 @@ class AdaptivePolicy:
         """Nobody pads anybody: in order of urgency, as many as make the batch worth it."""
         head = group.head
         members, rows, end = self._in_order(group, times, demand.opening.start_s)
-        if end is _End.THEIR_DEADLINES and too_dear(group, members, rows, times, demand):
-            return Refusal(head, Reason.OVERLOADED)
+        if end is _End.THEIR_DEADLINES:
+            coming = self._holding.coming(head, times, demand)
+            if too_dear(group, members, rows, coming, times, demand):
+                return Refusal(head, Reason.OVERLOADED)
         count = self._enough(members, rows, times, demand)
         if count < len(members):
             chosen = members[:count]

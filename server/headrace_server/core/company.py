@@ -1,96 +1,106 @@
-"""How often somebody comes with whom a request may ride: the gaps between arrivals of its kind."""
+"""Who comes soon to ride with a request: the gaps between arrivals of its kind, and bursts."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from typing import NamedTuple
+from itertools import pairwise
 
-from headrace_server.core.arrivals import LATELY, STRIDE, WINDOW
+WINDOW = 256
+"""Arrivals that are looked back over. With 128, one of a dozen bursts in which requests come four
+times as often as on the mean goes unseen; with 512, no more is on time."""
 
-BRIEF, CLUSTERED = 0.1, 0.35
-"""Arrivals come in bursts where at least `CLUSTERED` of them follow the one before within `BRIEF`
-mean gaps. Of a Poisson process 10 % do, of gamma arrivals with a coefficient of variation of 2 and
-4 it is 44 and 75 %, of two callers who ride together 50 %, and of a lone one's, who waits for each
-answer, none."""
+ENOUGH = 48
+"""Arrivals from which bursts can be told."""
 
-LINGER = 3.0
-"""Gaps within bursts, as a root mean square, after which a burst is over. Twice as many change mean
-latencies of gamma arrivals by less than 1 %; a tenth of the mean gap of all arrivals made pairs
-that came 150 ms apart wait for 5 ms, for a third one (37 in place of 33 ms on the mean)."""
+STRIDE = 16
+"""Arrivals after which bursts are looked for again: that sorts the window."""
+
+DENSE = 1.5
+"""In a burst they come so many times as often as on the mean. At 2, bursts of four times as often
+are left too soon (up to half a point less on time); at 1.2 and 1, a recorded trace is seen to have
+bursts where there are none, and loses up to a point and more than one."""
+
+TOLERANCE = 0.1
+"""By how much what riding along is worth may change, as a share, before bursts are looked for
+again."""
+
+LEAST_GAIN = 0.1
+"""The share of what riding together saves that waiting must gain on the mean: Poisson arrivals
+among which some are closer by chance gain a few per cent."""
+
+SLACK = 1.1
+"""How much longer than the gaps in bursts the next one is waited for: else whoever comes at the
+pace of a clock would come just after the wait."""
 
 RARE = 0.002
-"""Bursts are over when so many in a row have come alone, not right behind another, that this share
-of all such runs is as long: three after a closed loop of 16, five and eleven of gamma arrivals with
-a coefficient of variation of 4 and 2. Else dozens of callers would wait in vain after a closed loop
-has ended: for 3 ms each, where single rows take 60 and a batch saves a fifth. At 0.01 another half
-per cent of their latency is saved, and a tenth of a point of what is on time in bursts is lost."""
-
-
-class _Mark(NamedTuple):
-    """One of the arrivals, and sums over all before it: those who followed another one soon, and
-    the squares of the gaps to these."""
-
-    moment_s: float
-    followers: int
-    squares: float
+"""Bursts are over when so many in a row have come alone that this share of all such runs is as
+long: three after a closed loop of 16, five and eleven of gamma arrivals with a coefficient of
+variation of 4 and 2. Else dozens of callers would wait in vain after a closed loop has ended: for
+3 ms each, where single rows take 60 and a batch saves a fifth."""
 
 
 class Company:
-    """Arrivals of requests that could share a batch. Memory and time per arrival are constant."""
+    """Arrivals of requests that could share a batch. Memory is constant, and so is the time per
+    arrival, next to a sort of the window every `STRIDE` of them where bursts are asked for."""
 
     def __init__(self) -> None:
-        self._marks: deque[_Mark] = deque(maxlen=WINDOW // STRIDE)
-        self._count = 0
-        self._followers = 0
+        self._moments: deque[float] = deque(maxlen=WINDOW + 1)
         self._alone = 0
         self._most_alone = math.inf
-        self._squares = 0.0
-        self._last_s = -math.inf
-        self.gap_s = math.inf
+        self._rest_s = 0.0
+        self._worth_s = 0.0
+        self._stale_in = 0
+
+    @property
+    def gap_s(self) -> float:
         """The mean time between two of them; infinite until more than `STRIDE` have come."""
-        self.burst_gap_s = 0.0
-        """The time after one of them within which the next one of its burst is likely to come; 0
-        where they do not come in bursts."""
+        gaps = len(self._moments) - 1
+        return (self._moments[-1] - self._moments[0]) / gaps if gaps >= STRIDE else math.inf
+
+    @property
+    def last_s(self) -> float:
+        """When the last of them came; long ago if nobody has."""
+        return self._moments[-1] if self._moments else -math.inf
 
     def add(self, now: float) -> None:
         """One more arrived."""
-        gap_s = now - self._last_s
-        self._alone += 1
-        if gap_s < BRIEF * self.gap_s < math.inf:
-            self._alone = 0
-            self._followers += 1
-            self._squares += gap_s * gap_s
-        self._last_s = now
-        if self._count % STRIDE == 0:
-            self._marks.append(_Mark(now, self._followers, self._squares))
-            self.gap_s = self._mean_gap_s()
-            self.burst_gap_s = self._longest_gap_in_bursts_s()
-        if self._alone >= self._most_alone:
-            self.burst_gap_s = 0.0
-        self._count += 1
+        self._alone = 0 if now - self.last_s <= self._rest_s else self._alone + 1
+        self._stale_in -= 1
+        self._moments.append(now)
 
-    def _mean_gap_s(self) -> float:
-        strides = len(self._marks) - 1
-        if strides < 1:
-            return math.inf
-        return (self._marks[-1].moment_s - self._marks[0].moment_s) / (strides * STRIDE)
+    def rest_of_burst_s(self, worth_s: float) -> float:
+        """How long after one of them the next one is worth waiting for, if it is worth so many
+        seconds that it rides along; 0 where they do not come in bursts, or in none for a while.
 
-    def _longest_gap_in_bursts_s(self) -> float:
-        strides = len(self._marks) - 1
-        if strides < LATELY - 1:
-            return 0.0
-        # Bursts that ended are forgotten soon: else a whole window of others would wait for them.
-        shares = self._followed(strides), self._followed(LATELY - 1)
-        if min(shares) < CLUSTERED:
-            return 0.0
-        share = min(max(shares), 0.99)  # of a few dozen: that all followed does not say that all do
-        self._most_alone = math.log(RARE) / math.log1p(-share)
-        first, last = self._marks[0], self._marks[-1]
-        squares = (last.squares - first.squares) / (last.followers - first.followers)
-        return LINGER * math.sqrt(squares)
+        The best moment to stop waiting, had the gaps been those of the window: the one that gains
+        most on the mean, `worth_s` for each gap that has ended by then, less the wait. Where the
+        next one is as likely to come however long nobody has, this is to wait for ever or not at
+        all; so the wait is measured against a share of the mean gap, too.
+        """
+        if self._stale_in <= 0 or abs(worth_s - self._worth_s) > TOLERANCE * self._worth_s:
+            self._look_for_bursts(worth_s)
+        return self._rest_s if self._alone < self._most_alone else 0.0
 
-    def _followed(self, strides: int) -> float:
-        """The share that came right behind another during the last so many strides."""
-        followers = self._marks[-1].followers - self._marks[-1 - strides].followers
-        return followers / (strides * STRIDE)
+    def _look_for_bursts(self, worth_s: float) -> None:
+        self._stale_in, self._worth_s = STRIDE, worth_s
+        if self._rest_s == 0.0:
+            self._alone = 0  # until now everybody counted as alone
+        self._rest_s, self._most_alone = 0.0, math.inf
+        gaps = sorted(b - a for a, b in pairwise(self._moments))
+        count = len(gaps)
+        if count < ENOUGH:
+            return
+        worth_s = min(worth_s, self.gap_s / DENSE)
+        most, waited_s, ended = LEAST_GAIN * worth_s * count, 0.0, 0
+        for number, gap_s in enumerate(gaps, 1):
+            if gap_s > worth_s:
+                break
+            waited_s += gap_s
+            gained_s = worth_s * number - waited_s - gap_s * (count - number)
+            if gained_s > most:
+                most, ended = gained_s, number
+        if ended:
+            self._rest_s = SLACK * gaps[ended - 1]
+            # Of a few dozen: that all rode with another one does not say that all will.
+            self._most_alone = math.log(RARE) / math.log1p(-min(ended / count, 0.99))

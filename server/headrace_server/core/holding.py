@@ -25,16 +25,13 @@ SILENCE = 5.0
 """Mean gaps between arrivals without any after which nobody is waited for any more: the burst is
 over. In a Poisson process one gap in 150 is so long; capacity does not suffer from it."""
 
-GRACE = 0.25
-"""The most that a worker waits for the next one of a burst, as a share of what is saved if that one
-rides along. Bursts would otherwise take the idle workers with their first few members, one by one,
-and find none for the rest. Waiting costs those who come last in a burst that share; it is repaid:
-at coefficients of variation of 2 and 4, mean latency falls and more is answered on time, at every
-number of workers, most of all where deadlines are tight (`make bench-sim`)."""
-
 TIMER_S = 0.0005
 """Timers of the serving loop are late by 0.13 to 0.27 ms (asyncio's own by up to 1.2): a hold ends
 so much before its last moment, and none is made for less."""
+
+WORTH_TIMERS = 4.0
+"""How many times as long as a timer may be late what is saved must be, for the next one of a burst
+to be waited for: the timer may cost a quarter of it."""
 
 MOST_KEYS = 256
 """Batch keys whose arrivals are remembered."""
@@ -60,6 +57,14 @@ class Holding:
             company = self._companies[request.key] = Company()
         company.add(now)
 
+    def coming(self, head: Request, times: Timetable, demand: Demand) -> int:
+        """How many more of the burst are to be expected: one, or none where it is over."""
+        company = self._companies.get(head.key)
+        if company is None:
+            return 0
+        silent_s = demand.opening.now - company.last_s
+        return int(silent_s < self._rest_of_burst_s(company, head, times, demand))
+
     def held(
         self,
         formation: Formation,
@@ -80,7 +85,10 @@ class Holding:
             return formation
         opening = demand.opening
         if self._keeps_up(head, formation.rows, rate, company.gap_s, times, demand):
-            silence_s = self._rest_of_burst_s(formation, head, company, times, demand)
+            left_s = (head.deadline_s - opening.start_s) / demand.margin
+            enough = times.enough(min(times.most_rows, times.rows_within(left_s)))
+            grows = formation.rows < enough
+            silence_s = self._rest_of_burst_s(company, head, times, demand) if grows else 0.0
         else:
             silence_s = SILENCE * company.gap_s
         if silence_s <= 0.0:
@@ -130,21 +138,15 @@ class Holding:
         return rate >= demand.at_most(asked, head, times, possible)
 
     def _rest_of_burst_s(
-        self,
-        formation: Formation,
-        head: Request,
-        company: Company,
-        times: Timetable,
-        demand: Demand,
+        self, company: Company, head: Request, times: Timetable, demand: Demand
     ) -> float:
-        """How long the next one of a burst is worth waiting for; 0 where that one would not gain by
-        it, or a burst is not to be expected."""
-        grace_s = GRACE * times.saved_s(head.rows)
-        if grace_s < self._timer_s:
-            return 0.0  # no timer would end so short a wait in time
-        rest_s = min(grace_s, company.burst_gap_s)
-        if rest_s <= 0.0:
-            return 0.0  # there are no bursts
-        left_s = (head.deadline_s - demand.opening.start_s) / demand.margin
-        enough = times.enough(min(times.most_rows, times.rows_within(left_s)))
-        return 0.0 if formation.rows >= enough else rest_s
+        """How long after the last one that came the next one of a burst is worth waiting for.
+
+        Bursts would otherwise take the idle workers with their first few members, one by one, and
+        find none for the rest; and what one batch saves is time for the next. Where the workers
+        would keep up without any batches, only a part of what is saved would have been used.
+        """
+        saved_s = times.saved_s(head.rows) * min(1.0, demand.need)
+        if saved_s < WORTH_TIMERS * self._timer_s:
+            return 0.0
+        return company.rest_of_burst_s(saved_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from headrace_server.core.demand import Demand
@@ -19,25 +20,29 @@ def shed_below(head: Request, times: Timetable, demand: Demand) -> float:
 
 
 def too_dear(
-    group: Group, members: Sequence[Request], rows: int, times: Timetable, demand: Demand
+    group: Group,
+    members: Sequence[Request],
+    rows: int,
+    coming: int,
+    times: Timetable,
+    demand: Demand,
 ) -> bool:
     """Whether the head, whose deadline cuts the batch down to these members, costs the others
-    more than it is worth."""
-    head = group.head
+    more than it is worth; `coming` more are to be expected soon.
+
+    Only where a larger batch can begin in its place: one that is no larger would leave the others
+    no better off. And only where somebody would be lost, when what waits is played forward behind
+    the head's batch. With one worker that is enough, since everybody waits for that batch. With
+    several, others begin meanwhile: the head goes where its batch falls short of the need, or
+    where fewer are lost without it.
+    """
+    head, opening = group.head, demand.opening
     if head.deadline_s > soonest_deadline_s(members):
         return False
-    least = shed_below(head, times, demand)
-    rate = times.work_s(members, rows) / times.duration_s(rows)
-    return rate < least or _better_without(group, len(members), rows, times, demand, least)
-
-
-def _better_without(
-    group: Group, taken: int, rows: int, times: Timetable, demand: Demand, least: float
-) -> bool:
-    """Whether fewer are lost if the head, whose deadline cuts the batch down to the first `taken`
-    requests, is refused; `least` is the work per second that is asked of a batch."""
-    head, opening = group.head, demand.opening
     mean_rows = group.rows / len(group.requests)
+    if not _larger_without(group, rows, coming, mean_rows, times, demand):
+        return False
+    least = shed_below(head, times, demand)
     one_s, mean_s = times.duration_s(1), times.duration_s(round(mean_rows))
     outlook = Outlook(
         opening.now,
@@ -48,5 +53,22 @@ def _better_without(
         times.rows_for(least * mean_rows / mean_s * one_s),
     )
     busy_s = [opening.start_s + times.duration_s(rows), *opening.free_s[1:]]
-    lost = outlook.losses(group.requests, taken, busy_s, mean_rows)
-    return lost > 0 and lost > outlook.losses(group.requests, 1, opening.free_s, mean_rows)
+    lost = outlook.losses(group.requests, len(members), busy_s, mean_rows)
+    if lost == 0:
+        return False
+    return (
+        len(opening.free_s) == 1
+        or times.work_s(members, rows) / times.duration_s(rows) < least
+        or lost > outlook.losses(group.requests, 1, opening.free_s, mean_rows)
+    )
+
+
+def _larger_without(
+    group: Group, rows: int, coming: int, mean_rows: float, times: Timetable, demand: Demand
+) -> bool:
+    """Whether more than so many rows could ride if the most urgent ones, as many as need be, did
+    not: those who are due late enough, and who comes."""
+    due_s = demand.opening.start_s + demand.margin * times.duration_s(rows + 1)
+    requests = group.requests
+    first = bisect_left(requests, due_s, lo=1, key=lambda request: request.deadline_s)
+    return (len(requests) - first + coming) * mean_rows > rows

@@ -15,9 +15,10 @@ from headrace_server.core.adaptive import (
     PATIENCE_S,
     AdaptivePolicy,
 )
+from headrace_server.core.company import SLACK
 from headrace_server.core.cost import Curve, Sample
 from headrace_server.core.errors import Reason
-from headrace_server.core.holding import GRACE, MOST_KEYS, SPARE, TIMER_S
+from headrace_server.core.holding import MOST_KEYS, SPARE, TIMER_S
 from headrace_server.core.policy import Decision, Formation, Hold, Opening, Refusal
 from headrace_server.core.queue import Queue, QueueLimits
 from headrace_server.core.request import Alone, Batch, DispatchReason, Request
@@ -256,13 +257,14 @@ class TestBursts:
     """Bursts of eight within a millisecond, four a second: next to no load for two workers."""
 
     LAST_S = 60 / 4
+    GAP_S = 1 / 8_000
 
     def policy(self, *, timer_s: float = 0.0, curve: Curve = CURVE) -> AdaptivePolicy:
         sweep = [(rows, x, curve.at(rows, x)) for rows in (1, 4, 16) for x in (0, 10)]
         policy = AdaptivePolicy(MOST_ROWS, sweep, timer_s=timer_s)
         for number in range(8 * 60 + 1):
             burst, member = divmod(number, 8)
-            policy.arrived(make_request(-number), burst / 4 + member / 8_000)
+            policy.arrived(make_request(-number), burst / 4 + member * self.GAP_S)
         return policy
 
     def opening(self, workers: int, *, after_s: float = 0.0) -> Opening:
@@ -278,11 +280,11 @@ class TestBursts:
         decision = decided(self.policy(), requests, self.opening(workers))
         assert isinstance(decision, Hold)
         waits_s = decision.until_s - self.LAST_S
-        assert 0.0 < waits_s <= GRACE * (2 * CURVE.at(1, 0) - CURVE.at(2, 0)) + 1e-9
+        assert waits_s == pytest.approx(SLACK * self.GAP_S, rel=1e-6)
 
     @pytest.mark.parametrize("workers", [1, 2])
     def test_who_stays_alone_goes_after_that_moment(self, workers: int) -> None:
-        opening = self.opening(workers, after_s=GRACE * CURVE.at(1, 0))
+        opening = self.opening(workers, after_s=1.001 * SLACK * self.GAP_S)
         decision = decided(self.policy(), dated(1, at=self.LAST_S), opening)
         assert isinstance(decision, Formation)
         assert decision.reason is DispatchReason.IMMEDIATE
@@ -316,7 +318,7 @@ class TestBursts:
             driver.settle()
             driver.advance_to(driver.now + 0.0001)
         assert driver.dispatched[0].rows == 1
-        assert driver.now - self.LAST_S <= GRACE * 0.010 + 0.0002
+        assert driver.now - self.LAST_S <= SLACK * self.GAP_S + 0.0002
 
     def test_the_largest_batch_that_is_in_time_does_not_wait(self) -> None:
         requests = dated(MOST_ROWS - 1, at=self.LAST_S, budget_s=CURVE.at(MOST_ROWS - 1, 0) + 1e-6)
@@ -394,12 +396,56 @@ class TestRefusing:
         assert decision == Refusal(head, Reason.OVERLOADED)
 
     def test_a_head_cut_short_rides_as_long_as_the_workers_keep_up(self) -> None:
-        # Alone it does a second of work a second.
-        head = make_request(1, at=-0.5, deadline_s=0.0115)
-        requests = [head, make_request(2, deadline_s=0.5)]
-        opening = Opening(0.0, [0.0])
-        assert isinstance(decided(policy_under(0.9 / 0.011), requests, opening), Formation)
-        assert isinstance(decided(policy_under(1.1 / 0.011), requests, opening), Refusal)
+        # Alone it does a second of work a second; by how many more are yet to come, more are lost
+        # behind it or none.
+        head = make_request(1, at=-0.028, deadline_s=0.0115)
+        requests = [head, *(make_request(i, deadline_s=0.024) for i in range(2, 7))]
+        opening = two_workers(0.0, other_s=0.012)
+        assert isinstance(decided(policy_under(1.8 / 0.011), requests, opening), Formation)
+        assert isinstance(decided(policy_under(600), requests, opening), Refusal)
+
+    def test_with_two_workers_a_head_gives_way_where_fewer_are_lost_without_it(self) -> None:
+        # The other worker can take two of the three by their deadline; this one all three, now.
+        requests = [make_request(1, at=-0.028, deadline_s=0.0115)]
+        requests += [make_request(i, deadline_s=0.014) for i in (2, 3, 4)]
+        opening = two_workers(0.0, other_s=0.002)
+        assert isinstance(decided(policy_under(60), requests, opening), Refusal)
+        assert isinstance(decided(policy_under(60), requests[:3], opening), Formation)
+
+    def test_with_two_workers_a_head_gives_way_below_the_need_where_anybody_is_lost(self) -> None:
+        requests = [make_request(1, at=-0.028, deadline_s=0.0115)]
+        requests += [make_request(i, deadline_s=0.014) for i in range(2, 10)]
+        opening = two_workers(0.0)
+        assert isinstance(decided(policy_under(600), requests, opening), Refusal)
+        assert isinstance(decided(policy_under(600), requests[:4], opening), Formation)
+
+    def test_with_one_worker_a_head_gives_way_where_anybody_is_lost(self) -> None:
+        # Some of thirty are lost behind it, and as many without it, as far as is played.
+        requests = [make_request(1, at=-0.028, deadline_s=0.0145)]
+        requests += [make_request(i, deadline_s=0.05 + 0.001 * i) for i in range(2, 32)]
+        alone = Opening(0.0, [0.0])
+        assert isinstance(decided(policy_under(200), requests, alone), Refusal)
+        assert isinstance(decided(policy_under(200), requests[:10], alone), Formation)
+
+    def test_a_head_in_whose_place_no_larger_batch_could_begin_rides(self) -> None:
+        # Three ride in time with the head, and three without it: the fourth is too late for both.
+        head = make_request(1, deadline_s=CURVE.at(3, 0) + 1e-6)
+        others = [make_request(i, deadline_s=0.013 + 0.0005 * i) for i in (2, 3, 4)]
+        decision = decided(policy_under(900), [head, *others], Opening(0.0, [0.0]))
+        assert isinstance(decision, Formation)
+        assert [request.id for request in decision.requests] == [1, 2, 3]
+
+    def test_a_head_gives_way_to_a_batch_that_grows_with_the_next_one_of_a_burst(self) -> None:
+        bursts = TestBursts()
+        head = make_request(1, at=bursts.LAST_S - 0.028, deadline_s=bursts.LAST_S + CURVE.at(2, 0))
+        others = [
+            make_request(i, at=bursts.LAST_S, deadline_s=bursts.LAST_S + 0.0145) for i in (2, 3)
+        ]
+        going_on, over = bursts.opening(1), bursts.opening(1, after_s=1e-3)
+        head.deadline_s = bursts.LAST_S + CURVE.at(2, 0) + 1e-6
+        assert isinstance(decided(bursts.policy(), [head, *others], going_on), Refusal)
+        head.deadline_s += 1e-3
+        assert isinstance(decided(bursts.policy(), [head, *others], over), Formation)
 
     def test_a_head_that_costs_nobody_anything_rides(self) -> None:
         head = make_request(1, at=-0.028, deadline_s=0.0115)
@@ -412,9 +458,9 @@ class TestRefusing:
 
     def test_nobody_gives_way_to_a_load_that_is_not_sure(self) -> None:
         head = make_request(1, at=-0.028, deadline_s=0.0115)
-        requests = [head, make_request(2, deadline_s=0.5)]
-        opening = Opening(0.0, [0.0])
-        steady, bursts = policy_under(300), policy_under(300, together=64)
+        requests = [head, *(make_request(i, deadline_s=0.024) for i in range(2, 7))]
+        opening = two_workers(0.0, other_s=0.012)
+        steady, bursts = policy_under(600), policy_under(600, together=64)
         assert decided(steady, requests, opening) == Refusal(head, Reason.OVERLOADED)
         assert isinstance(decided(bursts, requests, opening), Formation)
 
