@@ -385,6 +385,7 @@ class TestExported:
             *(torch.zeros(2, 5), torch.zeros(2, 5)),
             dynamic={"x": dimensions, "mask": dimensions},
         )
+        assert model.spec.one_length == ((("x", 0), ("mask", 0)),)
         assert answer(model, x=torch.ones(1, 10), mask=torch.ones(1, 10))
         for wrong, message in (
             ((2, 2), "dimension 1 of 'x': expected 3 to 10, got 2"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from headrace.aio import AsyncClient
+from headrace.errors import InvalidRequest
 from headrace_server.testing import ServerProcess
 from ragged_networks import Attention, Segments, export_attention, export_segments, write_script
 from written_models import write_model
@@ -98,3 +99,20 @@ async def test_models_take_all_lengths_at_once(tmp_path: Path) -> None:
         np.testing.assert_array_equal(answer["best"], [range(8)])
         np.testing.assert_array_equal(answer["tripled"], 3 * ids)
     assert [tensor.name for tensor in metadata.inputs] == ["ids"]
+
+
+async def test_inputs_that_the_program_has_of_one_length_are_held_to_it(tmp_path: Path) -> None:
+    never = 'parameters { key: "pad:ids" value { string_value: "none" } }'
+    export_attention(tmp_path / "apart", config=never)
+    with ServerProcess(tmp_path) as server:
+        async with AsyncClient(server.grpc_address) as client:
+            ids = np.zeros((2, 5), dtype=np.int64)
+            expected = "dimension 1 of input 'attention_mask' .* Expected 5, got 4"
+            with pytest.raises(InvalidRequest, match=expected):
+                await client.infer(
+                    "apart", {"ids": ids, "attention_mask": np.ones_like(ids[:, 1:])}
+                )
+            answer = await client.infer("apart", {"ids": ids, "attention_mask": np.ones_like(ids)})
+            (statistics,) = await client.statistics("apart")
+    assert answer["tokens"].shape == (2, 5, 8)
+    assert statistics.execution_count == 1, "what was refused did not run"

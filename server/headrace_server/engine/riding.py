@@ -75,6 +75,7 @@ class RidingRules:
                     Reason.UNEQUAL_LENGTHS,
                     model=self._model,
                     input=self._names[position],
+                    dimension=axis,
                     expected=length,
                     got=shape[axis],
                 )

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import logging
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -97,6 +99,7 @@ def load_exported(
         names = [tensor.name for tensor in whole.inputs]
         spec = padded(whole, tensors, call, rules, device, derive=not _batches_as_triton(config))
         skipped = 1 if spec.max_batch_size else 0
+        spec = replace(spec, one_length=_one_length(tensors, names, spec, skipped))
         shapes = zip(names, tensors.example_shapes(rows=1), strict=True)
         examples = {name: shape[skipped:] for name, shape in shapes}
     if options:
@@ -199,6 +202,19 @@ class _LengthCheck:
                 f"dimension {dimension} of '{self._names[position]}': expected {expected}, "
                 f"got {length}"
             )
+
+
+def _one_length(
+    tensors: ProgramTensors, names: Sequence[str], spec: ModelSpec, skipped: int
+) -> tuple[tuple[tuple[str, int], ...], ...]:
+    """The dimensions of what clients send that the program was exported to have in common."""
+    sent = {tensor.name for tensor in spec.inputs}
+    places: dict[Any, list[tuple[str, int]]] = defaultdict(list)
+    for name, tensor in zip(names, tensors.inputs, strict=True):
+        for dimension, symbol in tensor.symbols():
+            if name in sent and dimension >= skipped and symbol in tensors.lengths:
+                places[symbol].append((name, dimension - skipped))
+    return tuple(tuple(group) for group in places.values() if len(group) > 1)
 
 
 def _batches_as_triton(config: ModelConfig | None) -> bool:

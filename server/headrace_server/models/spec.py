@@ -227,6 +227,9 @@ class ModelSpec:
 
     ``made`` are the inputs that the server makes, from the prepared ones where there are any.
 
+    ``one_length`` are groups of dimensions (name of an input, index in its shape) that are the
+    same in each request, whatever they are. Requests that differ there are refused.
+
     ``following`` are, for each output, the dimensions that are as long as the padded batch; where
     nothing is known (None), any dynamic one may be. A finding, not part of the signature: specs
     that differ in it alone are equal.
@@ -240,6 +243,7 @@ class ModelSpec:
     outputs: tuple[TensorSpec, ...]
     prepared: tuple[TensorSpec, ...] = ()
     made: tuple[MadeInput, ...] = ()
+    one_length: tuple[tuple[tuple[str, int], ...], ...] = ()
     following: tuple[tuple[int, ...], ...] | None = field(default=None, compare=False)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from headrace.multiplexing import CANCEL_PARAMETER, REMAINING_PARAMETER
@@ -75,6 +75,11 @@ class RequestReader:
         self._required = [i for i, tensor in enumerate(spec.inputs) if not tensor.optional]
         self._outputs = {tensor.name: i for i, tensor in enumerate(spec.outputs)}
         self._all_outputs = tuple(range(len(spec.outputs)))
+        skipped = 1 if self._batched else 0
+        self._one_length = [
+            [(self._inputs[name].position, dimension + skipped) for name, dimension in group]
+            for group in spec.one_length
+        ]
 
     def read(self, message: pb.ModelInferRequest, remaining_s: float | None) -> Call:
         """The call that the message asks for.
@@ -145,6 +150,8 @@ class RequestReader:
                 got=len(inputs),
                 names=_listed(self._inputs),
             )
+        for group in self._one_length:
+            self._check_one_length(group, shapes)
         priority, timeout_s, parameters = 0, None, _NO_PARAMETERS
         if message.parameters:
             priority, timeout_s, told_s, parameters = self._read_parameters(message)
@@ -240,6 +247,26 @@ class RequestReader:
         if shape[0] > self._spec.max_batch_size:
             raise self._error(Reason.BATCH_TOO_LARGE, limit=self._spec.max_batch_size, got=shape[0])
         return shape[0]
+
+    def _check_one_length(
+        self, group: Sequence[tuple[int, int]], shapes: Sequence[tuple[int, ...] | None]
+    ) -> None:
+        expected = None
+        for position, dimension in group:
+            shape = shapes[position]
+            if shape is None:
+                continue
+            got = shape[dimension]
+            if expected is None:
+                expected = got
+            elif got != expected:
+                raise self._error(
+                    Reason.UNEQUAL_LENGTHS,
+                    input=self._spec.inputs[position].name,
+                    dimension=dimension,
+                    expected=expected,
+                    got=got,
+                )
 
     def _check_raw_count(self, message: pb.ModelInferRequest) -> None:
         """One raw contents for each input that lies in no region."""

@@ -68,4 +68,5 @@ def test_a_mask_of_another_length_than_its_data_is_refused() -> None:
     with pytest.raises(ServingError) as caught:
         riding.of(request((1, 5), (1, 4)))
     assert caught.value.reason is Reason.UNEQUAL_LENGTHS
-    assert caught.value.details == {"model": "m", "input": "mask", "expected": 5, "got": 4}
+    details = {"model": "m", "input": "mask", "dimension": 1, "expected": 5, "got": 4}
+    assert caught.value.details == details

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from headrace.protocol import grpc_service_pb2 as pb
@@ -115,3 +117,44 @@ def test_an_output_asked_for_twice_is_refused() -> None:
     with pytest.raises(ServingError) as caught:
         reading.read(message, None)
     assert caught.value.reason is Reason.DUPLICATE_OUTPUT
+
+
+@pytest.mark.parametrize("max_batch_size", [0, 4])
+@pytest.mark.parametrize(
+    ("x", "y", "details"),
+    [
+        ((5, 5), (5, 3), None),
+        ((5, 5), (4, 3), ("y", 0, 5, 4)),
+        ((5, 6), (5, 3), ("x", 1, 5, 6)),
+        ((5, 5), None, None),
+    ],
+)
+def test_dimensions_of_one_length_are_held_against_each_other(
+    max_batch_size: int,
+    x: tuple[int, ...],
+    y: tuple[int, ...] | None,
+    details: tuple[str, int, int, int] | None,
+) -> None:
+    inputs = (TensorSpec("x", "UINT8", (-1, -1)), TensorSpec("y", "UINT8", (-1, -1), optional=True))
+    one_length = ((("x", 0), ("x", 1), ("y", 0)),)
+    spec = ModelSpec("m", 1, "python", max_batch_size, inputs, (), one_length=one_length)
+    message = pb.ModelInferRequest(model_name="m")
+    batch = (2,) if max_batch_size else ()
+    for name, shape in (("x", x), ("y", y)):
+        if shape is not None:
+            message.inputs.add(name=name, datatype="UINT8", shape=batch + shape)
+            message.raw_input_contents.append(bytes(math.prod(batch + shape)))
+    if details is None:
+        assert RequestReader(spec).read(message, None).tensors.shapes[0] == batch + x
+        return
+    with pytest.raises(ServingError) as caught:
+        RequestReader(spec).read(message, None)
+    name, dimension, expected, got = details
+    assert caught.value.reason is Reason.UNEQUAL_LENGTHS
+    assert caught.value.details == {
+        "model": "m",
+        "input": name,
+        "dimension": dimension + len(batch),
+        "expected": expected,
+        "got": got,
+    }
