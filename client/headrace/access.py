@@ -21,6 +21,8 @@ _File: TypeAlias = str | os.PathLike[str]
 _Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 _KEY = re.compile(r"[a-z0-9_.-]+")
+_URL = re.compile(r"(https?|grpcs?|tcp)://", re.IGNORECASE)
+_PORTLESS = re.compile(r"[^:/]*|\[[^\]]*\]")
 _PRINTABLE = re.compile(r"[ -~]*")
 
 
@@ -82,10 +84,10 @@ class Access:
         """A channel for threads.
 
         Raises:
-            InvalidInput: files make no TLS, or the target is no text.
+            InvalidInput: files make no TLS, or the target is no address.
         """
         credentials, chosen = self._credentials(), channel_options(options)
-        _check_target(target)
+        _check_target(target, secure=credentials is not None)
         if credentials is None:
             return grpc.insecure_channel(target, chosen)
         return grpc.secure_channel(target, credentials, chosen)
@@ -93,7 +95,7 @@ class Access:
     def aio_channel(self, target: str, options: ChannelOptions = ()) -> grpc.aio.Channel:
         """The same for asyncio."""
         credentials, chosen = self._credentials(), channel_options(options)
-        _check_target(target)
+        _check_target(target, secure=credentials is not None)
         if credentials is None:
             return grpc.aio.insecure_channel(target, chosen)
         return grpc.aio.secure_channel(target, credentials, chosen)
@@ -151,9 +153,19 @@ def metadata_of(metadata: Mapping[str, str | bytes]) -> _Metadata:
     return tuple(metadata.items())
 
 
-def _check_target(target: str) -> None:
+def _check_target(target: str, *, secure: bool) -> None:
     if not isinstance(target, str):
         raise InvalidInput(f"target: expected an address such as 'localhost:8001', got {target!r}")
+    if _URL.match(target):
+        raise InvalidInput(
+            f"target: expected an address such as 'localhost:8001', without a scheme, got "
+            f"{target!r}" + ("" if secure else "; for TLS pass tls=True")
+        )
+    # gRPC would take the port of HTTPS, where no plain text is spoken.
+    if not secure and _PORTLESS.fullmatch(target):
+        raise InvalidInput(
+            f"target: expected an address with a port, such as 'localhost:8001', got {target!r}"
+        )
     try:
         target.encode()
     except UnicodeEncodeError as error:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from numbers import Real
 from random import Random
 from types import EllipsisType
 from typing import TypeAlias
 
-from headrace.errors import InvalidInput, ServerError
+import grpc
+
+from headrace.errors import InvalidInput, ServerError, error_of_code
 from headrace.retry import RetryPolicy
 
 __all__ = ["MAX_TIMEOUT_S", "Attempts", "Timeout"]
@@ -29,7 +32,9 @@ class Attempts:
     shares these attempts with it, so that the caller's timeout bounds both together.
 
     Raises:
-        InvalidInput: the timeout is NaN, or text.
+        InvalidInput: the timeout is no number.
+        DeadlineExceeded: it is 0 or less. gRPC tries such calls, and says now that and now
+            whatever else went wrong.
     """
 
     __slots__ = ("_clock", "_deadline", "_failed", "_policy", "_random")
@@ -46,8 +51,11 @@ class Attempts:
         self._clock = clock
         self._deadline: float | None = None
         if timeout_s is not None:
-            if isinstance(timeout_s, str) or math.isnan(timeout_s):
+            if not isinstance(timeout_s, Real) or math.isnan(timeout_s):
                 raise InvalidInput(f"expected a timeout in seconds, got {timeout_s!r}")
+            if timeout_s <= 0:
+                message = f"the timeout of {timeout_s:g} s had passed before the call began"
+                raise error_of_code(grpc.StatusCode.DEADLINE_EXCEEDED, message)
             if timeout_s <= MAX_TIMEOUT_S:
                 self._deadline = clock() + timeout_s
         self._failed = 0

@@ -21,6 +21,7 @@ https://google.aip.dev/193 describes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
@@ -59,6 +60,9 @@ DOMAIN = "headrace"
 
 STATUS_TRAILER = "grpc-status-details-bin"
 """The key of the trailing metadata that holds a serialised google.rpc.Status."""
+
+_NO_HTTP2 = re.compile(r"Failed parsing HTTP/2|Trying to connect an http1\.x server")
+"""How gRPC says that something else than gRPC answered."""
 
 _ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
 _RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
@@ -248,7 +252,10 @@ def server_error(failure: grpc.RpcError, request_id: str = "") -> ServerError:
             # deadline's code with the trailer of an end that it has passed over.
             if details.code == code.value[0]:
                 reason, retry_after_s = details.reason, details.retry_after_s
-    return error_of_code(code, failure.details() or "", reason, request_id, retry_after_s)
+    message = failure.details() or ""
+    if _NO_HTTP2.search(message):
+        message += "; no gRPC server listens there: is it the port of the metrics?"
+    return error_of_code(code, message, reason, request_id, retry_after_s)
 
 
 def error_of_code(

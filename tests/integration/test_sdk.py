@@ -338,6 +338,11 @@ async def test_a_configuration_that_is_no_text_is_refused(ask: Ask) -> None:
     [
         ({"target": 8001}, "target: expected an address such as 'localhost:8001', got 8001"),
         ({"target": "\ud800:1"}, "target: expected text that UTF-8 can express"),
+        ({"target": "http://a:1"}, "without a scheme, got 'http://a:1'; for TLS pass tls=True"),
+        ({"target": "grpcs://a:1", "tls": True}, "without a scheme, got 'grpcs://a:1'$"),
+        ({"target": "localhost"}, "expected an address with a port.*got 'localhost'"),
+        ({"target": "[::1]"}, r"expected an address with a port.*got '\[::1\]'"),
+        ({"target": ""}, "expected an address with a port.*got ''"),
         ({"metadata": {"X-Team": "a"}}, "keys of lower-case letters.*got 'X-Team'"),
         ({"metadata": {"": "a"}}, "keys of lower-case letters.*got ''"),
         ({"metadata": {"x team": "a"}}, "keys of lower-case letters.*got 'x team'"),
@@ -353,6 +358,26 @@ async def test_what_no_call_could_be_made_with_makes_no_client(
 ) -> None:
     with pytest.raises(InvalidInput, match=text):
         client_class(**arguments)
+
+
+@pytest.mark.parametrize("client_class", [AsyncClient, Client])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"target": "unix:/tmp/socket"},
+        {"target": "dns:///localhost:8001"},
+        {"target": "[::1]:8001"},
+        {"target": "models.example.com", "tls": True},
+    ],
+)
+async def test_whatever_grpc_can_reach_is_an_address(
+    client_class: Callable[..., Any], arguments: dict[str, Any]
+) -> None:
+    client = client_class(**arguments)
+    if client_class is AsyncClient:
+        await client.close()
+    else:
+        client.close()
 
 
 async def test_priority_parameters_and_metadata_travel(echo: Echo) -> None:
@@ -410,6 +435,20 @@ async def test_unreachable_server_is_unavailable_without_a_reason() -> None:
         with pytest.raises(Unavailable) as raised:
             await client.server_live()
     assert raised.value.reason is None
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"<!DOCTYPE html>\n"])
+async def test_a_port_where_no_grpc_is_spoken_is_told_so(said: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    async with server, AsyncClient(f"{host}:{port}", retry=QUICK) as client:
+        with pytest.raises(Unavailable, match="no gRPC server listens there"):
+            await client.server_live()
 
 
 async def test_timeout_is_the_deadline_of_the_call(infer: Infer, echo: Echo) -> None:
