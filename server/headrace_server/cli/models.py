@@ -77,7 +77,7 @@ def _row(client: Client, entry: IndexEntry, counted: ModelStatistics | None) -> 
 
 def _print(rows: list[Row]) -> None:
     numbers = ("requests", "batches", "rows per batch", "ms per batch")
-    listed = table("model", "version", "state", "platform", *numbers, "reason", numbers=numbers)
+    listed = table("model", "version", "state", "platform", *numbers, numbers=numbers)
     for row in rows:
         listed.add_row(
             Text(row.model),
@@ -88,9 +88,13 @@ def _print(rows: list[Row]) -> None:
             _shown(row.batches),
             _shown(row.mean_batch_rows, digits=1),
             _shown(row.mean_compute_ms, digits=2),
-            Text(row.reason),
         )
-    result_console().print(listed)
+    console = result_console()
+    console.print(listed)
+    for row in rows:
+        if row.reason:  # below, since it may be long
+            name = f"{row.model} {row.version}".strip()
+            console.print(Text.assemble((name, "bold red"), ": ", row.reason), soft_wrap=True)
 
 
 def _shown(number: float | None, digits: int = 0) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -224,6 +225,7 @@ def _select(numbers: Sequence[int], config: ModelConfig | None, directory: Path)
     if not numbers:
         raise ModelError(
             f"expected {directory / '1'} with one of {_filenames()}, found {_listing(directory)}"
+            f"{_misplaced(directory)}"
         )
     policy = config.version_policy if config else None
     choice = policy.WhichOneof("policy_choice") if policy else None
@@ -276,6 +278,18 @@ def _kind_of(filename: str) -> ModelKind | None:
 
 def _filenames() -> str:
     return ", ".join(f"'{kind.filename}'" for kind in ModelKind)
+
+
+def _misplaced(directory: Path) -> str:
+    """What to do where a directory without versions has them one level off."""
+    for kind in ModelKind:
+        if (directory / kind.filename).is_file():
+            return f"; move '{kind.filename}' to {directory / '1'}"
+    with suppress(OSError):  # one of them cannot be read
+        within = (path for path in directory.iterdir() if path.is_dir())
+        if any(_VERSION.fullmatch(path.name) for model in within for path in model.iterdir()):
+            return f"; {directory} looks like a repository itself"
+    return ""
 
 
 def _listing(directory: Path, limit: int = 8) -> str:

@@ -23,7 +23,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -71,7 +71,7 @@ class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    tenants: dict[str, Tenant]
+    tenants: dict[str, dict[str, Any]]
 
 
 def new_token() -> str:
@@ -123,7 +123,13 @@ def parse_tenants(text: str, origin: str) -> dict[str, Tenant]:
     except msgspec.ValidationError as error:
         raise TokensError(f"{origin}: {error}") from None
     owners: dict[str, str] = {}
-    for name, tenant in file.tenants.items():
+    tenants: dict[str, Tenant] = {}
+    for name, content in file.tenants.items():
+        try:
+            tenant = msgspec.convert({**content, "name": name}, Tenant)
+        except msgspec.ValidationError as error:
+            raise TokensError(f"{origin}: tenant '{name}': {error}") from None
+        tenants[name] = tenant
         for number, line in enumerate(tenant.tokens, 1):
             if not _HASH.fullmatch(line):
                 # Not quoted: it may well be the token itself.
@@ -135,7 +141,7 @@ def parse_tenants(text: str, origin: str) -> dict[str, Tenant]:
                 raise TokensError(
                     f"{origin}: tenants '{owners[line]}' and '{name}' have the same token"
                 )
-    return {n: msgspec.structs.replace(t, name=n) for n, t in file.tenants.items()}
+    return tenants
 
 
 class TokensFile:

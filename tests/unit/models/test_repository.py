@@ -133,7 +133,12 @@ def test_hidden_directories_and_stray_files_are_no_models(tmp_path: Path) -> Non
     [
         (["m/1/model.pt2", "m/1/model.py"], ["exactly one of", "found 'model.pt2', 'model.py'"]),
         (["m/1/net.onnx"], ["'model.pt2', 'model.pt', 'model.py'", "found 'net.onnx'"]),
-        (["m/model.pt2"], ["m/1 with one of", "found 'model.pt2'"]),
+        (["m/model.pt2"], ["m/1 with one of", "found 'model.pt2'; move 'model.pt2' to", "m/1"]),
+        (
+            ["m/n/1/model.py"],
+            ["m/1 with one of", "found 'n'; ", "m looks like a repository itself"],
+        ),
+        (["m/n/model.bin"], ["m/1 with one of", "found 'n'"]),
     ],
 )
 def test_error_says_which_file_was_expected_and_what_was_found(
