@@ -134,11 +134,19 @@ class Shares:
     def __init__(self, run: Callable[[float, int], float], near: float | None = None) -> None:
         self._run = run
         self._known: dict[tuple[int, int], float] = {}
+        self._capacities: dict[tuple[int, ...], float | None] = {}
         self._near = _rung(near) if near else None
 
     def capacity(self, seeds: Seeds) -> float | None:
         """The load at which the mean share over these seeds falls below `ON_TIME`; the end of the
-        ladder if it never does, None if it is below at its beginning."""
+        ladder if it never does, None if it is below at its beginning. Where luck has it fall below
+        and rise again, the first answer stands, wherever it was looked for from."""
+        chosen = tuple(seeds)
+        if chosen not in self._capacities:
+            self._capacities[chosen] = self._crossing(seeds)
+        return self._capacities[chosen]
+
+    def _crossing(self, seeds: Seeds) -> float | None:
         low, high = (0, RUNGS) if self._near is None else self._around(self._near, seeds)
         if low == 0 and not self._holds(0, seeds):
             return None

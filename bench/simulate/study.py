@@ -157,7 +157,7 @@ def quick() -> Study:
         timed_rounds=1,
         closed_s=5.0,
         mixed_requests=requests,
-        clocked=Ticks(5, 1, 14),
+        clocked=Ticks(6, 3, 20),
         clocked_requests=requests,
     )
 

@@ -17,6 +17,9 @@ Seconds = npt.NDArray[np.float32]
 BUSY = 0.9
 """Share of its time from which a generator may be what limits the throughput."""
 
+FEW_LATE = 2
+"""So many late sends may be chance, however few there were in all."""
+
 LATE_S = 0.001
 LATE_SHARE = 0.1
 """Sends are late when the 99th percentile of their lag is more than both: a millisecond, which is
@@ -94,6 +97,11 @@ class Step:
     interrupted: bool = False
 
     @property
+    def offered(self) -> float:
+        """Requests per second that were due (open loop) or sent during the measured windows."""
+        return self.requests / self.measured_s if self.measured_s else 0.0
+
+    @property
     def marks(self) -> tuple[str, ...]:
         """Keys of `MARKS`: what a reader of the figures must know."""
         late_s = max(LATE_S, LATE_SHARE * self.latency.p50_s)
@@ -115,6 +123,13 @@ MARKS: Mapping[str, str] = {
     "busy": "the generator had hardly an idle moment and may be the limit: "
     "use more --processes, or another machine",
 }
+
+
+def send_lag_s(lags_s: Seconds) -> float:
+    """The 99th percentile of how late requests were sent, the `FEW_LATE` latest of them set apart;
+    0 where that leaves none."""
+    later = max(FEW_LATE, len(lags_s) // 100)
+    return float(np.partition(lags_s, -later - 1)[-later - 1]) if len(lags_s) > later else 0.0
 
 
 def window_of(latencies_s: Seconds, window_s: float) -> Window:

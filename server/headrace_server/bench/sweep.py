@@ -19,6 +19,7 @@ from headrace_server.bench.results import (
     Window,
     agree,
     distribution,
+    send_lag_s,
     window_of,
     work_between,
 )
@@ -110,7 +111,7 @@ class Bench:
             stable=stable,
             generation=Generation(
                 max(report.busy for report in reports),
-                float(np.percentile(lags_s, 99)) if len(lags_s) else 0.0,
+                send_lag_s(lags_s),
             ),
             server=None if before is None or after is None else work_between(before, after),
             interrupted=interrupted,

@@ -20,7 +20,7 @@ class StepTable:
     def __init__(self, first: Load, rows: int) -> None:
         self._rows = rows
         self._columns = [
-            "concurrency" if isinstance(first, ClosedLoop) else "   rate/s",
+            *(["concurrency"] if isinstance(first, ClosedLoop) else ["   rate/s", "offered/s"]),
             " answers/s",
             *(["    rows/s"] if rows > 1 else []),
             "  p50 ms",
@@ -41,7 +41,11 @@ class StepTable:
         """One step: figures under the columns, then what there is to note."""
         latency, server, load = step.latency, step.server, step.load
         cells = [
-            f"{load.concurrency}" if isinstance(load, ClosedLoop) else f"{load.rate:,.10g}",
+            *(
+                [f"{load.concurrency}"]
+                if isinstance(load, ClosedLoop)
+                else [f"{load.rate:,.10g}", f"{step.offered:,.1f}"]
+            ),
             f"{step.throughput:,.1f}",
             *([f"{step.throughput * self._rows:,.1f}"] if self._rows > 1 else []),
             *(
@@ -101,6 +105,7 @@ def _step(step: Step) -> dict[str, Any]:
         ),
         "measured_s": step.measured_s,
         "requests": step.requests,
+        "offered": step.offered,
         "throughput": step.throughput,
         "latency_s": {
             name: _number(getattr(step.latency, field))

@@ -58,8 +58,13 @@ def test_two_ride_together_where_both_are_then_in_time() -> None:
     assert best_share(Ticks(4, 1, 7), POISSON, 0.9999) == pytest.approx(2 / 6, rel=1e-3)
 
 
+def test_more_than_one_arrival_in_a_tick_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected at most one arrival per tick, got 1\.2 in a"):
+        best_share(Ticks(4, 1, 5), CV2, 0.3)
+
+
 def test_the_learned_policy_is_below_the_best_and_that_is_below_who_knows_the_future() -> None:
-    standings = list(measure(Ticks(5, 1, 14, 1e-3), [1.0], requests=4_000, seeds=2, processes=1))
+    standings = list(measure(Ticks(6, 3, 20), [1.0], requests=8_000, seeds=2, processes=1))
     assert [s.process for s in standings] == ["poisson", "cv2", "cv4"]
     noise = 0.01
     for standing in standings:

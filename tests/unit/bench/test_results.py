@@ -16,6 +16,7 @@ from headrace_server.bench.results import (
     Window,
     agree,
     distribution,
+    send_lag_s,
     window_of,
     work_between,
 )
@@ -139,3 +140,20 @@ def test_processes_share_the_callers_evenly(concurrency: int, processes: int) ->
     shares = [load.share(index, processes).concurrency for index in range(processes)]
     assert sum(shares) == concurrency
     assert max(shares) - min(shares) <= 1
+
+
+@pytest.mark.parametrize(
+    ("late", "of", "lag_s"),
+    [(2, 2, 0.0), (2, 6, 0.001), (3, 6, 0.5), (2, 250, 0.001), (3, 250, 0.5), (5, 500, 0.001)],
+)
+def test_two_late_sends_are_chance_and_so_is_one_of_a_hundred(
+    late: int, of: int, lag_s: float
+) -> None:
+    lags_s = np.full(of, 0.001, np.float32)
+    lags_s[:late] = 0.5
+    assert send_lag_s(lags_s) == pytest.approx(lag_s)
+
+
+def test_what_was_offered_counts_what_failed_and_nothing_where_nothing_was_measured() -> None:
+    assert step(requests=30, measured_s=1.5).offered == 20.0
+    assert step(requests=0, measured_s=0.0).offered == 0.0

@@ -45,6 +45,13 @@ def test_a_row_stands_under_its_header() -> None:
     assert len(row) == len(header)
 
 
+def test_an_open_loop_tells_what_was_offered_beside_the_rate_that_was_asked_for() -> None:
+    step = replace(STEP, load=OpenLoop(100.0, Renewal()), requests=192, measured_s=2.0)
+    table = StepTable(step.load, rows=1)
+    assert table.header().split()[:3] == ["rate/s", "offered/s", "answers/s"]
+    assert table.row(step).split()[:3] == ["100", "96.0", "1,234.5"]
+
+
 def test_what_could_not_be_measured_is_left_out_and_errors_are_told_by_reason() -> None:
     row = StepTable(FAILED.load, rows=1).row(FAILED)
     notes = ["1,203", "1,200", "queue_full,", "3", "DEADLINE_EXCEEDED,", "unstable"]
