@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from itertools import pairwise
+from itertools import islice, pairwise
+from typing import NamedTuple
 
 WINDOW = 256
 """Arrivals that are looked back over. With 128, one of a dozen bursts in which requests come four
@@ -22,8 +23,7 @@ are left too soon (up to half a point less on time); at 1.2 and 1, a recorded tr
 bursts where there are none, and loses up to a point and more than one."""
 
 TOLERANCE = 0.1
-"""By how much what riding along is worth may change, as a share, before bursts are looked for
-again."""
+"""To what share of it the worth of riding along counts."""
 
 LEAST_GAIN = 0.1
 """The share of what riding together saves that waiting must gain on the mean: Poisson arrivals
@@ -35,9 +35,20 @@ pace of a clock would come just after the wait."""
 
 RARE = 0.002
 """Bursts are over when so many in a row have come alone that this share of all such runs is as
-long: three after a closed loop of 16, five and eleven of gamma arrivals with a coefficient of
-variation of 4 and 2. Else dozens of callers would wait in vain after a closed loop has ended: for
-3 ms each, where single rows take 60 and a batch saves a fifth."""
+long: three after a closed loop of 16, five and ten to fifteen of gamma arrivals with a coefficient
+of variation of 4 and 2. Else dozens of callers would wait in vain after a closed loop has ended:
+for 3 ms each, where single rows take 60 and a batch saves a fifth."""
+
+
+class _Rest(NamedTuple):
+    """How long the next one of a burst is waited for, and how many have come alone when it is
+    over."""
+
+    seconds: float
+    alone: int
+
+
+_NO_REST = _Rest(0.0, 0)
 
 
 class Company:
@@ -46,11 +57,8 @@ class Company:
 
     def __init__(self) -> None:
         self._moments: deque[float] = deque(maxlen=WINDOW + 1)
-        self._alone = 0
-        self._most_alone = math.inf
-        self._rest_s = 0.0
-        self._worth_s = 0.0
-        self._stale_in = 0
+        self._fresh_for = STRIDE
+        self._rests: dict[int, _Rest] = {}
 
     @property
     def gap_s(self) -> float:
@@ -65,9 +73,11 @@ class Company:
 
     def add(self, now: float) -> None:
         """One more arrived."""
-        self._alone = 0 if now - self.last_s <= self._rest_s else self._alone + 1
-        self._stale_in -= 1
         self._moments.append(now)
+        self._fresh_for -= 1
+        if not self._fresh_for:
+            self._fresh_for = STRIDE
+            self._rests.clear()
 
     def rest_of_burst_s(self, worth_s: float) -> float:
         """How long after one of them the next one is worth waiting for, if it is worth so many
@@ -78,19 +88,20 @@ class Company:
         next one is as likely to come however long nobody has, this is to wait for ever or not at
         all; so the wait is measured against a share of the mean gap, too.
         """
-        if self._stale_in <= 0 or abs(worth_s - self._worth_s) > TOLERANCE * self._worth_s:
-            self._look_for_bursts(worth_s)
-        return self._rest_s if self._alone < self._most_alone else 0.0
+        if worth_s <= 0.0:
+            return 0.0
+        # Requests of several lengths ask for several worths in turn.
+        step = round(math.log(worth_s) / TOLERANCE)
+        rest = self._rests.get(step)
+        if rest is None:
+            rest = self._rests[step] = self._best_rest(math.exp(step * TOLERANCE))
+        return 0.0 if self._burst_is_over(rest) else rest.seconds
 
-    def _look_for_bursts(self, worth_s: float) -> None:
-        self._stale_in, self._worth_s = STRIDE, worth_s
-        if self._rest_s == 0.0:
-            self._alone = 0  # until now everybody counted as alone
-        self._rest_s, self._most_alone = 0.0, math.inf
+    def _best_rest(self, worth_s: float) -> _Rest:
         gaps = sorted(b - a for a, b in pairwise(self._moments))
         count = len(gaps)
         if count < ENOUGH:
-            return
+            return _NO_REST
         worth_s = min(worth_s, self.gap_s / DENSE)
         most, waited_s, ended = LEAST_GAIN * worth_s * count, 0.0, 0
         for number, gap_s in enumerate(gaps, 1):
@@ -100,7 +111,13 @@ class Company:
             gained_s = worth_s * number - waited_s - gap_s * (count - number)
             if gained_s > most:
                 most, ended = gained_s, number
-        if ended:
-            self._rest_s = SLACK * gaps[ended - 1]
-            # Of a few dozen: that all rode with another one does not say that all will.
-            self._most_alone = math.log(RARE) / math.log1p(-min(ended / count, 0.99))
+        if not ended:
+            return _NO_REST
+        # Of a few dozen: that all rode with another one does not say that all will.
+        alone = 1.0 - min(ended / count, 0.99)
+        return _Rest(SLACK * gaps[ended - 1], math.ceil(math.log(RARE) / math.log(alone)))
+
+    def _burst_is_over(self, rest: _Rest) -> bool:
+        """Whether as many as its `alone` came alone of late."""
+        latest = islice(reversed(self._moments), rest.alone + 1)
+        return all(after - before > rest.seconds for after, before in pairwise(latest))

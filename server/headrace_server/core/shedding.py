@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import islice
 
 from headrace_server.core.demand import Demand
 from headrace_server.core.outlook import Outlook
@@ -31,17 +31,18 @@ def too_dear(
     more than it is worth; `coming` more are to be expected soon.
 
     Only where a larger batch can begin in its place: one that is no larger would leave the others
-    no better off. And only where somebody would be lost, when what waits is played forward behind
-    the head's batch. With one worker that is enough, since everybody waits for that batch. With
-    several, others begin meanwhile: the head goes where its batch falls short of the need, or
-    where fewer are lost without it.
+    no better off. And only where somebody would be lost, when what waits and who is yet to come is
+    played forward behind the head's batch. With one worker that is enough, since everybody waits
+    for that batch. With several, others begin meanwhile: the head goes where its batch falls short
+    of the need, or where fewer are lost without it. Who is yet to come has as much time as the head
+    or as the least urgent one, whichever is more: a head in a hurry is no measure of the others.
     """
     head, opening = group.head, demand.opening
     if head.deadline_s > soonest_deadline_s(members):
         return False
-    mean_rows = group.rows / len(group.requests)
-    if not _larger_without(group, rows, coming, mean_rows, times, demand):
+    if not _larger_without(group, rows, coming, times, demand):
         return False
+    mean_rows = group.rows / len(group.requests)
     least = shed_below(head, times, demand)
     one_s, mean_s = times.duration_s(1), times.duration_s(round(mean_rows))
     outlook = Outlook(
@@ -49,7 +50,7 @@ def too_dear(
         times,
         demand.margin,
         demand.load / mean_s,
-        head.deadline_s - head.arrival_s,
+        max(request.deadline_s - request.arrival_s for request in (head, group.requests[-1])),
         times.rows_for(least * mean_rows / mean_s * one_s),
     )
     busy_s = [opening.start_s + times.duration_s(rows), *opening.free_s[1:]]
@@ -63,12 +64,14 @@ def too_dear(
     )
 
 
-def _larger_without(
-    group: Group, rows: int, coming: int, mean_rows: float, times: Timetable, demand: Demand
-) -> bool:
+def _larger_without(group: Group, rows: int, coming: int, times: Timetable, demand: Demand) -> bool:
     """Whether more than so many rows could ride if the most urgent ones, as many as need be, did
-    not: those who are due late enough, and who comes."""
+    not: those who are due late enough, as far as a batch looks, and a row for each who comes."""
     due_s = demand.opening.start_s + demand.margin * times.duration_s(rows + 1)
-    requests = group.requests
-    first = bisect_left(requests, due_s, lo=1, key=lambda request: request.deadline_s)
-    return (len(requests) - first + coming) * mean_rows > rows
+    larger = coming
+    for request in islice(group.requests, 1, 2 * times.most_rows):
+        if larger > rows:
+            break
+        if request.deadline_s >= due_s:
+            larger += request.rows
+    return larger > rows

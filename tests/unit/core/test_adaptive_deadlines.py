@@ -259,12 +259,14 @@ class TestBursts:
     LAST_S = 60 / 4
     GAP_S = 1 / 8_000
 
-    def policy(self, *, timer_s: float = 0.0, curve: Curve = CURVE) -> AdaptivePolicy:
+    def policy(
+        self, *, timer_s: float = 0.0, curve: Curve = CURVE, gap_s: float = GAP_S
+    ) -> AdaptivePolicy:
         sweep = [(rows, x, curve.at(rows, x)) for rows in (1, 4, 16) for x in (0, 10)]
         policy = AdaptivePolicy(MOST_ROWS, sweep, timer_s=timer_s)
         for number in range(8 * 60 + 1):
             burst, member = divmod(number, 8)
-            policy.arrived(make_request(-number), burst / 4 + member * self.GAP_S)
+            policy.arrived(make_request(-number), burst / 4 + member * gap_s)
         return policy
 
     def opening(self, workers: int, *, after_s: float = 0.0) -> Opening:
@@ -288,6 +290,23 @@ class TestBursts:
         decision = decided(self.policy(), dated(1, at=self.LAST_S), opening)
         assert isinstance(decision, Formation)
         assert decision.reason is DispatchReason.IMMEDIATE
+
+    @pytest.mark.parametrize(("workers", "waits"), [(1, True), (4, False)])
+    def test_less_is_waited_for_the_longer_workers_idle_anyway(
+        self, workers: int, waits: bool
+    ) -> None:
+        # Two batches save 10 ms by being one. Of one worker a third of the time would be taken
+        # without any batches, of four workers a twelfth: not worth two milliseconds.
+        requests = dated(1, at=self.LAST_S, budget_s=1.0)
+        decision = decided(self.policy(gap_s=0.002), requests, self.opening(workers))
+        assert isinstance(decision, Hold) is waits
+
+    @pytest.mark.parametrize(("workers", "waits"), [(1, True), (2, False)])
+    def test_a_timer_must_be_worth_its_delay(self, workers: int, waits: bool) -> None:
+        # A third and a sixth of 10 ms: more and less than `WORTH_TIMERS` of half a millisecond.
+        requests = dated(1, at=self.LAST_S, budget_s=1.0)
+        decision = decided(self.policy(timer_s=TIMER_S), requests, self.opening(workers))
+        assert isinstance(decision, Hold) is waits
 
     def test_where_a_batch_saves_next_to_nothing_nobody_waits(self) -> None:
         no_gain = Curve(base=0.0005, row=0.0285, element=0.0, pair=0.0)
@@ -388,11 +407,39 @@ class TestRefusing:
         assert decision == Refusal(head, Reason.OVERLOADED)
 
     def test_a_head_gives_way_to_those_who_are_yet_to_come(self) -> None:
-        # Behind its 11 ms the two are in time; who comes meanwhile would not be.
-        head = make_request(1, deadline_s=0.0115)
+        # Behind its 11 ms the two are in time; of those who come meanwhile one would not be.
+        head = make_request(1, at=-0.0185, deadline_s=0.0115)
         requests = [head, *(make_request(i, deadline_s=0.030) for i in (2, 3))]
-        assert isinstance(decided(policy_under(10), requests, Opening(0.0, [0.0])), Formation)
-        decision = decided(policy_under(60), requests, Opening(0.0, [0.0]))
+        assert isinstance(decided(policy_under(200), requests, Opening(0.0, [0.0])), Formation)
+        decision = decided(policy_under(400), requests, Opening(0.0, [0.0]))
+        assert decision == Refusal(head, Reason.OVERLOADED)
+
+    def test_a_head_in_a_hurry_rides_among_others_who_are_not(self) -> None:
+        # Those who are yet to come have as much time as the others, not as little as the head.
+        head = make_request(1, deadline_s=0.0115)
+        others = [make_request(i, deadline_s=5.0) for i in range(2, 14)]
+        decision = decided(policy_under(60), [head, *others], Opening(0.0, [0.0]))
+        assert isinstance(decision, Formation)
+        assert decision.requests == [head]
+
+    @pytest.mark.parametrize("later", [0, 12])
+    def test_a_head_gives_way_whoever_stands_behind_those_who_gain_by_it(self, later: int) -> None:
+        head = make_request(1, at=-0.0385, deadline_s=0.0115)
+        gain = [make_request(i, deadline_s=0.0165) for i in range(2, 8)]
+        patient = [make_request(i, deadline_s=0.0118, priority=10) for i in range(8, 8 + later)]
+        requests = [head, *gain, *patient]
+        decision = decided(policy_under(200), requests, Opening(0.0, [0.0]))
+        assert decision == Refusal(head, Reason.OVERLOADED)
+
+    def test_rows_are_counted_not_requests(self) -> None:
+        # Without its eight rows there are only three, however many a request has on the mean.
+        head = make_request(1, rows=8, at=-0.02, deadline_s=CURVE.at(8, 0) + 1e-6)
+        few = [make_request(i, deadline_s=0.024) for i in (2, 3, 4)]
+        decision = decided(policy_under(100), [head, *few], Opening(0.0, [0.0]))
+        assert isinstance(decision, Formation)
+        assert decision.requests == [head]
+        many = [make_request(i, rows=4, deadline_s=0.024) for i in (2, 3, 4)]
+        decision = decided(policy_under(100), [head, *many], Opening(0.0, [0.0]))
         assert decision == Refusal(head, Reason.OVERLOADED)
 
     def test_a_head_cut_short_rides_as_long_as_the_workers_keep_up(self) -> None:
@@ -420,17 +467,19 @@ class TestRefusing:
         assert isinstance(decided(policy_under(600), requests[:4], opening), Formation)
 
     def test_with_one_worker_a_head_gives_way_where_anybody_is_lost(self) -> None:
-        # Some of thirty are lost behind it, and as many without it, as far as is played.
-        requests = [make_request(1, at=-0.028, deadline_s=0.0145)]
-        requests += [make_request(i, deadline_s=0.05 + 0.001 * i) for i in range(2, 32)]
+        # Some of twelve are lost behind it, and as many without it, as far as is played.
+        requests = [make_request(1, at=0.0145 - 0.030, deadline_s=0.0145)]
+        requests += [
+            make_request(i, at=0.001 * i, deadline_s=0.030 + 0.001 * i) for i in range(2, 14)
+        ]
         alone = Opening(0.0, [0.0])
         assert isinstance(decided(policy_under(200), requests, alone), Refusal)
-        assert isinstance(decided(policy_under(200), requests[:10], alone), Formation)
+        assert isinstance(decided(policy_under(200), requests[:4], alone), Formation)
 
     def test_a_head_in_whose_place_no_larger_batch_could_begin_rides(self) -> None:
-        # Three ride in time with the head, and three without it: the fourth is too late for both.
+        # Three ride in time with the head, and three without it: a fourth is too late for all.
         head = make_request(1, deadline_s=CURVE.at(3, 0) + 1e-6)
-        others = [make_request(i, deadline_s=0.013 + 0.0005 * i) for i in (2, 3, 4)]
+        others = [make_request(i, deadline_s=CURVE.at(4, 0) - 1e-6) for i in range(2, 9)]
         decision = decided(policy_under(900), [head, *others], Opening(0.0, [0.0]))
         assert isinstance(decision, Formation)
         assert [request.id for request in decision.requests] == [1, 2, 3]

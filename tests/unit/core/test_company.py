@@ -83,9 +83,9 @@ def test_the_wait_ends_when_it_gains_most() -> None:
     assert company.rest_of_burst_s(0.0065) == pytest.approx(SLACK * 0.004)
 
 
-def test_bursts_are_looked_for_again_after_a_stride_or_for_another_worth() -> None:
+def test_bursts_are_looked_for_again_after_a_stride_and_for_another_worth() -> None:
     company = Company()
-    last_s = arrive_in_bursts(company, 60, size=5)
+    last_s = arrive_in_bursts(company, 64, size=5)  # a whole number of strides
     assert company.rest_of_burst_s(WORTH_S) == pytest.approx(SLACK * 0.001)
     last_s = arrive(company, STRIDE - 2, 0.002, last_s + 0.002)
     company.add(last_s + 0.001)
@@ -93,6 +93,21 @@ def test_bursts_are_looked_for_again_after_a_stride_or_for_another_worth() -> No
     company.add(company.last_s + 0.001)
     assert company.rest_of_burst_s(WORTH_S) == pytest.approx(SLACK * 0.002)
     assert company.rest_of_burst_s(0.0009) == 0.0
+
+
+def test_whatever_it_is_worth_nobody_is_waited_for_once_bursts_are_over() -> None:
+    company = Company()
+    last_s = arrive_in_bursts(company, WINDOW // 5, size=5)
+    assert company.rest_of_burst_s(WORTH_S) > company.rest_of_burst_s(0.0009) == 0.0
+    arrive(company, 4, 0.2, last_s + 0.2)
+    for _ in range(3):
+        assert company.rest_of_burst_s(0.0009) == company.rest_of_burst_s(WORTH_S) == 0.0
+
+
+def test_who_saves_nothing_is_not_waited_for() -> None:
+    company = Company()
+    arrive_in_bursts(company, 60, size=5)
+    assert company.rest_of_burst_s(0.0) == company.rest_of_burst_s(-1.0) == 0.0
 
 
 @pytest.mark.parametrize(("alone", "bursts"), [(8, False), (1, True)])
