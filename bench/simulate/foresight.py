@@ -54,13 +54,13 @@ class Bursts:
         """The probability of an arrival in a tick of each phase, and that of the next tick's phase
         by this one's, for a mean of `rate` arrivals per tick.
 
-        Raises ValueError where that were more than one per tick in a burst.
+        Raises ValueError where that would be more than one per tick in a burst.
         """
-        if self.peak == 1.0:
-            return np.array([rate]), np.ones((1, 1))
         often = self.peak * rate
         if often > 1.0:
             raise ValueError(f"expected at most one arrival per tick, got {often:.3g} in a burst")
+        if self.peak == 1.0:
+            return np.array([rate]), np.ones((1, 1))
         ends = often / self.length
         begins = ends / (self.peak - 1.0)
         return np.array([often, 0.0]), np.array([[1.0 - ends, ends], [begins, 1.0 - begins]])

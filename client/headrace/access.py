@@ -21,7 +21,7 @@ _File: TypeAlias = str | os.PathLike[str]
 _Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 _KEY = re.compile(r"[a-z0-9_.-]+")
-_URL = re.compile(r"(https?|grpcs?|tcp)://", re.IGNORECASE)
+_URL = re.compile(r"(https?|wss?|grpcs?|grpc\+tls|tcp)://", re.IGNORECASE)
 _PORTLESS = re.compile(r"[^:/]*|\[[^\]]*\]")
 _PRINTABLE = re.compile(r"[ -~]*")
 
@@ -159,7 +159,7 @@ def _check_target(target: str, *, secure: bool) -> None:
     if _URL.match(target):
         raise InvalidInput(
             f"target: expected an address such as 'localhost:8001', without a scheme, got "
-            f"{target!r}" + ("" if secure else "; for TLS pass tls=True")
+            f"{target!r}"
         )
     # gRPC would take the port of HTTPS, where no plain text is spoken.
     if not secure and _PORTLESS.fullmatch(target):

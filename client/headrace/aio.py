@@ -191,7 +191,7 @@ class AsyncClient:
             >>> await client.infer("digits", {"image": np.zeros((1, 64), np.float32)})
             >>> await client.infer("sentences", {"text": [["one"], ["two"]]})
         """
-        attempts = self._attempts(timeout)
+        attempts = self._attempts(timeout, request_id)
         signature = (
             await self._signature(model, version, attempts)
             if messages.needs_metadata(inputs)
@@ -365,9 +365,9 @@ class AsyncClient:
         response = await self._call(self._stub.ModelMetadata, request, attempts)
         return messages.model_metadata(response)
 
-    def _attempts(self, timeout: Timeout) -> Attempts:
+    def _attempts(self, timeout: Timeout, request_id: str = "") -> Attempts:
         timeout_s = self._timeout_s if timeout is ... else timeout
-        return Attempts(self._retry, timeout_s, self._random)
+        return Attempts(self._retry, timeout_s, self._random, request_id=request_id)
 
     async def _call(
         self,

@@ -45,6 +45,7 @@ class Attempts:
         timeout_s: float | None,
         random: Random,
         clock: Callable[[], float] = time.monotonic,
+        request_id: str = "",
     ) -> None:
         self._policy = policy
         self._random = random
@@ -54,8 +55,9 @@ class Attempts:
             if not isinstance(timeout_s, Real) or math.isnan(timeout_s):
                 raise InvalidInput(f"expected a timeout in seconds, got {timeout_s!r}")
             if timeout_s <= 0:
-                message = f"the timeout of {timeout_s:g} s had passed before the call began"
-                raise error_of_code(grpc.StatusCode.DEADLINE_EXCEEDED, message)
+                message = f"the timeout of {timeout_s} s had passed before the call began"
+                code = grpc.StatusCode.DEADLINE_EXCEEDED
+                raise error_of_code(code, message, request_id=request_id)
             if timeout_s <= MAX_TIMEOUT_S:
                 self._deadline = clock() + timeout_s
         self._failed = 0

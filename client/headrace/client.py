@@ -180,7 +180,7 @@ class Client:
             >>> client.infer("digits", {"image": np.zeros((1, 64), np.float32)})["probabilities"]
             >>> client.infer("sentences", {"text": [["one"], ["two"]]}, outputs=["embedding"])
         """
-        attempts = self._attempts(timeout)
+        attempts = self._attempts(timeout, request_id)
         signature = (
             self._signature(model, version, attempts) if messages.needs_metadata(inputs) else None
         )
@@ -345,9 +345,9 @@ class Client:
         request = messages.model_request(pb.ModelMetadataRequest, model, version)
         return messages.model_metadata(self._call(self._stub.ModelMetadata, request, attempts))
 
-    def _attempts(self, timeout: Timeout) -> Attempts:
+    def _attempts(self, timeout: Timeout, request_id: str = "") -> Attempts:
         timeout_s = self._timeout_s if timeout is ... else timeout
-        return Attempts(self._retry, timeout_s, self._random)
+        return Attempts(self._retry, timeout_s, self._random, request_id=request_id)
 
     def _call(
         self,

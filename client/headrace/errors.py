@@ -254,7 +254,9 @@ def server_error(failure: grpc.RpcError, request_id: str = "") -> ServerError:
                 reason, retry_after_s = details.reason, details.retry_after_s
     message = failure.details() or ""
     if _NO_HTTP2.search(message):
-        message += "; no gRPC server listens there: is it the port of the metrics?"
+        message += (
+            "; no gRPC without TLS there: is it the port of the metrics, or one that wants TLS?"
+        )
     return error_of_code(code, message, reason, request_id, retry_after_s)
 
 

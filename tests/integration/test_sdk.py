@@ -338,7 +338,7 @@ async def test_a_configuration_that_is_no_text_is_refused(ask: Ask) -> None:
     [
         ({"target": 8001}, "target: expected an address such as 'localhost:8001', got 8001"),
         ({"target": "\ud800:1"}, "target: expected text that UTF-8 can express"),
-        ({"target": "http://a:1"}, "without a scheme, got 'http://a:1'; for TLS pass tls=True"),
+        ({"target": "http://a:1"}, "without a scheme, got 'http://a:1'$"),
         ({"target": "grpcs://a:1", "tls": True}, "without a scheme, got 'grpcs://a:1'$"),
         ({"target": "localhost"}, "expected an address with a port.*got 'localhost'"),
         ({"target": "[::1]"}, r"expected an address with a port.*got '\[::1\]'"),
@@ -447,8 +447,16 @@ async def test_a_port_where_no_grpc_is_spoken_is_told_so(said: bytes) -> None:
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
     async with server, AsyncClient(f"{host}:{port}", retry=QUICK) as client:
-        with pytest.raises(Unavailable, match="no gRPC server listens there"):
+        with pytest.raises(
+            Unavailable, match="is it the port of the metrics, or one that wants TLS"
+        ):
             await client.server_live()
+
+
+async def test_a_timeout_that_is_over_is_told_with_the_id_of_its_request(infer: Infer) -> None:
+    with pytest.raises(DeadlineExceeded, match="the timeout of 0 s had passed") as raised:
+        await infer("echo", {}, timeout=0, request_id="mine")
+    assert raised.value.request_id == "mine"
 
 
 async def test_timeout_is_the_deadline_of_the_call(infer: Infer, echo: Echo) -> None:

@@ -126,8 +126,8 @@ MARKS: Mapping[str, str] = {
 
 
 def send_lag_s(lags_s: Seconds) -> float:
-    """The 99th percentile of how late requests were sent, the `FEW_LATE` latest of them set apart;
-    0 where that leaves none."""
+    """The 99th percentile of how late requests were sent, but never one of the `FEW_LATE` latest;
+    0 where there are no others."""
     later = max(FEW_LATE, len(lags_s) // 100)
     return float(np.partition(lags_s, -later - 1)[-later - 1]) if len(lags_s) > later else 0.0
 

@@ -98,8 +98,8 @@ STATUS: Mapping[Reason, PublicStatus] = MappingProxyType(
             "Expected {expected}, got {got}"
         ),
         Reason.UNEQUAL_LENGTHS: _invalid(
-            "dimension {dimension} of input '{input}' for model '{model}' is another length than "
-            "in the other inputs of its request. Expected {expected}, got {got}"
+            "dimension {dimension} of input '{input}' for model '{model}' has another length than "
+            "those of its request that must be the same. Expected {expected}, got {got}"
         ),
         Reason.BATCH_TOO_LARGE: _invalid(
             "inference request batch-size must be <= {limit} for '{model}'; got {got}"

@@ -71,7 +71,7 @@ class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    tenants: dict[str, dict[str, Any]]
+    tenants: dict[str, Any]
 
 
 def new_token() -> str:
@@ -124,12 +124,12 @@ def parse_tenants(text: str, origin: str) -> dict[str, Tenant]:
         raise TokensError(f"{origin}: {error}") from None
     owners: dict[str, str] = {}
     tenants: dict[str, Tenant] = {}
-    for name, content in file.tenants.items():
+    for name, entries in file.tenants.items():
         try:
-            tenant = msgspec.convert({**content, "name": name}, Tenant)
+            tenant = msgspec.convert(entries, Tenant)
         except msgspec.ValidationError as error:
             raise TokensError(f"{origin}: tenant '{name}': {error}") from None
-        tenants[name] = tenant
+        tenants[name] = msgspec.structs.replace(tenant, name=name)
         for number, line in enumerate(tenant.tokens, 1):
             if not _HASH.fullmatch(line):
                 # Not quoted: it may well be the token itself.

@@ -61,6 +61,8 @@ def test_two_ride_together_where_both_are_then_in_time() -> None:
 def test_more_than_one_arrival_in_a_tick_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected at most one arrival per tick, got 1\.2 in a"):
         best_share(Ticks(4, 1, 5), CV2, 0.3)
+    with pytest.raises(ValueError, match=r"got 1\.2 in a"):
+        best_share(Ticks(4, 1, 5), POISSON, 1.2)
 
 
 def test_the_learned_policy_is_below_the_best_and_that_is_below_who_knows_the_future() -> None:

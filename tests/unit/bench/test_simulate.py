@@ -335,6 +335,19 @@ def test_capacity_ends_with_the_ladder_and_may_not_exist() -> None:
     assert Shares(lambda load, seed: 0.9).capacity([0]) is None
 
 
+def test_a_capacity_is_the_same_whatever_was_asked_meanwhile() -> None:
+    def run(load: float, seed: int) -> float:
+        dips = seed == 0 and 0.2 < load < 0.5
+        return 0.98 if dips or load > 0.8 else 1.0
+
+    shares = Shares(run, near=0.1)
+    first = shares.capacity([0])
+    assert first == pytest.approx(0.2, rel=0.03)
+    assert shares.capacity([1]) == pytest.approx(0.8, rel=0.03)
+    assert shares.capacity([0]) == first
+    assert Shares(run, near=0.7).capacity([0]) == pytest.approx(0.8, rel=0.03)
+
+
 def test_duel_tells_ours_from_the_rival_with_an_interval() -> None:
     point = Point("gpu", "poisson", 1, 4.08, 400)
     found = duel(point, seeds=range(4), tuning_seeds=range(100, 102), finalists=2)

@@ -122,7 +122,7 @@ def test_a_timeout_beyond_what_grpc_can_count_is_no_limit(
 
 @pytest.mark.parametrize("timeout_s", [0, -1.5, -math.inf])
 def test_a_timeout_that_is_over_ends_the_call_before_it_begins(timeout_s: float) -> None:
-    expected = f"the timeout of {timeout_s:g} s had passed before the call began"
+    expected = f"the timeout of {timeout_s} s had passed before the call began"
     with pytest.raises(DeadlineExceeded, match=expected):
         Attempts(POLICY, timeout_s, Random(1))
 

@@ -69,6 +69,7 @@ def test_patterns_of_models_match_whole_names_in_their_case() -> None:
         ("[tenants.t", "not valid TOML"),
         ("", "missing required field `tenants`"),
         (file_of("x", more="admni = true"), "tenant 't': Object contains unknown field `admni`"),
+        ("[tenants]\nt = 5", "tenant 't': Expected `object`, got `int`"),
         ("[tenants.t]\nmodels = []", "tenant 't': Object missing required field `tokens`"),
         (file_of("x", more="requests_per_second = 0"), "requests_per_second"),
         (file_of("x", more='bytes_per_second = "1M"'), "bytes_per_second"),
