@@ -454,6 +454,7 @@ class TestPackages:
 
     def test_lengths_that_must_be_equal_are_kept_equal(self, directory: Path) -> None:
         model = load(directory, config=PACKAGE)
+        assert model.spec.one_length == ((("ids", 0), ("mask", 0)),)
         ids, mask = torch.zeros(1, 4, dtype=torch.int64), torch.ones(1, 5, dtype=torch.bool)
         with pytest.raises(ModelError, match="expected equal lengths, got"):
             model.run({"ids": ids, "mask": mask})

@@ -126,6 +126,7 @@ async def test_a_mask_that_the_server_makes_is_no_clients_business(
     assert [(tensor.name, tensor.pad) for tensor in model.spec.inputs] == [("ids", 0)]
     mask = TensorSpec("attention_mask", "INT64", [-1], bounds=model.spec.inputs[0].bounds)
     assert model.spec.made == (MadeInput(mask, Making.MASK, "ids"),)
+    assert model.spec.one_length == ()  # of what clients send
     assert [entry.name for entry in complete_config(model.spec).input] == ["ids"]
     await answers_are_those_of_each_alone(model, mask=False)
 

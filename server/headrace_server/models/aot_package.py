@@ -11,6 +11,7 @@ Workers only: imports torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,12 @@ def load_package(source: ModelSource, config: ModelConfig | None, device: str) -
     run: Runner = _opened(file, device).boxed_run
     if batched:  # rows are equal in number anyway
         ties = [tie for tie in ties if any(axis for _, axis in tie)]
+    sent = {tensor.name for tensor in spec.inputs}
+    groups = [
+        tuple((names[i], axis - batched) for i, axis in tie if axis >= batched and names[i] in sent)
+        for tie in ties
+    ]
+    spec = replace(spec, one_length=tuple(group for group in groups if len(group) > 1))
     examples = {name: fact.sizes[batched:] for name, fact in zip(names, facts, strict=True)}
     return AotModel(run, spec, names, outputs, ties, examples)
 
