@@ -63,6 +63,33 @@ class OpenLoop:
         """See `Callers.answered`."""
 
 
+class InAHurry(OpenLoop):
+    """Some requests of an open loop have less time than the others.
+
+    Args:
+        arrivals: as for `OpenLoop`.
+        objectives_s: how long after its arrival each request is due.
+
+    `on_time` counts those that were answered in time, by their objective.
+    """
+
+    def __init__(self, arrivals: Sequence[float], objectives_s: Sequence[float]) -> None:
+        super().__init__(arrivals, math.inf)
+        self._objectives_s = objectives_s
+        self.on_time = dict.fromkeys(objectives_s, 0)
+
+    def send(self) -> Request:
+        """See `Callers.send`."""
+        request = super().send()
+        request.deadline_s = request.arrival_s + self._objectives_s[request.id]
+        return request
+
+    def answered(self, request: Request, now: float) -> None:
+        """See `Callers.answered`."""
+        if now <= request.deadline_s:
+            self.on_time[self._objectives_s[request.id]] += 1
+
+
 class ClosedLoop:
     """So many callers in one process, each of whom sends the next request after its answer. They
     wait as long as it takes: whoever is refused does not come again.

@@ -1,4 +1,4 @@
-"""Requests that are not all alike: sentences of any length, and a few of another shape."""
+"""Requests that are not all alike: sentences of any length, a few of another shape, in a hurry."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from bench.simulate import bounds
 from bench.simulate.arrivals import PROCESSES
-from bench.simulate.callers import ClosedLoop
+from bench.simulate.callers import ClosedLoop, InAHurry
 from bench.simulate.policies import first_come, learned, one_by_one
 from bench.simulate.profiles import GPU, PROFILES, Profile
 from bench.simulate.world import play, simulate
@@ -61,6 +61,11 @@ FEW = 40
 OBJECTIVE_S = 0.025
 LOADS = (0.3, 0.6, 0.9)
 
+HURRIED, PATIENT = 2.5, 12.0
+"""Objectives in durations of one request alone."""
+IN_A_HURRY = 0.05
+HURRY_LOADS = (0.7, 0.85, 1.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Closed:
@@ -98,11 +103,33 @@ class Minority:
 
 
 @dataclass(frozen=True, slots=True)
+class Hurry:
+    """Shares on time of a few in a hurry and of the others, under the learned policy and dispatched
+    at once; `few` is the share of the requests that are in a hurry."""
+
+    process: str
+    workers: int
+    load: float
+    few: float
+    hurried: float
+    others: float
+    hurried_at_once: float
+    others_at_once: float
+
+    @property
+    def all_over_at_once(self) -> float:
+        """Of all that were on time under the learned policy, over those dispatched at once."""
+        ours = self.few * self.hurried + (1 - self.few) * self.others
+        return ours / (self.few * self.hurried_at_once + (1 - self.few) * self.others_at_once)
+
+
+@dataclass(frozen=True, slots=True)
 class Mixtures:
     """All that was found of requests that are not alike."""
 
     closed: list[Closed]
     minorities: list[Minority]
+    hurries: list[Hurry]
 
     def over(self, policy: str, in_flight: int, setup: Setup) -> float:
         """Sentences per second of the learned policy over those of this one."""
@@ -127,7 +154,9 @@ class Mixtures:
 def measure(*, seconds: float, requests: int, seeds: int) -> Mixtures:
     """Closed loops of so many simulated seconds, open ones of so many requests."""
     return Mixtures(
-        closed_loops(seconds=seconds, seeds=seeds), minorities(requests=requests, seeds=seeds)
+        closed_loops(seconds=seconds, seeds=seeds),
+        minorities(requests=requests, seeds=seeds),
+        hurries(requests=requests, seeds=seeds),
     )
 
 
@@ -192,3 +221,42 @@ def kinds(
 def _kind(latencies_s: Sequence[float], offered: int) -> Kind:
     on_time = sum(latency_s <= OBJECTIVE_S for latency_s in latencies_s)
     return Kind(fmean(latencies_s) if latencies_s else math.inf, on_time / offered)
+
+
+def hurries(*, requests: int, seeds: int, loads: Sequence[float] = HURRY_LOADS) -> list[Hurry]:
+    """Bursts and none, one worker and two."""
+    found = []
+    for point in product(("poisson", "cv4"), (1, 2), loads):
+        ours, at_once = (
+            _in_time(partial(policy, GPU), *point, requests=requests, seeds=seeds)
+            for policy in (learned, first_come)
+        )
+        found.append(Hurry(*point, IN_A_HURRY, *ours, *at_once))
+    return found
+
+
+def _in_time(
+    policy: Callable[[], BatchPolicy],
+    process: str,
+    workers: int,
+    load: float,
+    *,
+    requests: int,
+    seeds: int,
+) -> tuple[float, float]:
+    """The shares on time of those in a hurry and of the others, on the profile `gpu`."""
+    alone_s = GPU.duration_s(1, GPU.typical)
+    kinds_s = HURRIED * alone_s, PATIENT * alone_s
+    rate = load * bounds.capacity(GPU, workers=workers, objective_s=kinds_s[1])
+    offered, on_time = dict.fromkeys(kinds_s, 0), dict.fromkeys(kinds_s, 0)
+    for seed in range(seeds):
+        arrivals = [t / rate for t in PROCESSES[process](requests, Random(seed))]
+        random = Random(f"hurry {seed}")
+        objectives_s = [kinds_s[random.random() >= IN_A_HURRY] for _ in arrivals]
+        callers = InAHurry(arrivals, objectives_s)
+        play(policy(), callers, GPU, workers=workers, seed=seed)
+        for kind_s in kinds_s:
+            offered[kind_s] += objectives_s.count(kind_s)
+            on_time[kind_s] += callers.on_time[kind_s]
+    hurried, others = (on_time[kind_s] / offered[kind_s] for kind_s in kinds_s)
+    return hurried, others

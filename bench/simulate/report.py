@@ -10,7 +10,17 @@ from pathlib import Path
 from bench.simulate.capacity import ON_TIME, Duel
 from bench.simulate.decisions import DecisionTimes
 from bench.simulate.foresight import ARRIVALS, Standing, Ticks
-from bench.simulate.mixtures import FEW, OBJECTIVE_S, OURS, Minority, Mixtures
+from bench.simulate.mixtures import (
+    FEW,
+    HURRIED,
+    IN_A_HURRY,
+    OBJECTIVE_S,
+    OURS,
+    PATIENT,
+    Hurry,
+    Minority,
+    Mixtures,
+)
 from bench.simulate.points import FITTED, ROUND
 from bench.simulate.profiles import GPU, HOP_S, TEXT, XEON_TEXT
 from bench.simulate.study import FULL, HEADLINE, HEAVIEST, HEAVY, OBJECTIVES, Finding, Study
@@ -56,6 +66,9 @@ def report(
         "## A few of another kind",
         MINORITIES,
         _minorities(mixtures.minorities),
+        "## A few in a hurry",
+        HURRIES,
+        _hurries(mixtures.hurries),
         "## Decisions",
         DECISIONS,
         _decisions(times),
@@ -108,6 +121,12 @@ cannot ride with the others. *Latency* is the mean of those that were answered, 
 under immediate dispatch; *on time* is the share of those that came, in brackets under immediate
 dispatch. That fills batches of up to {GPU.most_rows}, too long for the objective: it is there to
 show whether the few wait for the many, not as a rival."""
+
+HURRIES = f"""\
+Profile `gpu`; {IN_A_HURRY:.0%} of the requests have {HURRIED:g} times what one takes alone, the
+others {PATIENT:g} times. Load 1 is what is carried where all have the latter. *On time* is the
+share of those that came, in brackets under immediate dispatch, as it is of all in the last
+column."""
 
 DECISIONS = """\
 CPU time of one decision with 1,000 requests queued and load 1.3, the garbage collector off. Of the
@@ -312,6 +331,19 @@ def _minorities(found: Iterable[Minority]) -> str:
     ]
     titles = ("", "latency, the many", "the few", "on time, the many", "the few")
     return _table(titles, rows)
+
+
+def _hurries(found: Iterable[Hurry]) -> str:
+    rows = [
+        (
+            f"{h.process}, {h.workers}w, load {h.load:g}",
+            f"{h.hurried:.1%} ({h.hurried_at_once:.1%})",
+            f"{h.others:.1%} ({h.others_at_once:.1%})",
+            f"{h.all_over_at_once:.3f}x",
+        )
+        for h in found
+    ]
+    return _table(("", "on time, in a hurry", "the others", "of all, over at once"), rows)
 
 
 def _decisions(times: Iterable[DecisionTimes]) -> str:

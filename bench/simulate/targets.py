@@ -157,6 +157,15 @@ def targets(
             [_of_few(m, m.few.on_time / m.few_at_once.on_time) for m in mixtures.minorities],
             unit="x",
         ),
+        Target(
+            "all on time over immediate dispatch, a few in a hurry",
+            1.0,
+            [
+                Case(f"{h.process}, {h.workers}w, load {h.load:g}", h.all_over_at_once)
+                for h in mixtures.hurries
+            ],
+            unit="x",
+        ),
     ]
 
 

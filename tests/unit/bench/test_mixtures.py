@@ -11,10 +11,12 @@ from bench.simulate.mixtures import (
     IN_FLIGHT,
     OURS,
     Closed,
+    Hurry,
     Kind,
     Mixtures,
     Setup,
     closed_loops,
+    hurries,
     kinds,
     minorities,
 )
@@ -31,7 +33,7 @@ SETUP, OTHER = Setup("text", 0.001), Setup("text-xeon", 0.001)
 
 @pytest.fixture(scope="module")
 def closed() -> Mixtures:
-    return Mixtures(closed_loops(seconds=8.0, seeds=1, setups=[SETUP]), [])
+    return Mixtures(closed_loops(seconds=8.0, seeds=1, setups=[SETUP]), [], [])
 
 
 def test_ratios_are_of_the_same_setup_and_number_in_flight() -> None:
@@ -45,6 +47,7 @@ def test_ratios_are_of_the_same_setup_and_number_in_flight() -> None:
             Closed(OTHER, 4, OURS, 10.0, 0.3),
             Closed(OTHER, 4, AT_ONCE, 10.0, 0.3),
         ],
+        [],
         [],
     )
     assert found.over(AT_ONCE, 1, SETUP) == 0.5
@@ -76,6 +79,18 @@ def test_a_few_of_another_key_wait_for_nobody() -> None:
     for point in minorities(requests=4_000, seeds=2, loads=[0.6]):
         assert point.few.latency_s <= 1.05 * point.few_at_once.latency_s, point
         assert point.few.on_time >= 0.95 * point.few_at_once.on_time, point
+
+
+def test_a_few_in_a_hurry_are_not_given_up_for_others_who_are_not() -> None:
+    for point in hurries(requests=3_000, seeds=2, loads=[0.7]):
+        assert point.hurried >= 0.4, point
+        assert point.others >= 0.95 * point.others_at_once, point
+        assert point.all_over_at_once > 1.02, point
+
+
+def test_a_share_of_all_weighs_both_kinds() -> None:
+    hurry = Hurry("poisson", 1, 0.7, 0.25, 1.0, 0.6, 0.5, 0.1)
+    assert hurry.all_over_at_once == pytest.approx((0.25 + 0.45) / (0.125 + 0.075))
 
 
 class Patient(AdaptivePolicy):
