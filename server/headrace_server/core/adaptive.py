@@ -29,6 +29,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
+from functools import partial
 from itertools import accumulate, islice
 
 from headrace_server.core.arrivals import ArrivingWork
@@ -221,8 +222,8 @@ class AdaptivePolicy:
         head = group.head
         members, rows, end = self._in_order(group, times, demand.opening.start_s)
         if end is _End.THEIR_DEADLINES:
-            coming = self._holding.coming(head, times, demand)
-            if too_dear(group, members, rows, coming, times, demand):
+            another_comes = partial(self._holding.another_comes, head, times, demand)
+            if too_dear(group, members, rows, another_comes, times, demand):
                 return Refusal(head, Reason.OVERLOADED)
         count = self._enough(members, rows, times, demand)
         if count < len(members):

@@ -57,13 +57,13 @@ class Holding:
             company = self._companies[request.key] = Company()
         company.add(now)
 
-    def coming(self, head: Request, times: Timetable, demand: Demand) -> int:
-        """How many more of the burst are to be expected: one, or none where it is over."""
+    def another_comes(self, head: Request, times: Timetable, demand: Demand) -> bool:
+        """Whether the next one of a burst is to be expected soon."""
         company = self._companies.get(head.key)
         if company is None:
-            return 0
+            return False
         silent_s = demand.opening.now - company.last_s
-        return int(silent_s < self._rest_of_burst_s(company, head, times, demand))
+        return silent_s < self._rest_of_burst_s(company, head, times, demand)
 
     def held(
         self,

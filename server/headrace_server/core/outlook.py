@@ -43,9 +43,15 @@ class Outlook:
     enough: int
 
     def losses(
-        self, waiting: Sequence[Request], first: int, free_s: Sequence[float], mean_rows: float
+        self,
+        waiting: Sequence[Request],
+        first: int,
+        free_s: Sequence[float],
+        mean_rows: float,
+        most: int = MAX_TURNS,
     ) -> int:
-        """How many of `waiting[first:]` and of those yet to come would miss their deadlines.
+        """How many of `waiting[first:]` and of those yet to come would miss their deadlines, `most`
+        at most: then the play ends.
 
         Whichever worker is free first takes as many as the deadline of the most urgent one
         allows; where that is too few to keep up, the most urgent one is lost. Those who are less
@@ -85,5 +91,7 @@ class Outlook:
                     break
             else:
                 lost += at >= count or waiting[at].priority <= priority
+                if lost == most:
+                    break
                 at += 1
         return lost

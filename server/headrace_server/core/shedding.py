@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 from headrace_server.core.demand import Demand
@@ -23,12 +23,12 @@ def too_dear(
     group: Group,
     members: Sequence[Request],
     rows: int,
-    coming: int,
+    another_comes: Callable[[], bool],
     times: Timetable,
     demand: Demand,
 ) -> bool:
     """Whether the head, whose deadline cuts the batch down to these members, costs the others
-    more than it is worth; `coming` more are to be expected soon.
+    more than it is worth; `another_comes` says whether one more is to be expected soon.
 
     Only where a larger batch can begin in its place: one that is no larger would leave the others
     no better off. And only where somebody would be lost, when what waits and who is yet to come is
@@ -40,7 +40,8 @@ def too_dear(
     head, opening = group.head, demand.opening
     if head.deadline_s > soonest_deadline_s(members):
         return False
-    if not _larger_without(group, rows, coming, times, demand):
+    others = _rows_without(group, rows, times, demand)
+    if others < rows or (others == rows and not another_comes()):
         return False
     mean_rows = group.rows / len(group.requests)
     least = shed_below(head, times, demand)
@@ -54,24 +55,23 @@ def too_dear(
         times.rows_for(least * mean_rows / mean_s * one_s),
     )
     busy_s = [opening.start_s + times.duration_s(rows), *opening.free_s[1:]]
+    short = times.work_s(members, rows) / times.duration_s(rows) < least
+    if short or len(opening.free_s) == 1:
+        return outlook.losses(group.requests, len(members), busy_s, mean_rows, most=1) > 0
     lost = outlook.losses(group.requests, len(members), busy_s, mean_rows)
-    if lost == 0:
-        return False
-    return (
-        len(opening.free_s) == 1
-        or times.work_s(members, rows) / times.duration_s(rows) < least
-        or lost > outlook.losses(group.requests, 1, opening.free_s, mean_rows)
-    )
+    without = outlook.losses(group.requests, 1, opening.free_s, mean_rows, most=lost) if lost else 0
+    return lost > without
 
 
-def _larger_without(group: Group, rows: int, coming: int, times: Timetable, demand: Demand) -> bool:
-    """Whether more than so many rows could ride if the most urgent ones, as many as need be, did
-    not: those who are due late enough, as far as a batch looks, and a row for each who comes."""
+def _rows_without(group: Group, rows: int, times: Timetable, demand: Demand) -> int:
+    """How many rows could ride in a batch of more than `rows` if the most urgent ones, as many as
+    need be, did not: of those who are due late enough, as far as a batch looks. Counted no further
+    than beyond `rows`."""
     due_s = demand.opening.start_s + demand.margin * times.duration_s(rows + 1)
-    larger = coming
+    others = 0
     for request in islice(group.requests, 1, 2 * times.most_rows):
-        if larger > rows:
-            break
         if request.deadline_s >= due_s:
-            larger += request.rows
-    return larger > rows
+            others += request.rows
+            if others > rows:
+                break
+    return others
