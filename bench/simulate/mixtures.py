@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from random import Random
 from statistics import fmean
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from bench.simulate.policies import first_come, learned, one_by_one
 from bench.simulate.profiles import GPU, PROFILES, Profile
 from bench.simulate.world import play, simulate
 from headrace_server.core.policy import BatchPolicy
+
+T = TypeVar("T")
 
 OURS, AT_ONCE, DELAYED, ALONE = "learned", "first come", "first come, 5 ms", "no batching"
 IN_FLIGHT = (1, 4, 16, 64, 256)
@@ -89,13 +92,24 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Minority:
-    """A few requests of another batch key among many, under the learned policy and dispatched at
-    once."""
+class _AFew:
+    """Where a few requests among many are not like them, on the profile `gpu`."""
 
     process: str
     workers: int
     load: float
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        return f"{self.process}, {self.workers}w, load {self.load:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Minority(_AFew):
+    """A few requests of another batch key among many, under the learned policy and dispatched at
+    once."""
+
     many: Kind
     few: Kind
     many_at_once: Kind
@@ -103,13 +117,10 @@ class Minority:
 
 
 @dataclass(frozen=True, slots=True)
-class Hurry:
+class Hurry(_AFew):
     """Shares on time of a few in a hurry and of the others, under the learned policy and dispatched
     at once; `few` is the share of the requests that are in a hurry."""
 
-    process: str
-    workers: int
-    load: float
     few: float
     hurried: float
     others: float
@@ -183,14 +194,17 @@ def _closed(setup: Setup, in_flight: int, policy: str, seconds: float, seeds: in
 
 def minorities(*, requests: int, seeds: int, loads: Sequence[float] = LOADS) -> list[Minority]:
     """Bursts and none, one worker and two."""
-    found = []
+    look = partial(kinds, requests=requests, seeds=seeds)
+    return [Minority(*point, *found) for point, found in _ours_and_at_once(look, loads)]
+
+
+def _ours_and_at_once(
+    look: Callable[..., tuple[T, T]], loads: Sequence[float]
+) -> Iterator[tuple[tuple[str, int, float], tuple[T, T, T, T]]]:
+    """What is found under the learned policy, and then under immediate dispatch, at each point."""
     for point in product(("poisson", "cv4"), (1, 2), loads):
-        ours, at_once = (
-            kinds(partial(policy, GPU), *point, requests=requests, seeds=seeds)
-            for policy in (learned, first_come)
-        )
-        found.append(Minority(*point, *ours, *at_once))
-    return found
+        ours, at_once = (look(partial(policy, GPU), *point) for policy in (learned, first_come))
+        yield point, (*ours, *at_once)
 
 
 def kinds(
@@ -225,14 +239,8 @@ def _kind(latencies_s: Sequence[float], offered: int) -> Kind:
 
 def hurries(*, requests: int, seeds: int, loads: Sequence[float] = HURRY_LOADS) -> list[Hurry]:
     """Bursts and none, one worker and two."""
-    found = []
-    for point in product(("poisson", "cv4"), (1, 2), loads):
-        ours, at_once = (
-            _in_time(partial(policy, GPU), *point, requests=requests, seeds=seeds)
-            for policy in (learned, first_come)
-        )
-        found.append(Hurry(*point, IN_A_HURRY, *ours, *at_once))
-    return found
+    look = partial(_in_time, requests=requests, seeds=seeds)
+    return [Hurry(*point, IN_A_HURRY, *found) for point, found in _ours_and_at_once(look, loads)]
 
 
 def _in_time(

@@ -321,7 +321,7 @@ def _closed(mixtures: Mixtures) -> str:
 def _minorities(found: Iterable[Minority]) -> str:
     rows = [
         (
-            f"{m.process}, {m.workers}w, load {m.load:g}",
+            m.where,
             f"{m.many.latency_s / m.many_at_once.latency_s:.3f}x",
             f"{m.few.latency_s / m.few_at_once.latency_s:.3f}x",
             f"{m.many.on_time:.1%} ({m.many_at_once.on_time:.1%})",
@@ -336,7 +336,7 @@ def _minorities(found: Iterable[Minority]) -> str:
 def _hurries(found: Iterable[Hurry]) -> str:
     rows = [
         (
-            f"{h.process}, {h.workers}w, load {h.load:g}",
+            h.where,
             f"{h.hurried:.1%} ({h.hurried_at_once:.1%})",
             f"{h.others:.1%} ({h.others_at_once:.1%})",
             f"{h.all_over_at_once:.3f}x",

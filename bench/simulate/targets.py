@@ -160,19 +160,14 @@ def targets(
         Target(
             "all on time over immediate dispatch, a few in a hurry",
             1.0,
-            [
-                Case(f"{h.process}, {h.workers}w, load {h.load:g}", h.all_over_at_once)
-                for h in mixtures.hurries
-            ],
+            [Case(h.where, h.all_over_at_once) for h in mixtures.hurries],
             unit="x",
         ),
     ]
 
 
 def _of_few(minority: Minority, value: float) -> Case:
-    return Case(
-        f"{minority.process}, {minority.workers}w, load {minority.load:g}", value, headline=False
-    )
+    return Case(minority.where, value, headline=False)
 
 
 def _of_sentences(mixtures: Mixtures) -> list[Target]:
