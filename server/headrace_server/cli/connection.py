@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,10 @@ from headrace_server.cli.errors import FAILED, USAGE, CommandError
 
 ONCE = RetryPolicy(max_attempts=1)
 """Whoever typed the command sees what happened, and decides whether to try again."""
+
+_HUNG_UP = re.compile(r"failed to connect.*(Socket closed|reset by peer|Broken pipe)")
+"""How gRPC says that somebody listens there, and hung up before they agreed on HTTP/2. Which of
+the three comes hangs on whether the client had still been writing."""
 
 
 @contextmanager
@@ -66,7 +71,7 @@ def _command_error(address: str, error: HeadraceError, *, secured: bool) -> Comm
     text = " ".join(str(error).split())
     if isinstance(error, Unavailable) and error.reason is None:
         text = f"no server answers at {address}: {text}"
-        if "Socket closed" in text:  # somebody listens there, and hangs up
+        if _HUNG_UP.search(text):
             wanted = "a certificate of yours (--tls-cert, --tls-key)" if secured else "TLS (--tls)"
             text += f"; does it ask for {wanted}?"
     if isinstance(error, Unimplemented) and error.reason is None:
