@@ -53,11 +53,14 @@ _NO_REST = _Rest(0.0, 0)
 
 class Company:
     """Arrivals of requests that could share a batch. Memory is constant, and so is the time per
-    arrival, next to a sort of the window every `STRIDE` of them where bursts are asked for."""
+    arrival, next to a copy of the window every `STRIDE` of them, and a sort of it where bursts are
+    asked for. What is answered does not depend on what was asked before."""
 
     def __init__(self) -> None:
         self._moments: deque[float] = deque(maxlen=WINDOW + 1)
         self._fresh_for = STRIDE
+        self._window: tuple[float, ...] = ()
+        self._gaps: list[float] = []
         self._rests: dict[int, _Rest] = {}
 
     @property
@@ -77,6 +80,8 @@ class Company:
         self._fresh_for -= 1
         if not self._fresh_for:
             self._fresh_for = STRIDE
+            self._window = tuple(self._moments)
+            self._gaps.clear()
             self._rests.clear()
 
     def rest_of_burst_s(self, worth_s: float) -> float:
@@ -98,11 +103,13 @@ class Company:
         return 0.0 if self._burst_is_over(rest) else rest.seconds
 
     def _best_rest(self, worth_s: float) -> _Rest:
-        gaps = sorted(b - a for a, b in pairwise(self._moments))
-        count = len(gaps)
+        window, gaps = self._window, self._gaps
+        count = len(window) - 1
         if count < ENOUGH:
             return _NO_REST
-        worth_s = min(worth_s, self.gap_s / DENSE)
+        if not gaps:
+            gaps.extend(sorted(after - before for before, after in pairwise(window)))
+        worth_s = min(worth_s, (window[-1] - window[0]) / count / DENSE)
         most, waited_s, ended = LEAST_GAIN * worth_s * count, 0.0, 0
         for number, gap_s in enumerate(gaps, 1):
             if gap_s > worth_s:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from random import Random
 
 import pytest
@@ -142,6 +143,20 @@ def test_the_longer_bursts_are_the_fewer_must_come_alone_until_they_are_over(
     company.add(last_s + 0.2)
     assert company.rest_of_burst_s(WORTH_S) == 0.0
     assert (1 / size) ** alone < RARE < (1 / size) ** (alone - 1)
+
+
+def test_what_is_answered_does_not_hang_on_when_it_was_asked_before() -> None:
+    random = Random(5)
+    asked, left_alone = Company(), Company()
+    now = 0.0
+    for _ in range(2 * WINDOW):
+        now += random.choice([0.001, 0.002, 0.004, 0.2]) * random.uniform(0.5, 1.0)
+        asked.add(now)
+        left_alone.add(now)
+        asked.rest_of_burst_s(random.choice([WORTH_S / 2, WORTH_S]))
+        kept = deepcopy(left_alone).rest_of_burst_s(WORTH_S)
+        assert asked.rest_of_burst_s(WORTH_S) == kept
+    assert kept > 0.0
 
 
 def test_bursts_that_were_over_are_expected_again_when_they_come_again() -> None:
