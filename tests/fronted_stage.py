@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from headrace_server.engine.clock import LoopClock
 from headrace_server.fronts import frames
 from headrace_server.fronts.fleet import FrontFleet
 from headrace_server.fronts.front_process import FrontProcess
-from headrace_server.rpc.server import DEFAULT_LIMITS
 from headrace_server.transport.tenants import TokensFile
 from stream_stage import Stage, until
 
@@ -37,11 +35,7 @@ class FrontedStage(Stage):
         gate = None
         if tokens is not None:
             gate = (TokensFile(tokens, time.monotonic).tenants, time.monotonic)
-        super().__init__(
-            grpc_limits=replace(DEFAULT_LIMITS, max_calls=None),
-            gate=gate,
-            observers=(self.fleet,),
-        )
+        super().__init__(gate=gate, observers=(self.fleet,))
         self.channels: list[grpc.aio.Channel] = []
 
     async def start(self) -> None:

@@ -31,7 +31,7 @@ from headrace_server.models.config_text import CONFIG_FILE, locate_in
 from headrace_server.models.errors import ConfigError, RepositoryError
 from headrace_server.models.repository import ModelEntry, ModelSource, scan
 from headrace_server.models.spec import ModelSpec, Role
-from headrace_server.rpc.server import DEFAULT_LIMITS, RpcLimits
+from headrace_server.rpc.server import RpcLimits
 from headrace_server.telemetry.exposition import MetricsEndpoint
 from headrace_server.telemetry.gpus import gpu_metrics
 from headrace_server.telemetry.metrics import PrometheusMetrics
@@ -173,8 +173,6 @@ class Server:
                 self._config.max_message_bytes,
                 self._config.max_connections,
                 compressed=self._config.compression == "accept",
-                # A front has one connection, for what all its callers ask.
-                max_calls=DEFAULT_LIMITS.max_calls if self._fronts is None else None,
             ),
             tls=self._tls,
             gate=self._gate,

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +19,13 @@ from headrace_server.fronts.front_process import FrontProcess
 from headrace_server.fronts.port import HeldPort
 from headrace_server.fronts.registry import Registry
 from headrace_server.fronts.shared_meter import SharedMeter
+from headrace_server.rpc.sockets import private_directory
 from headrace_server.transport.grpc_server import PortUnavailableError
 from headrace_server.workers.backoff import Backoff
 
 SETTLE_TIMEOUT_S = 10.0
 """How long a front that lives may take to see what it is told before it is killed: calls that
 it sent to what is gone would be refused."""
-
-LONGEST_DIRECTORY = 80
-"""Characters: the path of a Unix socket has at most 107."""
 
 log = logging.getLogger("headrace.fronts")
 
@@ -72,8 +69,7 @@ class FrontFleet(Observer):
         self._held = HeldPort(host, port)
         shown = f"[{host}]" if ":" in host else host
         self._address = f"{shown}:{self._held.port}"
-        short = len(tempfile.gettempdir()) <= LONGEST_DIRECTORY
-        self._directory = Path(tempfile.mkdtemp(prefix="headrace-", dir=None if short else "/tmp"))
+        self._directory = private_directory()
         self._rates = SharedMeter.create()
         return self._held.port, self._passed_on
 

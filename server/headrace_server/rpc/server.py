@@ -46,7 +46,7 @@ class RpcLimits:
             is still there.
         ping_timeout_s: how long the peer may take to answer that, and to take what it is sent at
             all, before the connection and its calls are given up.
-        max_calls: under way on one connection; more wait on the caller's side. None for no limit.
+        max_calls: under way on one connection to a port; more wait on the caller's side.
         compressed: whether compressed messages are taken.
         stalled_s: how long a large message may come on by less than a window while others of its
             connection wait for the room that it holds, before its call is ended.
@@ -57,7 +57,7 @@ class RpcLimits:
     greeting_s: float = 10.0
     ping_after_s: float = 60.0
     ping_timeout_s: float = 20.0
-    max_calls: int | None = 8_192
+    max_calls: int = 8_192
     compressed: bool = False
     stalled_s: float = 10.0
 
@@ -166,20 +166,21 @@ class RpcServer:
         Raises:
             OSError: the address is taken or is none of this machine's.
         """
-        self._listeners, bound = bind(host, port, shared=shared)
-        self._listen(self._tls)
+        listeners, bound = bind(host, port, shared=shared)
+        for listener in listeners:
+            self._listen(listener, self._tls, self._limits.max_calls)
         return bound
 
     async def start_privately(self, path: Path) -> None:
-        """Listen on a Unix socket, in plain text. Raises OSError."""
+        """Listen on a Unix socket, in plain text, also for those who pass on on one connection what
+        any number of callers ask. Raises OSError."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listeners.append(listener)
         try:
             listener.bind(str(path))
-            self._listen(None)
         except OSError:
-            self._close_listeners()
+            listener.close()
             raise
+        self._listen(listener, None, None)
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, give the running ones `grace_s` seconds, and close."""
@@ -206,11 +207,13 @@ class RpcServer:
 
     # -- inside -----------------------------------------------------------------------------
 
-    def _listen(self, tls: ContextOf | None) -> None:
-        for listener in self._listeners:
-            listener.setblocking(False)
-            listener.listen(BACKLOG)
-            self._accepting.append(asyncio.create_task(self._accept(listener, tls)))
+    def _listen(
+        self, listener: socket.socket, tls: ContextOf | None, max_calls: int | None
+    ) -> None:
+        self._listeners.append(listener)
+        listener.setblocking(False)
+        listener.listen(BACKLOG)
+        self._accepting.append(asyncio.create_task(self._accept(listener, tls, max_calls)))
 
     def _close_listeners(self) -> None:
         for task in self._accepting:
@@ -220,7 +223,9 @@ class RpcServer:
         self._accepting.clear()
         self._listeners.clear()
 
-    async def _accept(self, listener: socket.socket, tls: ContextOf | None) -> None:
+    async def _accept(
+        self, listener: socket.socket, tls: ContextOf | None, max_calls: int | None
+    ) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -233,11 +238,13 @@ class RpcServer:
             if len(self._connections) + len(self._handshakes) >= self._limits.max_connections:
                 accepted.close()
                 continue
-            task = loop.create_task(self._greet(accepted, tls))
+            task = loop.create_task(self._greet(accepted, tls, max_calls))
             self._handshakes.add(task)
             task.add_done_callback(self._handshakes.discard)
 
-    async def _greet(self, accepted: socket.socket, tls: ContextOf | None) -> None:
+    async def _greet(
+        self, accepted: socket.socket, tls: ContextOf | None, max_calls: int | None
+    ) -> None:
         """Secure a connection, if that is wanted, and serve it."""
         loop = asyncio.get_running_loop()
         application, peer = self._application, _peer(accepted)
@@ -245,15 +252,15 @@ class RpcServer:
         def opened(connection: Connection, id: int, head: Head, ended: bool) -> None:
             application.open(connection, id, head, ended, peer)
 
-        limits = self._limits
-        streams = Application(interpret, opened, limits.max_calls)
+        greeting_s = self._limits.greeting_s
+        streams = Application(interpret, opened, max_calls)
         try:
             context = None if tls is None else tls()
             _, protocol = await loop.connect_accepted_socket(
                 lambda: Http2Protocol(streams, self._watch, self._lost),
                 accepted,
                 ssl=context,
-                ssl_handshake_timeout=None if context is None else limits.greeting_s,
+                ssl_handshake_timeout=None if context is None else greeting_s,
             )
         except (OSError, ssl.SSLError):
             accepted.close()

@@ -1,10 +1,15 @@
-"""Sockets bound to every address that a host name stands for, all on the same port."""
+"""Sockets bound to every address that a host name stands for, and a place for private ones."""
 
 from __future__ import annotations
 
 import errno
 import socket
+import tempfile
+from pathlib import Path
 from typing import Any
+
+LONGEST_DIRECTORY = 80
+"""Characters: the path of a Unix socket has at most 107."""
 
 _NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
@@ -45,6 +50,12 @@ def bind(host: str, port: int, *, shared: bool = False) -> tuple[list[socket.soc
             one.close()
         raise
     return bound, port
+
+
+def private_directory() -> Path:
+    """A new directory for Unix sockets, which nobody but this user may enter."""
+    short = len(tempfile.gettempdir()) <= LONGEST_DIRECTORY
+    return Path(tempfile.mkdtemp(prefix="headrace-", dir=None if short else "/tmp"))
 
 
 def _bind(family: int, address: tuple[Any, ...], port: int, shared: bool) -> socket.socket:
