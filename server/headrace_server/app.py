@@ -24,6 +24,8 @@ from headrace_server.engine.scheduling import SchedulingRules
 from headrace_server.engine.statistics import Statistics
 from headrace_server.fronts.fleet import FrontFleet
 from headrace_server.fronts.frames import Settings as FrontSettings
+from headrace_server.gateway.gateway_process import Gateway
+from headrace_server.gateway.settings import Settings as GatewaySettings
 from headrace_server.memory import give_back_freed, keep_one_heap, settle_objects
 from headrace_server.models.batching import BatchingSettings, batching_settings
 from headrace_server.models.completion import complete_config
@@ -74,11 +76,14 @@ class _Collection(Observer):
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a running server listens, as host:port, and where to scrape it."""
+    """Where a running server listens, as host:port, and where to scrape it; `http` and its address
+    are empty where nothing is served over HTTP."""
 
     grpc: str
     metrics: str
     metrics_url: str
+    http: str = ""
+    http_url: str = ""
 
 
 class Server:
@@ -104,6 +109,7 @@ class Server:
         self._fronts: FrontFleet | None = None
         if self._front_count > 1:
             self._fronts = FrontFleet(self._front_count, self._front_settings, self._clock)
+        self._gateway = None if config.http_port is None else Gateway(self._gateway_settings)
         self.engine = Engine(
             ObserverGroup(
                 self._statistics,
@@ -152,7 +158,7 @@ class Server:
         """Listen, load every model, and return when each is ready or known to be broken.
 
         Raises:
-            PortUnavailableError, MetricsPortError: an address cannot be listened on.
+            PortUnavailableError, MetricsPortError, GatewayError: an address cannot be listened on.
         """
         keep_one_heap()
         prepare()
@@ -180,12 +186,20 @@ class Server:
         host = self._config.host
         # An IPv6 address stands in brackets where a port follows.
         shown = f"[{host}]" if ":" in host else host
+        private: Path | None = None
+        http_port = 0
         if self._fronts is None:
             grpc_port = await self._grpc.start(shown, self._config.grpc_port)
         else:
-            grpc_port, passed_on = self._fronts.prepare(self.engine, host, self._config.grpc_port)
-            await self._grpc.start_privately(passed_on)
+            grpc_port, private = self._fronts.prepare(self.engine, host, self._config.grpc_port)
+        if self._gateway is not None:
+            http_port, private = self._gateway.prepare(host, self._config.http_port or 0, private)
+        if private is not None:
+            await self._grpc.start_privately(private)
+        if self._fronts is not None:
             await self._fronts.start()
+        if self._gateway is not None:
+            await self._gateway.start()
         self._probes.open()
         metrics_port = self._endpoint.start(host, self._config.metrics_port)
         # Before the models come: they may go, and what is frozen is never freed where it refers to
@@ -199,9 +213,15 @@ class Server:
             watching = self._control.watch(asyncio.sleep, every_s)
             self._watching = asyncio.create_task(watching)
         self._giving_back = asyncio.create_task(give_back_freed())
-        metrics = f"{shown}:{metrics_port}"
-        url = f"{self._endpoint.scheme}://{metrics}/metrics"
-        return Addresses(f"{shown}:{grpc_port}", metrics, url)
+        scheme, metrics = self._endpoint.scheme, f"{shown}:{metrics_port}"
+        http = f"{shown}:{http_port}" if http_port else ""
+        return Addresses(
+            f"{shown}:{grpc_port}",
+            metrics,
+            f"{scheme}://{metrics}/metrics",
+            http,
+            f"{scheme}://{http}" if http else "",
+        )
 
     async def drain(self) -> None:
         """Be not ready, serve on for the drain delay, then `stop`."""
@@ -226,6 +246,8 @@ class Server:
         await self._control.stop()
         if not await self.engine.drain(self._config.drain_timeout_s):
             log.warning("requests were left after %s s", self._config.drain_timeout_s)
+        if self._gateway is not None:
+            await self._gateway.stop()
         if self._fronts is not None:
             await self._fronts.stop(GRACE_S)
         if self._grpc is not None:
@@ -236,6 +258,8 @@ class Server:
     def kill(self) -> None:
         """End every process at once, whatever it does; nothing is finished."""
         self.engine.kill()
+        if self._gateway is not None:
+            self._gateway.kill()
         if self._fronts is not None:
             self._fronts.kill()
 
@@ -267,6 +291,22 @@ class Server:
             tls_key=config.tls_key,
             tls_client_ca=config.tls_client_ca,
             tokens=config.tokens,
+            log_format=config.log_format,
+            log_level=config.log_level,
+        )
+
+    def _gateway_settings(self, asks: str, listeners: tuple[int, ...]) -> GatewaySettings:
+        config = self._config
+        return GatewaySettings(
+            asks=asks,
+            listeners=listeners,
+            max_body_bytes=config.max_message_bytes,
+            max_connections=config.max_connections,
+            compressed=config.compression == "accept",
+            tls_cert=config.tls_cert,
+            tls_key=config.tls_key,
+            tls_client_ca=config.tls_client_ca,
+            grace_s=GRACE_S,
             log_format=config.log_format,
             log_level=config.log_level,
         )

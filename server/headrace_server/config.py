@@ -45,7 +45,8 @@ class ConfigurationError(Exception):
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that can be set about a server. Port 0 takes a free port.
 
-    `tls_cert` and `tls_key` (PEM files) secure both ports; with `tls_client_ca` clients must show a
+    `http_port`: by default nothing but gRPC is served.
+    `tls_cert` and `tls_key` (PEM files) secure all ports; with `tls_client_ca` clients must show a
     certificate that it signed. `tokens`: TOML file that says who may do what; empty lets everybody
     do everything. `max_message_bytes`: of one request. `compression`: whether compressed requests
     are taken, which gRPC unpacks whole before any limit counts. `allow_pickle`: names of the
@@ -67,6 +68,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     host: str = "127.0.0.1"
     grpc_port: Port = 8001
+    http_port: Port | None = None
     metrics_port: Port = 8002
     tls_cert: str = ""
     tls_key: str = ""

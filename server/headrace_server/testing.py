@@ -42,6 +42,7 @@ class ServerProcess:
         self._ready = threading.Event()
         self.log: list[str] = []
         self.grpc_address = ""
+        self.http_address = ""
         self.metrics_url = ""
 
     @property
@@ -116,6 +117,7 @@ class ServerProcess:
                 if '"server ready"' in line:
                     event = json.loads(line)
                     self.grpc_address = event["grpc"]
+                    self.http_address = event.get("http", "")
                     self.metrics_url = f"{self._scheme}://{event['metrics']}/metrics"
                     self._ready.set()
         self._ready.set()  # ended: whoever waits shall look

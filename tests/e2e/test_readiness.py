@@ -57,25 +57,34 @@ def free_port() -> int:
 class Asked:
     """One server, asked in every way there is."""
 
-    def __init__(self, client: AsyncClient, channel: grpc.aio.Channel, metrics_port: int) -> None:
+    def __init__(
+        self,
+        client: AsyncClient,
+        channel: grpc.aio.Channel,
+        metrics_port: int,
+        http_port: int,
+    ) -> None:
         self.client = client
         self._health = health_pb2_grpc.HealthStub(channel)
-        self._url = f"http://127.0.0.1:{metrics_port}/v2/"
+        self._urls = [f"http://127.0.0.1:{port}/v2/" for port in (metrics_port, http_port)]
 
     async def healthy(self, service: str) -> bool:
         request = health_pb2.HealthCheckRequest(service=service)
         return bool((await self._health.Check(request)).status == SERVING)
 
     async def http(self, path: str) -> bool:
-        def ask() -> int:
+        """What both ports that speak HTTP say."""
+
+        def ask(url: str) -> int:
             try:
-                with urllib.request.urlopen(self._url + path, timeout=SECONDS) as answer:
+                with urllib.request.urlopen(url + path, timeout=SECONDS) as answer:
                     return int(answer.status)
             except urllib.error.HTTPError as error:
                 return error.code
 
-        status = await asyncio.to_thread(ask)
+        status, other = [await asyncio.to_thread(ask, url) for url in self._urls]
         assert status in (200, 503)
+        assert status == other
         return status == 200
 
     async def readiness(self) -> set[bool]:
@@ -109,10 +118,10 @@ async def test_readiness_is_the_same_everywhere_while_it_loads_serves_and_loses_
     leave = tmp_path / "leave"
     config = f'parameters {{ key: "leave" value {{ string_value: "{leave}" }} }}'
     write_model(tmp_path / "models", "waiting", WAITING, config)
-    grpc_port, metrics_port = free_port(), free_port()
+    grpc_port, metrics_port, http_port = (free_port() for _ in range(3))
     address = f"127.0.0.1:{grpc_port}"
     ports = ("--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port))
-    server = ServerProcess(tmp_path / "models", *ports)
+    server = ServerProcess(tmp_path / "models", *ports, "--http-port", str(http_port))
     # It says that it is ready only once it is.
     starting = asyncio.create_task(asyncio.to_thread(server.start))
     try:
@@ -121,7 +130,7 @@ async def test_readiness_is_the_same_everywhere_while_it_loads_serves_and_loses_
             AsyncClient(address, retry=ONCE, timeout=5.0) as client,
             grpc.aio.insecure_channel(address) as channel,
         ):
-            asked = Asked(client, channel, metrics_port)
+            asked = Asked(client, channel, metrics_port, http_port)
             # From the first answer on, and for as long as it loads.
             await until(client.server_live)
             assert not await client.server_ready()

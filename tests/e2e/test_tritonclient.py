@@ -75,6 +75,22 @@ def test_tensors_of_the_stock_triton_client_lie_in_shared_memory(
     assert printed.count("every answer in its region") == 3
 
 
+@needs_triton_client
+@pytest.mark.parametrize("fronts", [(), ("--fronts", "2")])
+def test_the_stock_triton_client_is_served_over_http(
+    serve: Callable[..., ServerProcess], fronts: tuple[str, ...]
+) -> None:
+    server = serve(
+        *("--http-port", "0", "--model-control-mode", "explicit", "--load-model", "affine"),
+        *(fronts or ("--allow-client-shm",)),
+        affine="",
+        letters="",
+    )
+    printed = run_there("tritonclient_http.py", server.http_address)
+    assert printed.count("every step in order") == 2
+    assert ("tensors in shared memory" in printed) is not bool(fronts)
+
+
 def run_there(script: str, *arguments: str) -> str:
     """Run a script of this directory in the client's own environment; returns what it printed."""
     done = subprocess.run(

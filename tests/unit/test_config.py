@@ -50,6 +50,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
     environment = {
         "HEADRACE_HOST": "::1",
         "HEADRACE_GRPC_PORT": "1",
+        "HEADRACE_HTTP_PORT": "0",
         "HEADRACE_METRICS_PORT": "2",
         "HEADRACE_TLS_CERT": "c",
         "HEADRACE_TLS_KEY": "k",
@@ -80,6 +81,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
     assert load_config({}, environment) == ServerConfig(
         host="::1",
         grpc_port=1,
+        http_port=0,
         metrics_port=2,
         tls_cert="c",
         tls_key="k",

@@ -89,14 +89,16 @@ def serve(
     grpc_port: Annotated[
         int | None, _setting("grpc_port", "Port for gRPC; 0 takes a free one.")
     ] = None,
+    http_port: Annotated[
+        int | None,
+        _setting("http_port", "Port for HTTP, as 8000 in Triton; 0 takes a free one."),
+    ] = None,
     metrics_port: Annotated[
         int | None, _setting("metrics_port", "Port for Prometheus; 0 takes a free one.")
     ] = None,
     tls_cert: Annotated[
         str | None,
-        _setting(
-            "tls_cert", "PEM file: certificate chain for both ports; read again when renewed."
-        ),
+        _setting("tls_cert", "PEM file: certificate chain for all ports; read again when renewed."),
     ] = None,
     tls_key: Annotated[
         str | None, _setting("tls_key", "PEM file: the private key, without a password.")
@@ -235,6 +237,7 @@ def serve(
     arguments = {
         "host": host,
         "grpc_port": grpc_port,
+        "http_port": http_port,
         "metrics_port": metrics_port,
         "tls_cert": tls_cert,
         "tls_key": tls_key,

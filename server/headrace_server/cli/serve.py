@@ -20,6 +20,7 @@ from headrace_server.cli.errors import USAGE, CommandError
 from headrace_server.cli.loading_view import LoadingView
 from headrace_server.cli.summary import print_summary
 from headrace_server.config import ConfigurationError, ServerConfig, is_loopback, load_config
+from headrace_server.gateway.gateway_process import GatewayError
 from headrace_server.models.errors import RepositoryError
 from headrace_server.serving_loop import ServingLoop
 from headrace_server.telemetry import logs
@@ -63,6 +64,7 @@ def serve(repository: Path, arguments: Mapping[str, object], file: Path | None) 
         TokensError,
         PortUnavailableError,
         MetricsPortError,
+        GatewayError,
     ) as error:
         raise CommandError(str(error)) from None
 
@@ -83,7 +85,9 @@ async def _serve(repository: Path, config: ServerConfig, terminal: Console | Non
     if terminal is not None:
         print_summary(terminal, addresses, server.engine, release_of("headrace"))
     else:
-        log.info("server ready", extra={"grpc": addresses.grpc, "metrics": addresses.metrics})
+        http = {"http": addresses.http} if addresses.http else {}
+        listening = {"grpc": addresses.grpc, **http, "metrics": addresses.metrics}
+        log.info("server ready", extra=listening)
     _warn(server, config)
     await stop.wait()
     await server.drain()

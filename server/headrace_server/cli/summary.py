@@ -24,6 +24,8 @@ def print_summary(console: Console, addresses: Addresses, engine: Engine, releas
     """Print the panel, and a command that can be copied as it stands."""
     listening = Table.grid(padding=(0, 2))
     listening.add_row(Text("gRPC", style="bold"), addresses.grpc)
+    if addresses.http_url:
+        listening.add_row(Text("HTTP", style="bold"), addresses.http_url)
     listening.add_row(Text("metrics", style="bold"), addresses.metrics_url)
     deployments = {(d.name, str(d.version)): d for d in engine.deployments()}
     models = table("model", "version", "state", "devices", "inputs", "outputs")

@@ -1,0 +1,46 @@
+"""How much of what callers send and read the gateway holds at a time."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from headrace_server.gateway.errors import HttpError
+
+RETRY_AFTER_S = 1.0
+
+
+class Room:
+    """Bytes of bodies in memory, of all calls together. One body more than fits is refused at once:
+    nobody waits for others to read or write.
+
+    Args:
+        nbytes: at a time.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self.free = nbytes
+
+
+class Share:
+    """What one call has of the room."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self.nbytes = 0
+
+    def take(self, nbytes: int) -> None:
+        """Take so much more. Raises `HttpError`: there is not so much."""
+        if nbytes > self._room.free:
+            raise HttpError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"expected room for {nbytes} bytes more, but the bodies of other calls leave "
+                f"{self._room.free}",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self._room.free -= nbytes
+        self.nbytes += nbytes
+
+    def give_back(self) -> None:
+        """Let others have all of it."""
+        self._room.free += self.nbytes
+        self.nbytes = 0
