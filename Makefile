@@ -10,7 +10,7 @@ REPOSITORY ?= repository
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve repository test check lint format types layers protos protos-check \
 	soak fuzz bench-text bench-resnet bench-sim bench-sim-validate bench-cost bench-fronts \
-	bench-stream bench-images bench-options bench-gpu bench-overload bench-generator bench-peers \
+	bench-http bench-stream bench-images bench-options bench-gpu bench-overload bench-generator bench-peers \
 	clean
 
 help:  ## List the targets
@@ -66,6 +66,9 @@ bench-fronts: install  ## What several fronts cost and are worth (needs h2load)
 
 bench-generator: install  ## What the generator of `headrace bench` can drive, against an echo
 	$(BIN)/python -m bench.generator
+
+bench-http: install  ## What HTTP costs beside gRPC: docs/bench-http.json; needs h2load
+	$(BIN)/python -m bench.over_http --json docs/bench-http.json
 
 bench-stream: install  ## CPU per call of the SDK, unary and multiplexed: docs/bench-stream.json
 	$(BIN)/python -m bench.stream --json docs/bench-stream.json

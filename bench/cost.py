@@ -141,11 +141,21 @@ def load(
     address: str, body: Path, clients: int, streams: int, requests: int, *options: str
 ) -> float:
     """Send so many requests, as fast as they are answered; returns how many went per second."""
-    command = [
-        *("h2load", "-c", str(clients), "-m", str(streams), "-n", str(requests), *options),
+    return h2load(
+        requests,
+        *("-c", str(clients), "-m", str(streams), *options),
         *("-d", str(body), "-H", "content-type: application/grpc", "-H", "te: trailers"),
         f"http://{address}/{METHOD}",
-    ]
+    )
+
+
+def h2load(requests: int, *arguments: str) -> float:
+    """How many of so many requests went per second.
+
+    Raises:
+        RuntimeError: not every one succeeded.
+    """
+    command = ["h2load", "-n", str(requests), *arguments]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rate = re.search(r"finished in .*?, ([\d.]+) req/s", output)
     done = re.search(r"(\d+) succeeded", output)

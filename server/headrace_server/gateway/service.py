@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import grpc
 import msgspec
-from aiohttp import web
+from aiohttp import StreamReader, web
 from google.protobuf.message import Message
 
 from headrace.errors import server_error
@@ -40,8 +40,9 @@ STALLED_S = 30.0
 """How long a caller may send nothing of its body, or take nothing of its answer, before the
 connection is given up."""
 
-PIECE_BYTES = 1 << 20
-"""Of an answer that are handed to the network at a time: whoever takes them slowly is seen."""
+PIECE_BYTES = 64 << 10
+"""Of an answer that are handed to the network at a time: whoever takes them slowly is seen. What is
+no larger goes in one piece with its headers, and lies in the buffers of its connection."""
 
 MODEL = "/v2/models/{model}"
 VERSION = MODEL + "/versions/{version}"
@@ -95,6 +96,8 @@ class HttpService:
         application.on_response_prepare.append(_without_version)
         application.add_routes(
             [
+                # First, because paths are looked for in this order.
+                *(web.post(path + "/infer", self._infer) for path in (MODEL, VERSION)),
                 web.get("/v2", self._server_metadata),
                 web.get("/v2/health/live", self._live),
                 web.get("/v2/health/ready", self._ready),
@@ -103,7 +106,6 @@ class HttpService:
                 *(web.get(path, self._model_metadata) for path in (MODEL, VERSION)),
                 *(web.get(path + "/config", self._config) for path in (MODEL, VERSION)),
                 *(web.get(path + "/stats", self._statistics) for path in (MODEL, VERSION)),
-                *(web.post(path + "/infer", self._infer) for path in (MODEL, VERSION)),
                 web.post("/v2/repository/index", self._index),
                 web.post("/v2/repository/models/{model}/load", self._load),
                 web.post("/v2/repository/models/{model}/unload", self._unload),
@@ -283,16 +285,11 @@ class HttpService:
         limit = self._max_body_bytes
         if (request.content_length or 0) > limit:
             raise too_large(limit)
-        pieces: list[bytes] = []
-        share = request[SHARE]
+        share, content, pieces = request[SHARE], request.content, list[bytes]()
         while True:
             try:
-                async with asyncio.timeout(STALLED_S):
-                    piece = await request.content.readany()
-            except TimeoutError:
-                raise HttpError(
-                    HTTPStatus.REQUEST_TIMEOUT, f"nothing of the body came within {STALLED_S:g} s"
-                ) from None
+                # A small body has come by now, and needs no timer.
+                piece = content.read_nowait() if content.is_eof() else await _some_of(content)
             except web.RequestPayloadError as error:
                 raise bad_request(f"the body cannot be read: {error}") from None
             if not piece:
@@ -307,6 +304,8 @@ class HttpService:
         pieces, headers = written
         size = sum(map(len, pieces))
         request[SHARE].take(size)
+        if size <= PIECE_BYTES and not self._compressed:
+            return web.Response(body=b"".join(pieces), headers=headers)
         response = web.StreamResponse(headers=headers)
         if self._compressed:
             response.enable_compression()
@@ -338,6 +337,17 @@ async def _missing(request: web.Request) -> web.StreamResponse:
     reason = Reason.UNSUPPORTED
     text = public_text(ServingError(reason, feature=request.path))
     raise HttpError(STATUS[reason].http, text, reason.value)
+
+
+async def _some_of(content: StreamReader) -> bytes:
+    """What comes next of a body. Raises `HttpError`: nothing does."""
+    try:
+        async with asyncio.timeout(STALLED_S):
+            return await content.readany()
+    except TimeoutError:
+        raise HttpError(
+            HTTPStatus.REQUEST_TIMEOUT, f"nothing of the body came within {STALLED_S:g} s"
+        ) from None
 
 
 def _check_origin(request: web.Request) -> None:
