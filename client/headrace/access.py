@@ -23,6 +23,8 @@ _Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 _KEY = re.compile(r"[a-z0-9_.-]+")
 _URL = re.compile(r"(https?|wss?|grpcs?|grpc\+tls|tcp)://", re.IGNORECASE)
 _PORTLESS = re.compile(r"[^:/]*|\[[^\]]*\]")
+_IPV6 = re.compile(r"(?:[0-9a-fA-F]*:){2,}[0-9a-fA-F.]*")
+_PORT = re.compile(r"(?:dns:(?:///?)?)?[^:/]*:(\d+)|\[[^\]]*\]:(\d+)")
 _PRINTABLE = re.compile(r"[ -~]*")
 
 
@@ -166,6 +168,14 @@ def _check_target(target: str, *, secure: bool) -> None:
         raise InvalidInput(
             f"target: expected an address with a port, such as 'localhost:8001', got {target!r}"
         )
+    # gRPC would take the port of HTTPS here, too, and of 70000 what is left in 16 bits.
+    if _IPV6.fullmatch(target):
+        raise InvalidInput(
+            f"target: expected an address such as '[::1]:8001', IPv6 in brackets, got {target!r}"
+        )
+    port = _PORT.fullmatch(target)
+    if port is not None and not 0 < int((port[1] or port[2])[:9]) < 1 << 16:
+        raise InvalidInput(f"target: expected a port from 1 to 65535, got {target!r}")
     try:
         target.encode()
     except UnicodeEncodeError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from numbers import Real
@@ -52,7 +51,8 @@ class Attempts:
         self._clock = clock
         self._deadline: float | None = None
         if timeout_s is not None:
-            if not isinstance(timeout_s, Real) or math.isnan(timeout_s):
+            # NaN differs from itself; math.isnan takes no integer that is no float.
+            if not isinstance(timeout_s, Real) or timeout_s != timeout_s:
                 raise InvalidInput(f"expected a timeout in seconds, got {timeout_s!r}")
             if timeout_s <= 0:
                 message = f"the timeout of {timeout_s} s had passed before the call began"
