@@ -158,7 +158,8 @@ class Server:
         """Listen, load every model, and return when each is ready or known to be broken.
 
         Raises:
-            PortUnavailableError, MetricsPortError, GatewayError: an address cannot be listened on.
+            PortUnavailableError, MetricsPortError: an address cannot be listened on.
+        GatewayError: nor can that for HTTP, or it cannot be served.
         """
         keep_one_heap()
         prepare()
@@ -306,6 +307,7 @@ class Server:
             tls_cert=config.tls_cert,
             tls_key=config.tls_key,
             tls_client_ca=config.tls_client_ca,
+            tokens=config.tokens,
             grace_s=GRACE_S,
             log_format=config.log_format,
             log_level=config.log_level,

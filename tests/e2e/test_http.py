@@ -11,9 +11,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from ssl import SSLContext, create_default_context
+from socket import create_connection
+from ssl import SSLContext, SSLSession, create_default_context
 from typing import Any
 
 import numpy as np
@@ -247,7 +248,7 @@ def test_tokens_and_certificates_count_over_http_too(repository: Path, tmp_path:
             Caller(server, context).ask("GET", "/v2/health/live")
         context.load_cert_chain(own.cert, own.key)
         caller = Caller(server, context)
-        assert caller.ask("GET", "/v2/health/ready") == (200, None)
+        assert caller.ask("GET", "/v2/health/ready") == (200, {"ready": True})
         for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic eDp5"}):
             status, said = caller.ask("GET", "/v2/models/affine", **headers)
             assert (status, said["reason"]) == (401, "unauthenticated")
@@ -285,6 +286,35 @@ def test_a_renewed_certificate_counts_from_the_next_connection_on(
             client.server_metadata()
         caller.close()
         other.close()
+
+
+def test_who_was_let_in_before_its_authority_was_taken_out_resumes_no_session(
+    repository: Path, tmp_path: Path
+) -> None:
+    served, own, other = (self_signed(tmp_path, name) for name in ("server", "own", "other"))
+    trusted = tmp_path / "trusted.crt"
+    trusted.write_bytes(own.cert.read_bytes())
+    secured = ("--tls-cert", str(served.cert), "--tls-key", str(served.key))
+    with ServerProcess(repository, *HTTP, *secured, "--tls-client-ca", str(trusted)) as server:
+        context = create_default_context(cafile=str(served.cert))
+        context.load_cert_chain(own.cert, own.key)
+        host, _, port = server.http_address.rpartition(":")
+
+        def ask(session: SSLSession | None) -> tuple[bytes, SSLSession | None]:
+            with (
+                create_connection((host, int(port)), timeout=SECONDS) as plain,
+                context.wrap_socket(plain, server_hostname=host, session=session) as connection,
+            ):
+                connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: h\r\n\r\n")
+                return connection.recv(15), connection.session
+
+        said, session = ask(None)
+        assert said == b"HTTP/1.1 200 OK"
+        trusted.write_bytes(other.cert.read_bytes())
+        said = b""
+        with suppress(OSError):
+            said, _ = ask(session)
+        assert said == b""
 
 
 def test_a_port_for_http_in_use_is_one_line(server: ServerProcess, repository: Path) -> None:

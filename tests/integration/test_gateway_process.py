@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -11,8 +14,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from headrace_server.gateway import gateway_process
 from headrace_server.gateway.gateway_process import Gateway, GatewayError
 from headrace_server.gateway.settings import Settings
+from worker_processes import alive, children_of, command_of
 
 
 def gateway(**changed: Any) -> Gateway:
@@ -27,6 +32,7 @@ def gateway(**changed: Any) -> Gateway:
                 "tls_cert": "",
                 "tls_key": "",
                 "tls_client_ca": "",
+                "tokens": "",
                 "grace_s": 0.1,
                 "log_format": "text",
                 "log_level": "info",
@@ -35,6 +41,12 @@ def gateway(**changed: Any) -> Gateway:
         )
 
     return Gateway(settings)
+
+
+def gateways() -> list[int]:
+    """The processes of this test's gateways that live."""
+    children = [pid for pid in children_of(os.getpid()) if alive(pid)]
+    return [pid for pid in children if "gateway_main" in command_of(pid)]
 
 
 def taken_by_nobody(port: int) -> bool:
@@ -81,8 +93,32 @@ async def test_one_that_is_killed_on_purpose_is_not_started_again(directory: Pat
     served = gateway()
     port, _ = served.prepare("127.0.0.1", 0, directory / "engine")
     await served.start()
-    pid = served.pid
     served.kill()
+    await asyncio.sleep(0.5)
+    assert not gateways()
     await served.stop()
-    assert served.pid == pid
     assert taken_by_nobody(port)
+
+
+async def test_one_that_hangs_is_replaced(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gateway_process, "PING_EVERY_S", 0.05)
+    monkeypatch.setattr(gateway_process, "HANG_S", 1.0)
+    served = gateway()
+    port, _ = served.prepare("127.0.0.1", 0, directory / "engine")
+    await served.start()
+    (hung,) = gateways()
+    await asyncio.sleep(0.5)
+    assert gateways() == [hung]  # it responds
+    os.kill(hung, signal.SIGSTOP)
+    async with (
+        asyncio.timeout(30),
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}/v9") as answer,
+    ):
+        assert answer.status == 404
+    assert f"gateway process {hung} does not respond" in caplog.text
+    assert hung not in gateways()
+    await served.stop()
+    assert not gateways()

@@ -8,8 +8,8 @@ from http import HTTPStatus
 import grpc
 
 from headrace.errors import ServerError
-from headrace_server.core.errors import Reason
-from headrace_server.transport.status import STATUS
+from headrace_server.core.errors import Reason, ServingError
+from headrace_server.transport.status import STATUS, public_text, retry_after_s
 
 CODES = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -28,6 +28,9 @@ CODES = {
 }
 """As google.rpc.Code maps them to HTTP; whatever is missing is 500. Where a reason came along, the
 table of reasons goes before it."""
+
+UNREACHABLE_S = 1.0
+"""After how long another attempt makes sense where the engine's process does not answer."""
 
 _REASONS = {reason.value: reason for reason in Reason}
 
@@ -58,10 +61,13 @@ class HttpError(Exception):
         return {"error": self.text, **({} if self.reason is None else {"reason": self.reason})}
 
     def headers(self) -> dict[str, str]:
-        """`Retry-After` in whole seconds, where there is one to tell."""
-        if self.retry_after_s is None:
-            return {}
-        return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+        """`Retry-After` in whole seconds, where there is one to tell, and what a 401 must have."""
+        headers: dict[str, str] = {}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
+        if self.status == HTTPStatus.UNAUTHORIZED:
+            headers["WWW-Authenticate"] = "Bearer"
+        return headers
 
 
 def bad_request(text: str) -> HttpError:
@@ -76,8 +82,17 @@ def too_large(limit: int) -> HttpError:
     )
 
 
+def refused_for(reason: Reason, **details: object) -> HttpError:
+    """A refusal of our own, as the table of reasons has it."""
+    error = ServingError(reason, **details)
+    return HttpError(STATUS[reason].http, public_text(error), reason.value, retry_after_s(error))
+
+
 def http_error(error: ServerError) -> HttpError:
-    """What the engine's process said, for whoever speaks HTTP."""
+    """What the engine's process said, for whoever speaks HTTP; or that it says nothing."""
     reason = None if error.reason is None else _REASONS.get(error.reason)
+    if error.reason is None and error.code is grpc.StatusCode.UNAVAILABLE:
+        text = "the server behind this port does not answer"  # gRPC's own names private paths
+        return HttpError(HTTPStatus.SERVICE_UNAVAILABLE, text, retry_after_s=UNREACHABLE_S)
     status = CODES.get(error.code, 500) if reason is None else STATUS[reason].http
     return HttpError(status, error.message, error.reason, error.retry_after_s)

@@ -12,15 +12,17 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Literal, cast
 
 import grpc
 
 from headrace_server.gateway.listening import Listening
-from headrace_server.gateway.settings import READY, STOP, read_settings
+from headrace_server.gateway.settings import PING, READY, STOP, read_settings
 from headrace_server.memory import give_back_freed, keep_one_heap
 from headrace_server.telemetry import logs
+from headrace_server.transport.tenants import TokensFile
 
 OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -40,15 +42,24 @@ def main() -> None:
 
 async def _run(control: socket.socket) -> None:
     reader, writer = await asyncio.open_connection(sock=control)
-    settings = read_settings(await reader.readline())
+    line = await reader.readline()
+    if not line:
+        return
+    settings = read_settings(line)
     logs.configure(cast(Literal["text", "json"], settings.log_format), settings.log_level)
+    tenants = None
+    if settings.tokens:
+        tenants = TokensFile(Path(settings.tokens), time.monotonic).tenants
     async with (
         grpc.aio.insecure_channel(f"unix:{settings.asks}", options=OPTIONS) as channel,
-        Listening(settings, channel),
+        Listening(settings, channel, tenants),
     ):
         writer.write(READY)
         trimming = asyncio.create_task(give_back_freed())
-        told = await reader.read()
+        told = await reader.read(1)
+        while told == PING:
+            writer.write(READY)
+            told = await reader.read(1)
         trimming.cancel()
     if told != STOP:
         shutil.rmtree(Path(settings.asks).parent, ignore_errors=True)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from headrace_server.gateway.settings import READY, STOP, Settings, encode_settings
+from headrace_server.gateway.settings import PING, READY, STOP, Settings, encode_settings
 from headrace_server.rpc.sockets import bind, private_directory
 from headrace_server.workers.backoff import Backoff
 
@@ -21,6 +21,11 @@ START_TIMEOUT_S = 60.0
 
 STOP_TIMEOUT_S = 5.0
 """How long it may take to end beyond the grace that it is given."""
+
+PING_EVERY_S = 5.0
+
+HANG_S = 30.0
+"""How long a gateway may take to say that it responds: more than any body takes to be read."""
 
 BACKLOG = 4_096
 
@@ -50,13 +55,9 @@ class Gateway:
         self._grace_s = 0.0
         self._process: asyncio.subprocess.Process | None = None
         self._control: asyncio.StreamWriter | None = None
+        self._said: asyncio.StreamReader | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._backoff = Backoff()
-
-    @property
-    def pid(self) -> int | None:
-        """The process id, once started."""
-        return None if self._process is None else self._process.pid
 
     def prepare(self, host: str, port: int, asks: Path | None) -> tuple[int, Path]:
         """Take the port; 0 takes a free one. Returns it, and the path of the Unix socket at which
@@ -94,7 +95,10 @@ class Gateway:
         Raises:
             GatewayError: they cannot be.
         """
-        problem = await self._spawn()
+        try:
+            problem = await self._spawn()
+        except OSError as error:
+            problem = f"its process cannot be started: {error}"
         if problem:
             raise GatewayError(f"cannot serve HTTP: {problem}")
         self._keeping = asyncio.create_task(self._keep())
@@ -118,6 +122,8 @@ class Gateway:
 
     def kill(self) -> None:
         """End it at once."""
+        if self._keeping is not None:
+            self._keeping.cancel()
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
         self._clean_up()
@@ -148,11 +154,11 @@ class Gateway:
                 raise
         if self._control is not None:
             self._control.close()
-        reader, self._control = await asyncio.open_connection(sock=ours)
+        self._said, self._control = await asyncio.open_connection(sock=ours)
         self._control.write(encode_settings(settings) + b"\n")
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                said = await reader.read(len(READY))
+                said = await self._said.read(len(READY))
         except TimeoutError:
             self._process.kill()
             return f"it did not accept connections within {START_TIMEOUT_S:g} s"
@@ -170,7 +176,11 @@ class Gateway:
         problem = ""
         while True:
             assert self._process is not None
-            status = await self._process.wait()
+            watching = asyncio.create_task(self._kill_if_hung(self._process))
+            try:
+                status = await self._process.wait()
+            finally:
+                watching.cancel()
             losses = self._backoff.losses_after(losses, time.monotonic() - ready_s, load_s)
             why = problem or f"it ended with status {status}"
             log.warning("the HTTP gateway was lost: %s; starting another one", why)
@@ -186,6 +196,23 @@ class Gateway:
                 problem = "it cannot be started"
             ready_s = time.monotonic()
             load_s = ready_s - began_s
+
+    async def _kill_if_hung(self, process: asyncio.subprocess.Process) -> None:
+        """Ask whether it still responds, now and then, and end it if it does not."""
+        assert self._control is not None, "not started"
+        assert self._said is not None, "not started"
+        try:
+            while True:
+                await asyncio.sleep(PING_EVERY_S)
+                self._control.write(PING)
+                async with asyncio.timeout(HANG_S):
+                    if not await self._said.read(len(READY)):
+                        return  # it ends by itself
+        except TimeoutError:
+            log.warning("gateway process %s does not respond and is killed", process.pid)
+            process.kill()
+        except OSError:
+            pass  # it ends by itself
 
     def _clean_up(self) -> None:
         self._close_listeners()

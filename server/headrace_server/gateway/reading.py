@@ -8,8 +8,10 @@ inputs with a `binary_data_size` hold lies behind it, in their order.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import msgspec
@@ -17,7 +19,8 @@ import numpy as np
 
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.tensors import DATATYPES, TensorError, array_of, encode_tensor
-from headrace_server.gateway.errors import bad_request
+from headrace_server.gateway.errors import HttpError, bad_request, too_large
+from headrace_server.transport.reading import MAX_BYTES_ELEMENTS
 
 BINARY_SIZE = "binary_data_size"
 BINARY_OUTPUT = "binary_data"
@@ -31,6 +34,16 @@ NUMBERS_AS_TEXT = {
 }
 """How numbers that JSON lacks are written, here as in `headrace infer`."""
 
+MAX_JSON_BYTES = 8 << 20
+"""Of a body, and of what of an answer is written in it: it is read and written in one go, while
+everybody else over HTTP waits. The most that so many bytes were seen to take is 2 s on a busy core
+(`NaN`), and 0.5 GiB of memory for that long (empty texts)."""
+
+SMALL_JSON_BYTES = 64 << 10
+"""Of a tensor, whatever is in it: unpacked before anything is asked, for the better text."""
+
+_BARE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?Infinity|NaN')
+
 Dimension = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Parameters = dict[str, bool | int | float | str]
 
@@ -39,20 +52,20 @@ class _Input(msgspec.Struct):
     name: str
     shape: list[Dimension]
     datatype: str
-    parameters: Parameters = {}
+    parameters: Parameters | None = None
     data: msgspec.Raw = msgspec.Raw()
 
 
 class _Output(msgspec.Struct):
     name: str
-    parameters: Parameters = {}
+    parameters: Parameters | None = None
 
 
 class _Request(msgspec.Struct):
     inputs: list[_Input]
-    id: str = ""
-    parameters: Parameters = {}
-    outputs: list[_Output] = []
+    id: str | None = None
+    parameters: Parameters | None = None
+    outputs: list[_Output] | None = None
 
 
 class Wishes(msgspec.Struct, frozen=True):
@@ -102,20 +115,19 @@ def read_infer(
     if length > len(body):
         raise bad_request(f"expected {length} bytes of JSON, got a body of {len(body)}")
     view = memoryview(body)
-    try:
-        asked = _decode(view[:length])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise bad_request(f"expected a request in JSON: {error}") from None
-    message = pb.ModelInferRequest(model_name=model, model_version=version, id=asked.id)
-    by_default = bool(asked.parameters.pop(BINARY_OUTPUTS, False))
-    _fill(message.parameters, asked.parameters)
+    asked = _request(view[:length])
+    parameters = asked.parameters or {}
+    by_default = _flag(parameters, BINARY_OUTPUTS) or False
+    message = pb.ModelInferRequest(model_name=model, model_version=version, id=asked.id or "")
+    _fill(message.parameters, parameters)
     tail = _Tail(view[length:])
     for given in asked.inputs:
-        size = given.parameters.pop(BINARY_SIZE, None)
+        parameters = given.parameters or {}
+        size = parameters.pop(BINARY_SIZE, None)
         tensor = message.inputs.add(name=given.name, datatype=given.datatype, shape=given.shape)
-        _fill(tensor.parameters, given.parameters)
+        _fill(tensor.parameters, parameters)
         has_data = len(given.data) > 0
-        ways = has_data + (size is not None) + (REGION in given.parameters)
+        ways = has_data + (size is not None) + (REGION in parameters)
         if ways != 1:
             raise bad_request(
                 f"input '{given.name}': expected one of 'data', '{BINARY_SIZE}' and '{REGION}', "
@@ -131,19 +143,55 @@ def read_infer(
             f"say, got {len(body) - length}"
         )
     named: dict[str, bool] = {}
-    for wanted in asked.outputs:
-        binary = wanted.parameters.pop(BINARY_OUTPUT, None)
+    for wanted in asked.outputs or ():
+        parameters = wanted.parameters or {}
+        binary = _flag(parameters, BINARY_OUTPUT)
         if binary is not None:
-            named[wanted.name] = bool(binary)
+            named[wanted.name] = binary
         output = message.outputs.add(name=wanted.name)
-        _fill(output.parameters, wanted.parameters)
+        _fill(output.parameters, parameters)
     return message, Wishes(by_default, named)
+
+
+def _request(text: memoryview) -> _Request:
+    """What the JSON says. Raises `HttpError`."""
+    if len(text) > MAX_JSON_BYTES:
+        raise HttpError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"expected at most {MAX_JSON_BYTES} bytes of JSON, got {len(text)}: send what is large "
+            f"as bytes behind it ('{BINARY_SIZE}')",
+        )
+    try:
+        try:
+            return _decode(text)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            # Python's own writer, and clients with it, writes numbers that JSON lacks as they are.
+            return _decode(_BARE.sub(_quoted, bytes(text)))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise bad_request(f"expected a request in JSON: {error}") from None
+
+
+def _quoted(found: re.Match[bytes]) -> bytes:
+    return found[0] if found[0].startswith(b'"') else b'"%b"' % found[0]
+
+
+def _flag(parameters: Parameters, name: str) -> bool | None:
+    """Take a parameter that is true or false out of them; None if it is not there. Raises
+    `HttpError`."""
+    value = parameters.pop(name, None)
+    if value is not None and not isinstance(value, bool):
+        raise bad_request(f"parameter '{name}': expected true or false, got {value!r:.40}")
+    return value
 
 
 def read_object(body: bytes) -> dict[str, Any]:
     """A body that is a JSON object, or nothing. Raises `HttpError`."""
     if not body.strip():
         return {}
+    if len(body) > MAX_JSON_BYTES:
+        raise too_large(MAX_JSON_BYTES)
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -163,6 +211,8 @@ def _contents(given: _Input) -> bytes:
     if given.datatype not in DATATYPES:
         return b""  # the server says best what it expects
     try:
+        if len(given.data) > SMALL_JSON_BYTES:
+            _check_size(given)
         value = msgspec.json.decode(given.data)
         if not isinstance(value, list):
             raise TensorError(f"expected a list of {given.datatype} elements, got {value!r:.40}")
@@ -182,6 +232,28 @@ def _contents(given: _Input) -> bytes:
         return encode_tensor(np.ascontiguousarray(array), given.datatype)
     except (TensorError, msgspec.MsgspecError, RecursionError) as error:
         raise bad_request(f"input '{given.name}': {error}") from None
+
+
+def _check_size(given: _Input) -> None:
+    """Refuse what cannot have this shape before it is unpacked: an empty list takes 30 times the
+    memory that it takes in JSON. Raises `TensorError`."""
+    data, shape, elements = bytes(given.data), given.shape, math.prod(given.shape)
+    if given.datatype == "BYTES":
+        if elements > MAX_BYTES_ELEMENTS:
+            raise TensorError(
+                f"expected at most {MAX_BYTES_ELEMENTS} BYTES elements, got {elements}"
+            )
+        least = 3 * elements  # two quotes and a comma
+    else:
+        lists = 1 + sum(math.prod(shape[:depth]) for depth in range(1, len(shape)))
+        found = data.count(b"[")
+        if found > lists:
+            raise TensorError(
+                f"expected elements in one list, or nested as {shape}, got {found} lists"
+            )
+        least = 2 * elements + 2 * (found - 1)  # a digit and a comma, and brackets
+    if least > len(data):
+        raise TensorError(f"expected {elements} elements for {shape}, got fewer")
 
 
 def _with_numbers(value: object) -> Any:
@@ -214,6 +286,6 @@ def fill_control(target: Any, parameters: Parameters) -> None:
     """Set the parameters of a message of model control, which has no numbers but integers. Raises
     `HttpError`."""
     for name, value in parameters.items():
-        if isinstance(value, float):
-            raise bad_request(f"parameter '{name}': expected text, true, false or an integer")
+        if isinstance(value, float) or (isinstance(value, int) and value >= 1 << 63):
+            raise bad_request(f"parameter '{name}': expected text, true, false or 63 bits")
     _fill(target, parameters)

@@ -11,14 +11,20 @@ from typing import Annotated, Any
 
 import grpc
 import msgspec
-from aiohttp import StreamReader, web
+from aiohttp import web
 from google.protobuf.message import Message
 
 from headrace.errors import server_error
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.protocol import grpc_service_pb2_grpc as rpc
-from headrace_server.core.errors import Reason, ServingError
-from headrace_server.gateway.errors import HttpError, bad_request, http_error, too_large
+from headrace_server.core.errors import Reason
+from headrace_server.gateway.errors import (
+    HttpError,
+    bad_request,
+    http_error,
+    refused_for,
+    too_large,
+)
 from headrace_server.gateway.reading import (
     fill_control,
     read_infer,
@@ -34,11 +40,16 @@ from headrace_server.gateway.writing import (
     encode_json,
     write_infer,
 )
-from headrace_server.transport.status import STATUS, public_text
+from headrace_server.transport.gate import digest_of
+from headrace_server.transport.tenants import Tenants
 
 STALLED_S = 30.0
-"""How long a caller may send nothing of its body, or take nothing of its answer, before the
-connection is given up."""
+LEAST_BYTES_PER_S = 16_384
+"""A caller has so many seconds for a body or an answer, and one more for each so many bytes."""
+
+MAX_DIGITS = 18
+SERVER = "headrace"
+PLAIN = "identity"
 
 PIECE_BYTES = 64 << 10
 """Of an answer that are handed to the network at a time: whoever takes them slowly is seen. What is
@@ -71,6 +82,7 @@ class HttpService:
         max_body_bytes: of one call, unpacked.
         room: for the bodies of all calls at a time.
         compressed: whether packed bodies are taken, and answers packed for whoever asks.
+        tenants: who may send bodies, if not everybody.
         on_call: is told of each call, once its headers have come.
     """
 
@@ -81,6 +93,7 @@ class HttpService:
         room: Room,
         *,
         compressed: bool = False,
+        tenants: Callable[[], Tenants] | None = None,
         on_call: Callable[[web.Request], None] = lambda request: None,
     ) -> None:
         stub: Any = rpc.GRPCInferenceServiceStub(channel)
@@ -88,6 +101,7 @@ class HttpService:
         self._max_body_bytes = max_body_bytes
         self._room = room
         self._compressed = compressed
+        self._tenants = tenants
         self._on_call = on_call
 
     def application(self) -> web.Application:
@@ -97,7 +111,10 @@ class HttpService:
         application.add_routes(
             [
                 # First, because paths are looked for in this order.
-                *(web.post(path + "/infer", self._infer) for path in (MODEL, VERSION)),
+                *(
+                    web.post(path + "/infer", self._infer, expect_handler=self._expected)
+                    for path in (MODEL, VERSION)
+                ),
                 web.get("/v2", self._server_metadata),
                 web.get("/v2/health/live", self._live),
                 web.get("/v2/health/ready", self._ready),
@@ -126,17 +143,18 @@ class HttpService:
         return _json(metadata)
 
     async def _live(self, request: web.Request) -> web.StreamResponse:
-        answer = await self._ask(request, self._stub.ServerLive, pb.ServerLiveRequest())
-        return _yes_or_no(answer.live)
+        answer = await self._ask_for_nobody(self._stub.ServerLive, pb.ServerLiveRequest())
+        return _yes_or_no(answer.live, {"live": answer.live})
 
     async def _ready(self, request: web.Request) -> web.StreamResponse:
-        answer = await self._ask(request, self._stub.ServerReady, pb.ServerReadyRequest())
-        return _yes_or_no(answer.ready)
+        answer = await self._ask_for_nobody(self._stub.ServerReady, pb.ServerReadyRequest())
+        return _yes_or_no(answer.ready, {"ready": answer.ready})
 
     async def _model_ready(self, request: web.Request) -> web.StreamResponse:
         model, version = _named(request)
         asked = pb.ModelReadyRequest(name=model, version=version)
-        return _yes_or_no((await self._ask(request, self._stub.ModelReady, asked)).ready)
+        ready = (await self._ask_for_nobody(self._stub.ModelReady, asked)).ready
+        return _yes_or_no(ready, {"name": model, "ready": ready})
 
     async def _model_metadata(self, request: web.Request) -> web.StreamResponse:
         model, version = _named(request)
@@ -164,6 +182,8 @@ class HttpService:
             response = await self._ask(request, self._stub.ModelInfer, message)
         finally:
             request[SHARE].give_back()
+        # The JSON is no longer than some times what it is made of, which is bounded.
+        request[SHARE].take(response.ByteSize())
         return await self._write(request, write_infer(response, wishes))
 
     # -- repository -------------------------------------------------------------------------
@@ -248,106 +268,158 @@ class HttpService:
             _check_origin(request)
             return await handler(request)
         except HttpError as error:
-            return _refusal(error)
+            return refusal(error)
         except web.HTTPException as error:  # of aiohttp: no such path, or not with this method
-            text = f"there is no {request.method} {request.path}"
+            text, allowed = f"there is no {request.method} {request.path}", ""
             if error.status == HTTPStatus.METHOD_NOT_ALLOWED:
-                text += f"; expected {error.headers.get('Allow', '')}"
-            return _refusal(HttpError(error.status, text))
+                allowed = error.headers["Allow"]
+                text += f"; expected {allowed}"
+            answer = refusal(HttpError(error.status, text))
+            if allowed:
+                answer.headers["Allow"] = allowed
+            return answer
         except ConnectionError:  # the caller is gone
             raise
         except Exception as error:
-            incident = secrets.token_hex(4)
-            log.error("incident %s: a call failed unexpectedly", incident, exc_info=error)
-            text = f"internal error; the server's log has it under the id {incident}"
-            return _refusal(HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, text))
+            return refusal(unforeseen(error))
         finally:
             share.give_back()
 
+    async def _expected(self, request: web.Request) -> web.StreamResponse | None:
+        """Whether the body that a caller waits with is wanted: told before it sends it."""
+        self._on_call(request)
+        try:
+            if request.headers["Expect"].lower() != "100-continue":
+                raise HttpError(
+                    HTTPStatus.EXPECTATION_FAILED, "expected no 'Expect' but 100-continue"
+                )
+            self._check_size(request)
+        except HttpError as error:
+            answer = refusal(error)
+            answer.force_close()
+            return answer
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return None
+
     async def _ask(self, request: web.Request, method: Ask, message: Message) -> Any:
         """The answer of the engine's process, asked in the caller's name. Raises `HttpError`."""
-        token = request.headers.getall("Authorization", ())
-        metadata = tuple(("authorization", value) for value in token)
+        return await self._answer_of(method(message, metadata=_token(request)))
+
+    async def _ask_for_nobody(self, method: Ask, message: Message) -> Any:
+        """The same, of what everybody is told."""
+        return await self._answer_of(method(message))
+
+    async def _answer_of(self, asking: Any) -> Any:
         try:
-            return await method(message, metadata=metadata)
+            return await asking
         except grpc.aio.AioRpcError as error:
             raise http_error(server_error(error)) from None
 
     async def _body(self, request: web.Request) -> bytes:
-        """All of it. Raises `HttpError`."""
-        if not self._compressed and request.headers.get("Content-Encoding", "identity") != (
-            "identity"
-        ):
+        """All of it, of somebody who may call. Raises `HttpError`."""
+        if self._tenants is not None:
+            digest = digest_of(_token(request))
+            if digest is None or self._tenants().find(digest) is None:
+                # Refused there, too, and counted.
+                await self._ask(request, self._stub.ServerMetadata, pb.ServerMetadataRequest())
+        if not self._compressed and request.headers.get("Content-Encoding", PLAIN) != PLAIN:
             raise HttpError(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
                 "expected a body that is not packed: this server runs without --compression accept",
             )
-        limit = self._max_body_bytes
-        if (request.content_length or 0) > limit:
-            raise too_large(limit)
-        share, content, pieces = request[SHARE], request.content, list[bytes]()
+        self._check_size(request)
+        share, content, pieces, pace = request[SHARE], request.content, list[bytes](), Pace()
         while True:
             try:
-                # A small body has come by now, and needs no timer.
-                piece = content.read_nowait() if content.is_eof() else await _some_of(content)
+                if content.is_eof():  # a small body has come by now, and needs no timer
+                    piece = content.read_nowait()
+                else:
+                    async with pace.kept(share.nbytes):
+                        piece = await content.readany()
+            except TimeoutError:
+                raise HttpError(
+                    HTTPStatus.REQUEST_TIMEOUT, f"the body comes too slowly: expected {pace}"
+                ) from None
             except web.RequestPayloadError as error:
                 raise bad_request(f"the body cannot be read: {error}") from None
             if not piece:
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            if share.nbytes + len(piece) > limit:
-                raise too_large(limit)
+            if share.nbytes + len(piece) > self._max_body_bytes:
+                raise too_large(self._max_body_bytes)
             share.take(len(piece))
             pieces.append(piece)
 
+    def _check_size(self, request: web.Request) -> None:
+        """Of the body that is to come, if it says so. Raises `HttpError`."""
+        if (request.content_length or 0) > self._max_body_bytes:
+            raise too_large(self._max_body_bytes)
+
     async def _write(self, request: web.Request, written: Body) -> web.StreamResponse:
-        """Send an answer, to whoever takes it. Raises `HttpError`: there is no room for it."""
+        """Send an answer, to whoever takes it."""
         pieces, headers = written
         size = sum(map(len, pieces))
-        request[SHARE].take(size)
         if size <= PIECE_BYTES and not self._compressed:
             return web.Response(body=b"".join(pieces), headers=headers)
         response = web.StreamResponse(headers=headers)
+        response.content_length = size
         if self._compressed:
             response.enable_compression()
-        if not response.compression:
-            response.content_length = size
         await response.prepare(request)
-        for piece in pieces:
-            for begin in range(0, len(piece), PIECE_BYTES):
-                await self._send(request, response, piece[begin : begin + PIECE_BYTES])
-        await response.write_eof()
-        return response
-
-    async def _send(self, request: web.Request, response: web.StreamResponse, piece: bytes) -> None:
+        sent, pace = 0, Pace()
         try:
-            async with asyncio.timeout(STALLED_S):
-                await response.write(piece)
+            for piece in pieces:
+                for begin in range(0, len(piece), PIECE_BYTES):
+                    async with pace.kept(sent):
+                        await response.write(memoryview(piece)[begin : begin + PIECE_BYTES])
+                    sent += PIECE_BYTES
+            async with pace.kept(sent):
+                await response.write_eof()
         except TimeoutError:
+            log.debug("%s takes its answer too slowly and is dropped", request.remote)
             if request.transport is not None:
                 request.transport.abort()
-            raise ConnectionResetError("the caller takes nothing of its answer") from None
+            raise ConnectionResetError("the caller takes too little of its answer") from None
+        return response
+
+
+class Pace:
+    """How fast bodies must come and answers be taken, from now on."""
+
+    def __init__(self) -> None:
+        self._begun_s = asyncio.get_running_loop().time()
+
+    def kept(self, nbytes: int) -> asyncio.Timeout:
+        """A block that ends with TimeoutError when more than these should have gone by."""
+        return asyncio.timeout_at(self._begun_s + STALLED_S + nbytes / LEAST_BYTES_PER_S)
+
+    def __str__(self) -> str:
+        return f"{LEAST_BYTES_PER_S} bytes per second, after the first {STALLED_S:g} s"
+
+
+def refusal(error: HttpError) -> web.Response:
+    """What is answered in place of an answer."""
+    return web.Response(
+        status=error.status,
+        body=encode_json(error.body()),
+        headers={**error.headers(), "Server": SERVER},
+        content_type=JSON,
+    )
+
+
+def unforeseen(error: BaseException | None) -> HttpError:
+    """What callers may see of it; what happened goes to the log."""
+    incident = secrets.token_hex(4)
+    log.error("incident %s: a call failed unexpectedly", incident, exc_info=error)
+    return refused_for(Reason.INTERNAL, incident=incident)
 
 
 async def _without_version(request: web.Request, response: web.StreamResponse) -> None:
     """What this is made of is nobody's business."""
-    response.headers["Server"] = "headrace"
+    response.headers["Server"] = SERVER
 
 
 async def _missing(request: web.Request) -> web.StreamResponse:
-    reason = Reason.UNSUPPORTED
-    text = public_text(ServingError(reason, feature=request.path))
-    raise HttpError(STATUS[reason].http, text, reason.value)
-
-
-async def _some_of(content: StreamReader) -> bytes:
-    """What comes next of a body. Raises `HttpError`: nothing does."""
-    try:
-        async with asyncio.timeout(STALLED_S):
-            return await content.readany()
-    except TimeoutError:
-        raise HttpError(
-            HTTPStatus.REQUEST_TIMEOUT, f"nothing of the body came within {STALLED_S:g} s"
-        ) from None
+    raise refused_for(Reason.UNSUPPORTED, feature=request.path)
 
 
 def _check_origin(request: web.Request) -> None:
@@ -371,6 +443,14 @@ class _Region(msgspec.Struct):
     offset: Bytes = 0
 
 
+def _token(request: web.Request) -> tuple[tuple[str, str], ...]:
+    """What the caller says about who it is, as metadata. Raises `HttpError`: it is no text."""
+    given = request.headers.getall("Authorization", ())
+    if not all(value.isascii() and value.isprintable() for value in given):
+        raise refused_for(Reason.UNAUTHENTICATED)
+    return tuple(("authorization", value) for value in given)
+
+
 def _region(request: web.Request) -> str:
     return request.match_info.get("region", "")
 
@@ -389,7 +469,7 @@ def _json_length(request: web.Request) -> int | None:
     told = request.headers.get(LENGTH_HEADER)
     if told is None:
         return None
-    if not told.isascii() or not told.isdigit():
+    if not told.isascii() or not told.isdigit() or len(told) > MAX_DIGITS:
         raise bad_request(f"expected '{LENGTH_HEADER}' in bytes, got {told!r:.40}")
     return int(told)
 
@@ -398,18 +478,11 @@ def _json(message: Message) -> web.Response:
     return web.Response(body=encode_json(as_json(message)), content_type=JSON)
 
 
-def _yes_or_no(yes: bool) -> web.Response:
-    return web.Response(status=HTTPStatus.OK if yes else HTTPStatus.SERVICE_UNAVAILABLE)
+def _yes_or_no(yes: bool, said: dict[str, Any]) -> web.Response:
+    """Triton's clients look at the status, KServe's at the body."""
+    status = HTTPStatus.OK if yes else HTTPStatus.SERVICE_UNAVAILABLE
+    return web.Response(status=status, body=encode_json(said), content_type=JSON)
 
 
 def _empty() -> web.Response:
     return web.Response(body=b"{}", content_type=JSON)
-
-
-def _refusal(error: HttpError) -> web.Response:
-    return web.Response(
-        status=error.status,
-        body=encode_json(error.body()),
-        headers=error.headers(),
-        content_type=JSON,
-    )

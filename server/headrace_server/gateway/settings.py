@@ -11,6 +11,9 @@ READY = b"\n"
 STOP = b"."
 """What the gateway is told when it is to end; without it, the engine's process has."""
 
+PING = b"?"
+"""What the gateway is asked now and then, and answers with `READY`."""
+
 
 class Settings(msgspec.Struct, frozen=True):
     """The first line that a gateway reads. There is no more to read once it is to end.
@@ -22,6 +25,7 @@ class Settings(msgspec.Struct, frozen=True):
         max_connections: at the same time.
         compressed: whether packed bodies are taken.
         tls_cert, tls_key, tls_client_ca: PEM files; empty ones are none.
+        tokens: TOML file of those who may call; empty lets everybody.
         grace_s: what calls may take once it is to end.
     """
 
@@ -33,6 +37,7 @@ class Settings(msgspec.Struct, frozen=True):
     tls_cert: str
     tls_key: str
     tls_client_ca: str
+    tokens: str
     grace_s: float
     log_format: str
     log_level: str

@@ -12,8 +12,14 @@ from google.protobuf.message import Message
 
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.tensors import TensorError, decode_tensor
-from headrace_server.gateway.errors import bad_request
-from headrace_server.gateway.reading import BINARY_SIZE, REGION, Wishes
+from headrace_server.gateway.errors import HttpError, bad_request
+from headrace_server.gateway.reading import (
+    BINARY_OUTPUT,
+    BINARY_SIZE,
+    MAX_JSON_BYTES,
+    REGION,
+    Wishes,
+)
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 JSON = "application/json"
@@ -32,6 +38,7 @@ def write_infer(response: pb.ModelInferResponse, wishes: Wishes) -> Body:
         HttpError: an output cannot be written in JSON.
     """
     outputs, binary, raw = [], [], iter(response.raw_output_contents)
+    in_json = 0
     for output in response.outputs:
         parameters = parameters_of(output.parameters)
         written: dict[str, Any] = {
@@ -45,6 +52,9 @@ def write_infer(response: pb.ModelInferResponse, wishes: Wishes) -> Body:
                 parameters[BINARY_SIZE] = len(contents)
                 binary.append(contents)
             else:
+                in_json += len(contents)
+                if in_json > MAX_JSON_BYTES:
+                    raise _as_bytes(output.name, f"{in_json} bytes are more than {MAX_JSON_BYTES}")
                 written["data"] = _elements(output, contents)
         if parameters:
             written["parameters"] = parameters
@@ -109,14 +119,18 @@ def _elements(output: pb.ModelInferResponse.InferOutputTensor, contents: bytes) 
         if output.datatype == "BYTES":
             return [element.decode() for element in array.tolist()]
     except (TensorError, UnicodeDecodeError) as error:
-        raise bad_request(
-            f"output '{output.name}' cannot be written in JSON: {error}; ask for it as bytes, with "
-            "the parameter 'binary_data': true"
-        ) from None
+        raise _as_bytes(output.name, str(error)) from None
     elements: list[Any] = array.tolist()
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return [one if math.isfinite(one) else _as_text(one) for one in elements]
     return elements
+
+
+def _as_bytes(output: str, problem: str) -> HttpError:
+    return bad_request(
+        f"output '{output}' cannot be written in JSON: {problem}; ask for it as bytes, with the "
+        f"parameter '{BINARY_OUTPUT}': true"
+    )
 
 
 def _as_text(number: float) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
 import socket
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -19,6 +18,7 @@ from headrace_server.http2.connection import Application, Connection
 from headrace_server.http2.frames import ErrorCode
 from headrace_server.http2.headers import block
 from headrace_server.http2.protocol import Http2Protocol, Watch
+from headrace_server.rpc.accepting import accept
 from headrace_server.rpc.assembly import ENCODINGS
 from headrace_server.rpc.call import Call
 from headrace_server.rpc.head import Head, interpret
@@ -29,10 +29,6 @@ log = logging.getLogger("headrace.rpc")
 
 BACKLOG = 4_096
 
-OUT_OF_DESCRIPTORS_S = 0.1
-"""Until the next try to accept a connection where the process or the system has no descriptor left;
-who waits is not lost."""
-
 
 @dataclass(frozen=True, slots=True)
 class RpcLimits:
@@ -40,7 +36,7 @@ class RpcLimits:
 
     Args:
         max_message_bytes: of one message; a compressed one counts as what it becomes.
-        max_connections: at the same time; who comes after that is sent away.
+        max_connections: to a port, at the same time; who comes after that is sent away.
         greeting_s: how long a peer may take to say that it speaks HTTP/2.
         ping_after_s: how long a connection may be silent before the server asks whether its peer
             is still there.
@@ -152,6 +148,7 @@ class RpcServer:
         self._accepting: list[asyncio.Task[None]] = []
         self._handshakes: set[asyncio.Task[None]] = set()
         self._connections: set[Http2Protocol] = set()
+        self._public: set[Http2Protocol] = set()
         self._gone: asyncio.Event = asyncio.Event()
         self._stopping = False
         self._ticking: asyncio.TimerHandle | None = None
@@ -168,19 +165,19 @@ class RpcServer:
         """
         listeners, bound = bind(host, port, shared=shared)
         for listener in listeners:
-            self._listen(listener, self._tls, self._limits.max_calls)
+            self._listen(listener, private=False)
         return bound
 
     async def start_privately(self, path: Path) -> None:
-        """Listen on a Unix socket, in plain text, also for those who pass on on one connection what
-        any number of callers ask. Raises OSError."""
+        """Listen on a Unix socket, in plain text and without a limit of connections or calls: for
+        those who pass on what any number of callers ask. Raises OSError."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listener.bind(str(path))
         except OSError:
             listener.close()
             raise
-        self._listen(listener, None, None)
+        self._listen(listener, private=True)
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, give the running ones `grace_s` seconds, and close."""
@@ -207,13 +204,21 @@ class RpcServer:
 
     # -- inside -----------------------------------------------------------------------------
 
-    def _listen(
-        self, listener: socket.socket, tls: ContextOf | None, max_calls: int | None
-    ) -> None:
+    def _listen(self, listener: socket.socket, *, private: bool) -> None:
         self._listeners.append(listener)
         listener.setblocking(False)
         listener.listen(BACKLOG)
-        self._accepting.append(asyncio.create_task(self._accept(listener, tls, max_calls)))
+        full = _never if private else self._full
+        accepting = accept(listener, full, partial(self._begin, private))
+        self._accepting.append(asyncio.create_task(accepting))
+
+    def _full(self) -> bool:
+        return len(self._public) + len(self._handshakes) >= self._limits.max_connections
+
+    def _begin(self, private: bool, accepted: socket.socket) -> None:
+        task = asyncio.create_task(self._greet(accepted, private=private))
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
 
     def _close_listeners(self) -> None:
         for task in self._accepting:
@@ -223,28 +228,7 @@ class RpcServer:
         self._accepting.clear()
         self._listeners.clear()
 
-    async def _accept(
-        self, listener: socket.socket, tls: ContextOf | None, max_calls: int | None
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                accepted, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    log.warning("cannot accept a connection: %s", os.strerror(error.errno))
-                    await asyncio.sleep(OUT_OF_DESCRIPTORS_S)
-                continue  # otherwise whoever came is gone already
-            if len(self._connections) + len(self._handshakes) >= self._limits.max_connections:
-                accepted.close()
-                continue
-            task = loop.create_task(self._greet(accepted, tls, max_calls))
-            self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
-
-    async def _greet(
-        self, accepted: socket.socket, tls: ContextOf | None, max_calls: int | None
-    ) -> None:
+    async def _greet(self, accepted: socket.socket, *, private: bool) -> None:
         """Secure a connection, if that is wanted, and serve it."""
         loop = asyncio.get_running_loop()
         application, peer = self._application, _peer(accepted)
@@ -252,15 +236,15 @@ class RpcServer:
         def opened(connection: Connection, id: int, head: Head, ended: bool) -> None:
             application.open(connection, id, head, ended, peer)
 
-        greeting_s = self._limits.greeting_s
-        streams = Application(interpret, opened, max_calls)
+        limits = self._limits
+        streams = Application(interpret, opened, None if private else limits.max_calls)
         try:
-            context = None if tls is None else tls()
+            context = None if private or self._tls is None else self._tls()
             _, protocol = await loop.connect_accepted_socket(
                 lambda: Http2Protocol(streams, self._watch, self._lost),
                 accepted,
                 ssl=context,
-                ssl_handshake_timeout=None if context is None else greeting_s,
+                ssl_handshake_timeout=None if context is None else limits.greeting_s,
             )
         except (OSError, ssl.SSLError):
             accepted.close()
@@ -268,6 +252,8 @@ class RpcServer:
         if protocol.transport is None:
             return
         self._connections.add(protocol)
+        if not private:
+            self._public.add(protocol)
         if self._stopping:
             protocol.shut_down()
         if self._ticking is None:
@@ -276,6 +262,7 @@ class RpcServer:
 
     def _lost(self, connection: Http2Protocol) -> None:
         self._connections.discard(connection)
+        self._public.discard(connection)
         self._gone.set()
 
     async def _until_gone(self) -> None:
@@ -297,6 +284,10 @@ class RpcServer:
             self._schedule_tick()
         else:
             self._ticking = None
+
+
+def _never() -> bool:
+    return False
 
 
 def _peer(connected: socket.socket) -> str:

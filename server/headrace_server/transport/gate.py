@@ -87,7 +87,7 @@ class Gate:
         Raises:
             ServingError: nobody known, or somebody who may not call this method.
         """
-        digest = _digest(metadata)
+        digest = digest_of(metadata)
         tenant = None if digest is None else self._tenants().find(digest)
         if digest is None or tenant is None:
             raise self._counted("", Reason.UNAUTHENTICATED)
@@ -175,8 +175,9 @@ def bytes_of(message: pb.ModelInferRequest, max_span_bytes: int) -> int:
     return message.ByteSize() + min(shared, max_span_bytes)
 
 
-def _digest(metadata: Any) -> bytes | None:
-    """Of the one token in `authorization: Bearer ...`; None where there is none, or several."""
+def digest_of(metadata: Any) -> bytes | None:
+    """The SHA-256 digest of the one token in `authorization: Bearer ...`; None where there is none,
+    or several."""
     found = [value for key, value in metadata or () if key == "authorization"]
     if len(found) != 1 or not isinstance(found[0], str):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,13 @@ from hypothesis import strategies as st
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.tensors import DATATYPES, decode_tensor, encode_tensor
 from headrace_server.gateway.errors import HttpError
-from headrace_server.gateway.reading import Wishes, read_infer, read_object, read_parameters
+from headrace_server.gateway.reading import (
+    MAX_JSON_BYTES,
+    Wishes,
+    read_infer,
+    read_object,
+    read_parameters,
+)
 
 
 def tensor(**given: Any) -> dict[str, Any]:
@@ -137,6 +144,71 @@ def test_elements_that_are_none_are_refused(data: Any, told: str) -> None:
     assert refusal(body_of(tensor(data=data))).startswith(told)
 
 
+@pytest.mark.parametrize(
+    ("datatype", "shape", "data", "told"),
+    [
+        ("INT32", [40_000, 1], "[]", "expected 40000 elements for [40000, 1], got fewer"),
+        ("INT32", [40_000], "[]", "expected elements in one list, or nested as [40000], got 40001"),
+        ("INT32", [60_000], "0", "expected 60000 elements for [60000], got fewer"),
+        ("BYTES", [1 << 21], '""', "expected at most 1048576 BYTES elements, got 2097152"),
+        ("BYTES", [60_000], '""', "expected 60000 elements for [60000], got fewer"),
+    ],
+)
+def test_much_that_cannot_have_its_shape_is_not_even_unpacked(
+    datatype: str, shape: list[int], data: str, told: str
+) -> None:
+    items = ",".join([data] * 40_000)
+    body = body_of(tensor(datatype=datatype, shape=shape, data="DATA"))
+    assert told in refusal(body.replace(b'"DATA"', b"[" + items.encode() + b"]"))
+
+
+def test_much_that_has_its_shape_is_read() -> None:
+    rows = [[number, -number] for number in range(10_000)]
+    message, _ = read(body_of(tensor(shape=[10_000, 2], data=rows)))
+    assert decode_tensor("INT32", [10_000, 2], message.raw_input_contents[0]).tolist() == rows
+    texts = [str(number) for number in range(20_000)]
+    message, _ = read(body_of(tensor(shape=[20_000], datatype="BYTES", data=texts)))
+    got = decode_tensor("BYTES", [20_000], message.raw_input_contents[0])
+    assert [element.decode() for element in got.tolist()] == texts
+
+
+def test_json_beyond_what_is_read_in_one_go_is_refused_with_the_way_to_send_it() -> None:
+    body = body_of(tensor(data=[1, 2])) + b" " * MAX_JSON_BYTES
+    with pytest.raises(HttpError, match="send what is large as bytes behind it") as error:
+        read(body)
+    assert error.value.status == 413
+    with pytest.raises(HttpError, match="expected a body of at most"):
+        read_object(body)
+
+
+def test_numbers_that_json_lacks_come_as_python_writes_them_too() -> None:
+    tricky = 'NaN "\\" -Infinity\\'
+    body = json.dumps(
+        {
+            "id": tricky,
+            "inputs": [tensor(datatype="FP64", data=[math.nan, -math.inf])],
+        }
+    ).encode()
+    assert b"NaN," in body
+    message, _ = read(body)
+    assert message.id == tricky
+    got = decode_tensor("FP64", [2], message.raw_input_contents[0])
+    assert np.array_equal(got, [math.nan, -math.inf], equal_nan=True)
+    assert "expected INT32 elements" in refusal(body_of(tensor(data=[1, math.nan])))
+
+
+def test_what_may_be_left_out_may_be_null() -> None:
+    body = body_of(
+        tensor(data=[1, 2], parameters=None),
+        id=None,
+        parameters=None,
+        outputs=[{"name": "y", "parameters": None}],
+    )
+    message, _ = read(body)
+    assert (message.id, len(message.outputs)) == ("", 1)
+    assert read(body_of(tensor(data=[1, 2]), outputs=None))[0].outputs == []
+
+
 @pytest.mark.parametrize("text", ["nan", "Inf", "1.5", ""])
 def test_only_numbers_that_json_lacks_may_be_text(text: str) -> None:
     told = refusal(body_of(tensor(datatype="FP32", data=[1, text])))
@@ -168,6 +240,19 @@ def test_only_numbers_that_json_lacks_may_be_text(text: str) -> None:
                 "input 'x': expected 'binary_data_size' in bytes, got ",
             )
             for size in (-1, True, "8", 8.0)
+        ),
+        *(
+            (
+                body_of(tensor(data=[1, 2]), parameters={"binary_data_output": value}),
+                "parameter 'binary_data_output': expected true or false, got ",
+            )
+            for value in ("false", 1, 0.0)
+        ),
+        (
+            body_of(
+                tensor(data=[1, 2]), outputs=[{"name": "y", "parameters": {"binary_data": "no"}}]
+            ),
+            "parameter 'binary_data': expected true or false, got 'no'",
         ),
         (body_of(tensor(shape=[-1])), "expected a request in JSON: Expected `int` >= 0"),
         (body_of(tensor(shape=[1 << 63])), "expected a request in JSON: Expected `int` <="),

@@ -15,7 +15,7 @@ from headrace.protocol import grpc_service_pb2 as pb
 from headrace.protocol.model_config_pb2 import ModelConfig
 from headrace.tensors import encode_tensor
 from headrace_server.gateway.errors import HttpError
-from headrace_server.gateway.reading import Wishes
+from headrace_server.gateway.reading import MAX_JSON_BYTES, Wishes
 from headrace_server.gateway.writing import as_json, write_infer
 
 IN_JSON = Wishes(False, {})
@@ -112,6 +112,14 @@ def test_bytes_that_are_no_text_are_refused_with_the_way_to_get_them() -> None:
     response = answer(("y", "BYTES", np.array([b"\xff"], dtype=object)))
     with pytest.raises(HttpError, match=r"output 'y' cannot be written in JSON.*'binary_data'"):
         write_infer(response, IN_JSON)
+
+
+def test_what_is_too_much_for_json_is_refused_with_the_way_to_get_it() -> None:
+    half = np.zeros(MAX_JSON_BYTES // 2 + 1, np.uint8)
+    response = answer(("y", "UINT8", half), ("z", "UINT8", half))
+    with pytest.raises(HttpError, match=r"output 'z' cannot be written in JSON: 8388610 bytes"):
+        write_infer(response, IN_JSON)
+    assert len(write_infer(response, Wishes(True, {"y": False}))[0]) == 2
 
 
 def test_messages_in_json_have_every_field_but_messages_that_are_not_set() -> None:
