@@ -18,7 +18,7 @@ import aiohttp
 import grpc
 import pytest
 
-from headrace_server.gateway import listening, service
+from headrace_server.gateway import bodies, listening, service
 from headrace_server.gateway.gateway_main import OPTIONS
 from headrace_server.gateway.listening import Listening
 from headrace_server.gateway.settings import Settings
@@ -276,7 +276,7 @@ async def test_a_caller_who_sends_too_slowly_is_told_so(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, every_s: float
 ) -> None:
     """One who stops, and one who goes on with a byte now and then."""
-    monkeypatch.setattr(service, "STALLED_S", 0.2)
+    monkeypatch.setattr(bodies, "STALLED_S", 0.2)
     async with serve() as caller:
         reader, writer = await caller.connect()
         writer.write(f"POST {INFER} HTTP/1.1\r\nHost: h\r\nContent-Length: 900\r\n\r\n1".encode())
@@ -293,8 +293,8 @@ async def test_a_caller_who_takes_its_answer_too_slowly_is_dropped(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, least: int, whole: bool
 ) -> None:
     """Slowly is what the pace says: who keeps it gets all of the answer."""
-    monkeypatch.setattr(service, "STALLED_S", 0.2)
-    monkeypatch.setattr(service, "LEAST_BYTES_PER_S", least * 1_000)
+    monkeypatch.setattr(bodies, "STALLED_S", 0.2)
+    monkeypatch.setattr(bodies, "LEAST_BYTES_PER_S", least * 1_000)
     rows = 400_000
     tensor = {"name": "x", "datatype": "UINT8", "shape": [rows, 2]}
     tensor["parameters"] = {"binary_data_size": 2 * rows}

@@ -14,6 +14,7 @@ import grpc
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
+from headrace_server.gateway.bodies import Bodies
 from headrace_server.gateway.errors import HttpError
 from headrace_server.gateway.room import Room
 from headrace_server.gateway.service import HttpService, refusal, unforeseen
@@ -51,9 +52,11 @@ class Listening:
         self._settings = settings
         service = HttpService(
             channel,
-            settings.max_body_bytes,
-            Room(LARGEST_BODIES * settings.max_body_bytes),
-            compressed=settings.compressed,
+            Bodies(
+                settings.max_body_bytes,
+                Room(LARGEST_BODIES * settings.max_body_bytes),
+                compressed=settings.compressed,
+            ),
             tenants=tenants,
             on_call=_has_called,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
@@ -18,24 +17,17 @@ from headrace.errors import server_error
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.protocol import grpc_service_pb2_grpc as rpc
 from headrace_server.core.errors import Reason
-from headrace_server.gateway.errors import (
-    HttpError,
-    bad_request,
-    http_error,
-    refused_for,
-    too_large,
-)
+from headrace_server.gateway.bodies import SHARE, Bodies
+from headrace_server.gateway.errors import HttpError, bad_request, http_error, refused_for
 from headrace_server.gateway.reading import (
     fill_control,
     read_infer,
     read_object,
     read_parameters,
 )
-from headrace_server.gateway.room import Room, Share
 from headrace_server.gateway.writing import (
     JSON,
     LENGTH_HEADER,
-    Body,
     as_json,
     encode_json,
     write_infer,
@@ -43,17 +35,8 @@ from headrace_server.gateway.writing import (
 from headrace_server.transport.gate import digest_of
 from headrace_server.transport.tenants import Tenants
 
-STALLED_S = 30.0
-LEAST_BYTES_PER_S = 16_384
-"""A caller has so many seconds for a body or an answer, and one more for each so many bytes."""
-
 MAX_DIGITS = 18
 SERVER = "headrace"
-PLAIN = "identity"
-
-PIECE_BYTES = 64 << 10
-"""Of an answer that are handed to the network at a time: whoever takes them slowly is seen. What is
-no larger goes in one piece with its headers, and lies in the buffers of its connection."""
 
 MODEL = "/v2/models/{model}"
 VERSION = MODEL + "/versions/{version}"
@@ -63,8 +46,6 @@ MISSING = (
     *(path + suffix for path in (MODEL, VERSION) for suffix in ("/generate", "/generate_stream")),
 )
 """What Triton has and this server has not."""
-
-SHARE = web.RequestKey("share", Share)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Ask = Callable[..., Any]
@@ -79,9 +60,7 @@ class HttpService:
 
     Args:
         channel: leads to that process.
-        max_body_bytes: of one call, unpacked.
-        room: for the bodies of all calls at a time.
-        compressed: whether packed bodies are taken, and answers packed for whoever asks.
+        bodies: how bodies come and go.
         tenants: who may send bodies, if not everybody.
         on_call: is told of each call, once its headers have come.
     """
@@ -89,18 +68,14 @@ class HttpService:
     def __init__(
         self,
         channel: grpc.aio.Channel,
-        max_body_bytes: int,
-        room: Room,
+        bodies: Bodies,
         *,
-        compressed: bool = False,
         tenants: Callable[[], Tenants] | None = None,
         on_call: Callable[[web.Request], None] = lambda request: None,
     ) -> None:
         stub: Any = rpc.GRPCInferenceServiceStub(channel)
         self._stub = stub
-        self._max_body_bytes = max_body_bytes
-        self._room = room
-        self._compressed = compressed
+        self._bodies = bodies
         self._tenants = tenants
         self._on_call = on_call
 
@@ -184,7 +159,7 @@ class HttpService:
             request[SHARE].give_back()
         # The JSON is no longer than some times what it is made of, which is bounded.
         request[SHARE].take(response.ByteSize())
-        return await self._write(request, write_infer(response, wishes))
+        return await self._bodies.write(request, *write_infer(response, wishes))
 
     # -- repository -------------------------------------------------------------------------
 
@@ -263,7 +238,7 @@ class HttpService:
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Whatever goes wrong ends the call with one JSON object."""
         self._on_call(request)
-        share = request[SHARE] = Share(self._room)
+        share = self._bodies.open(request)
         try:
             _check_origin(request)
             return await handler(request)
@@ -293,7 +268,7 @@ class HttpService:
                 raise HttpError(
                     HTTPStatus.EXPECTATION_FAILED, "expected no 'Expect' but 100-continue"
                 )
-            self._check_size(request)
+            self._bodies.check_size(request)
         except HttpError as error:
             answer = refusal(error)
             answer.force_close()
@@ -322,78 +297,7 @@ class HttpService:
             if digest is None or self._tenants().find(digest) is None:
                 # Refused there, too, and counted.
                 await self._ask(request, self._stub.ServerMetadata, pb.ServerMetadataRequest())
-        if not self._compressed and request.headers.get("Content-Encoding", PLAIN) != PLAIN:
-            raise HttpError(
-                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-                "expected a body that is not packed: this server runs without --compression accept",
-            )
-        self._check_size(request)
-        share, content, pieces, pace = request[SHARE], request.content, list[bytes](), Pace()
-        while True:
-            try:
-                if content.is_eof():  # a small body has come by now, and needs no timer
-                    piece = content.read_nowait()
-                else:
-                    async with pace.kept(share.nbytes):
-                        piece = await content.readany()
-            except TimeoutError:
-                raise HttpError(
-                    HTTPStatus.REQUEST_TIMEOUT, f"the body comes too slowly: expected {pace}"
-                ) from None
-            except web.RequestPayloadError as error:
-                raise bad_request(f"the body cannot be read: {error}") from None
-            if not piece:
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            if share.nbytes + len(piece) > self._max_body_bytes:
-                raise too_large(self._max_body_bytes)
-            share.take(len(piece))
-            pieces.append(piece)
-
-    def _check_size(self, request: web.Request) -> None:
-        """Of the body that is to come, if it says so. Raises `HttpError`."""
-        if (request.content_length or 0) > self._max_body_bytes:
-            raise too_large(self._max_body_bytes)
-
-    async def _write(self, request: web.Request, written: Body) -> web.StreamResponse:
-        """Send an answer, to whoever takes it."""
-        pieces, headers = written
-        size = sum(map(len, pieces))
-        if size <= PIECE_BYTES and not self._compressed:
-            return web.Response(body=b"".join(pieces), headers=headers)
-        response = web.StreamResponse(headers=headers)
-        response.content_length = size
-        if self._compressed:
-            response.enable_compression()
-        await response.prepare(request)
-        sent, pace = 0, Pace()
-        try:
-            for piece in pieces:
-                for begin in range(0, len(piece), PIECE_BYTES):
-                    async with pace.kept(sent):
-                        await response.write(memoryview(piece)[begin : begin + PIECE_BYTES])
-                    sent += PIECE_BYTES
-            async with pace.kept(sent):
-                await response.write_eof()
-        except TimeoutError:
-            log.debug("%s takes its answer too slowly and is dropped", request.remote)
-            if request.transport is not None:
-                request.transport.abort()
-            raise ConnectionResetError("the caller takes too little of its answer") from None
-        return response
-
-
-class Pace:
-    """How fast bodies must come and answers be taken, from now on."""
-
-    def __init__(self) -> None:
-        self._begun_s = asyncio.get_running_loop().time()
-
-    def kept(self, nbytes: int) -> asyncio.Timeout:
-        """A block that ends with TimeoutError when more than these should have gone by."""
-        return asyncio.timeout_at(self._begun_s + STALLED_S + nbytes / LEAST_BYTES_PER_S)
-
-    def __str__(self) -> str:
-        return f"{LEAST_BYTES_PER_S} bytes per second, after the first {STALLED_S:g} s"
+        return await self._bodies.read(request)
 
 
 def refusal(error: HttpError) -> web.Response:
