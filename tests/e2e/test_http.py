@@ -129,18 +129,18 @@ class Caller:
 
 
 @contextmanager
-def busy(server: ServerProcess, repository: Path) -> Iterator[None]:
-    """Somebody whose call runs for a second, alone on the worker of `slow`, from now on."""
+def busy(server: ServerProcess, repository: Path, seconds: float) -> Iterator[None]:
+    """Somebody whose call runs for so long, alone on the worker of `slow`, from now on."""
     running = repository / "slow" / "1" / "running"
     running.unlink(missing_ok=True)  # warm-up made it
     caller, answers = Caller(server), []
-    calling = threading.Thread(target=lambda: answers.append(caller.infer("slow", 1.0)))
+    calling = threading.Thread(target=lambda: answers.append(caller.infer("slow", seconds)))
     calling.start()
     until(running.exists)
     yield
     calling.join()
     caller.close()
-    assert answers == [1.0]
+    assert answers == [seconds]
 
 
 @pytest.fixture
@@ -208,14 +208,14 @@ def test_a_killed_server_takes_its_gateway_along(mortal: ServerProcess, director
 def test_what_was_admitted_over_http_is_answered_when_the_server_stops(
     mortal: ServerProcess, repository: Path
 ) -> None:
-    with busy(mortal, repository):
+    with busy(mortal, repository, 1.0):
         assert mortal.stop() == 0
 
 
 def test_who_hangs_up_is_counted_as_gone(
     server: ServerProcess, caller: Caller, repository: Path
 ) -> None:
-    with busy(server, repository):
+    with busy(server, repository, 3.0):
         caller.send("slow", 0.1)
         until_metric(server, 'headrace_queue_requests{model="slow",version="1"}', 1)
         caller.close()
@@ -228,7 +228,7 @@ def test_a_deadline_is_kept_over_http(
 ) -> None:
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}
     body = {"inputs": [tensor], "parameters": {"timeout": 50_000}}
-    with busy(server, repository):
+    with busy(server, repository, 3.0):
         status, said = caller.ask("POST", "/v2/models/slow/infer", body)
         assert (status, said["reason"]) in ((503, "predicted_late"), (503, "queue_timeout")), said
 

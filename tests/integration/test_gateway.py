@@ -255,7 +255,7 @@ async def test_connections_beyond_the_limit_are_sent_away_however_many_come_at_o
 async def test_silent_connections_end_and_those_that_have_called_do_not(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listening, "GREETING_S", 0.2)
+    monkeypatch.setattr(listening, "GREETING_S", 0.5)
     async with serve() as caller:
         served, calling = await caller.connect()
         call = b"GET /v2 HTTP/1.1\r\nHost: h\r\n\r\n"

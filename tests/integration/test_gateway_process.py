@@ -104,7 +104,7 @@ async def test_one_that_hangs_is_replaced(
     directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(gateway_process, "PING_EVERY_S", 0.05)
-    monkeypatch.setattr(gateway_process, "HANG_S", 1.0)
+    monkeypatch.setattr(gateway_process, "HANG_S", 3.0)
     served = gateway()
     port, _ = served.prepare("127.0.0.1", 0, directory / "engine")
     await served.start()
