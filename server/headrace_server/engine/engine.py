@@ -189,7 +189,9 @@ class Engine(Catalogue[Deployment]):
         if self._withdrawn:
             return False
         try:
-            return self.find(model, version).ready
+            found = self.find(model, version)
+            # One that is leaving may still be reached by calls that found it before.
+            return found.ready and found not in self._leaving
         except ServingError:
             return False
 

@@ -275,6 +275,25 @@ async def test_an_unloaded_model_finishes_and_refuses(estate: Estate) -> None:
     assert estate.engine.find("m") is estate.made[1]
 
 
+async def test_a_model_is_not_ready_once_its_unloading_was_answered(estate: Estate) -> None:
+    """Also while calls that found it before are still on their way from fronts."""
+    arrived = asyncio.Event()
+
+    async def settled() -> None:
+        await arrived.wait()
+
+    estate.engine.settled = settled
+    assert estate.engine.model_ready("m")
+    await estate.control.unload("m")
+    await asyncio.sleep(0)
+    assert not estate.engine.model_ready("m")
+    assert not estate.engine.model_ready("m", "1")
+    arrived.set()
+    await until(lambda: estate.index() == [("1", "UNAVAILABLE")])
+    await estate.control.load("m")
+    assert estate.engine.model_ready("m")
+
+
 async def test_a_model_that_still_ends_can_be_loaded_again(estate: Estate) -> None:
     (old,) = estate.made
     submit(old, call_of(b"aa"))
