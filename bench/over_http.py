@@ -26,12 +26,12 @@ import headrace
 from bench.cost import FLOATS, build_repository, check_answer, h2load, load, request_body
 from bench.processes import usage
 from bench.stream import spread
+from headrace_server.gateway.writing import LENGTH_HEADER
 from headrace_server.testing import ServerProcess
 
 WAYS = ("gRPC", "bytes", "JSON")
 IN_FLIGHT = (1, 64)
 PATH = "/v2/models/mlp/infer"
-LENGTH_HEADER = "Inference-Header-Content-Length"
 
 
 @dataclass(frozen=True, slots=True)

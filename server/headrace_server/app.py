@@ -38,7 +38,7 @@ from headrace_server.telemetry.exposition import MetricsEndpoint
 from headrace_server.telemetry.gpus import gpu_metrics
 from headrace_server.telemetry.metrics import PrometheusMetrics
 from headrace_server.telemetry.probes import Probes
-from headrace_server.transport.certificates import CertificateFiles, Certificates
+from headrace_server.transport.certificates import certificates_of
 from headrace_server.transport.explanation_service import ExplanationService
 from headrace_server.transport.gate import Gate
 from headrace_server.transport.grpc_server import GrpcServer
@@ -124,7 +124,7 @@ class Server:
         self.engine.starting = True
         self._health.watch(self.engine)
         self._probes = Probes(self.engine)
-        self._tls = _certificates(config)
+        self._tls = certificates_of(config.tls_cert, config.tls_key, config.tls_client_ca)
         gpus = gpu_metrics()
         self._endpoint = MetricsEndpoint(
             *(self._metrics, *([] if gpus is None else [gpus])),
@@ -326,13 +326,6 @@ def _to_load(entries: list[ModelEntry], config: ServerConfig) -> list[ModelEntry
             f"{', '.join(entry.name for entry in entries) or 'no models'}"
         )
     return [entry for entry in entries if "*" in wanted or entry.name in wanted]
-
-
-def _certificates(config: ServerConfig) -> Certificates | None:
-    if not config.tls_cert:
-        return None
-    ca = Path(config.tls_client_ca) if config.tls_client_ca else None
-    return Certificates(CertificateFiles(Path(config.tls_cert), Path(config.tls_key), ca))
 
 
 def deployment_of(

@@ -30,7 +30,7 @@ from headrace_server.memory import give_back_freed, keep_one_heap, settle_object
 from headrace_server.rpc.server import RpcLimits, RpcServer
 from headrace_server.serving_loop import ServingLoop
 from headrace_server.telemetry import logs
-from headrace_server.transport.certificates import CertificateError, CertificateFiles, Certificates
+from headrace_server.transport.certificates import CertificateError, certificates_of
 from headrace_server.transport.gate import Gate, GateKeeper
 from headrace_server.transport.grpc_server import CODECS, unavailable
 from headrace_server.transport.inferring import InferringService
@@ -108,7 +108,7 @@ class _Front:
         inference = _InferenceOnly(service.count_unreadable, CODECS)
         methods: Any = inference
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, methods)
-        tls = _certificates(settings)
+        tls = certificates_of(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         server = RpcServer(
             inference.methods,
             RpcLimits(
@@ -151,13 +151,6 @@ class _InferenceOnly(Registration):
         super().add_registered_method_handlers(
             service, {name: handler for name, handler in methods.items() if name in CODECS}
         )
-
-
-def _certificates(settings: frames.Settings) -> Certificates | None:
-    if not settings.tls_cert:
-        return None
-    ca = Path(settings.tls_client_ca) if settings.tls_client_ca else None
-    return Certificates(CertificateFiles(Path(settings.tls_cert), Path(settings.tls_key), ca))
 
 
 def _never_mind(bundle: int) -> None:

@@ -82,9 +82,9 @@ def too_large(limit: int) -> HttpError:
     )
 
 
-def refused_for(reason: Reason, **details: object) -> HttpError:
+def refused(error: ServingError) -> HttpError:
     """A refusal of our own, as the table of reasons has it."""
-    error = ServingError(reason, **details)
+    reason = error.reason
     return HttpError(STATUS[reason].http, public_text(error), reason.value, retry_after_s(error))
 
 

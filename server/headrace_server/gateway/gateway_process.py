@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from headrace_server.gateway.settings import PING, READY, STOP, Settings, encode_settings
+from headrace_server.rpc.server import BACKLOG
 from headrace_server.rpc.sockets import bind, private_directory
 from headrace_server.workers.backoff import Backoff
 
@@ -26,8 +27,6 @@ PING_EVERY_S = 5.0
 
 HANG_S = 30.0
 """How long a gateway may take to say that it responds: more than any body takes to be read."""
-
-BACKLOG = 4_096
 
 log = logging.getLogger("headrace.gateway")
 

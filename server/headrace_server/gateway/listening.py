@@ -8,19 +8,19 @@ import socket
 import ssl
 from collections.abc import Callable
 from http import HTTPStatus
-from pathlib import Path
 
 import grpc
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from headrace_server.gateway.bodies import Bodies
-from headrace_server.gateway.errors import HttpError
+from headrace_server.gateway.errors import HttpError, refused
 from headrace_server.gateway.room import Room
-from headrace_server.gateway.service import HttpService, refusal, unforeseen
+from headrace_server.gateway.service import HttpService, refusal
 from headrace_server.gateway.settings import Settings
 from headrace_server.rpc.accepting import accept
-from headrace_server.transport.certificates import CertificateFiles, Certificates
+from headrace_server.transport.certificates import certificates_of
+from headrace_server.transport.failing import unexpected
 from headrace_server.transport.tenants import Tenants
 
 LARGEST_BODIES = 2
@@ -66,7 +66,7 @@ class Listening:
             handler_cancellation=True,  # who hangs up waits for nothing: the engine drops the call
             shutdown_timeout=settings.grace_s,
         )
-        self._context = _certificates(settings)
+        self._tls = certificates_of(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         self._listeners: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
         self._handshakes: set[asyncio.Task[None]] = set()
@@ -98,7 +98,7 @@ class Listening:
 
     async def _greet(self, accepted: socket.socket) -> None:
         """Secure a connection with the files as they are now, if that is wanted, and serve it."""
-        context = None if self._context is None else self._context()
+        context = None if self._tls is None else self._tls.context()
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._connection,
@@ -155,7 +155,7 @@ class _Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("a part of an answer has gone already")
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            error = unforeseen(exc)
+            error = refused(unexpected(exc))
         else:
             log.debug("no HTTP came from %s: %s", request.remote, message)
             error = HttpError(
@@ -169,11 +169,3 @@ class _Connection(web.RequestHandler):
 def _has_called(request: web.Request) -> None:
     if isinstance(request.protocol, _Connection):
         request.protocol.has_called()
-
-
-def _certificates(settings: Settings) -> Callable[[], ssl.SSLContext] | None:
-    if not settings.tls_cert:
-        return None
-    ca = Path(settings.tls_client_ca) if settings.tls_client_ca else None
-    files = CertificateFiles(Path(settings.tls_cert), Path(settings.tls_key), ca)
-    return Certificates(files).context

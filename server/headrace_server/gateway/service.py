@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import secrets
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -16,9 +14,9 @@ from google.protobuf.message import Message
 from headrace.errors import server_error
 from headrace.protocol import grpc_service_pb2 as pb
 from headrace.protocol import grpc_service_pb2_grpc as rpc
-from headrace_server.core.errors import Reason
+from headrace_server.core.errors import Reason, ServingError
 from headrace_server.gateway.bodies import SHARE, Bodies
-from headrace_server.gateway.errors import HttpError, bad_request, http_error, refused_for
+from headrace_server.gateway.errors import HttpError, bad_request, http_error, refused
 from headrace_server.gateway.reading import (
     fill_control,
     read_infer,
@@ -32,6 +30,7 @@ from headrace_server.gateway.writing import (
     encode_json,
     write_infer,
 )
+from headrace_server.transport.failing import unexpected
 from headrace_server.transport.gate import digest_of
 from headrace_server.transport.tenants import Tenants
 
@@ -51,8 +50,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Ask = Callable[..., Any]
 
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-
-log = logging.getLogger("headrace.gateway")
 
 
 class HttpService:
@@ -115,7 +112,7 @@ class HttpService:
         metadata = await self._ask(request, self._stub.ServerMetadata, asked)
         extensions = metadata.extensions
         extensions.insert([*extensions, "parameters"].index("parameters"), "binary_tensor_data")
-        return _json(metadata)
+        return _json(as_json(metadata))
 
     async def _live(self, request: web.Request) -> web.StreamResponse:
         answer = await self._ask_for_nobody(self._stub.ServerLive, pb.ServerLiveRequest())
@@ -134,17 +131,17 @@ class HttpService:
     async def _model_metadata(self, request: web.Request) -> web.StreamResponse:
         model, version = _named(request)
         asked = pb.ModelMetadataRequest(name=model, version=version)
-        return _json(await self._ask(request, self._stub.ModelMetadata, asked))
+        return _json(as_json(await self._ask(request, self._stub.ModelMetadata, asked)))
 
     async def _config(self, request: web.Request) -> web.StreamResponse:
         model, version = _named(request)
         asked = pb.ModelConfigRequest(name=model, version=version)
-        return _json((await self._ask(request, self._stub.ModelConfig, asked)).config)
+        return _json(as_json((await self._ask(request, self._stub.ModelConfig, asked)).config))
 
     async def _statistics(self, request: web.Request) -> web.StreamResponse:
         model, version = _named(request)
         asked = pb.ModelStatisticsRequest(name=model, version=version)
-        return _json(await self._ask(request, self._stub.ModelStatistics, asked))
+        return _json(as_json(await self._ask(request, self._stub.ModelStatistics, asked)))
 
     # -- inference --------------------------------------------------------------------------
 
@@ -169,19 +166,17 @@ class HttpService:
             raise bad_request(f"expected 'ready' to be true or false, got {ready!r:.40}")
         asked = pb.RepositoryIndexRequest(ready=ready)
         answer = await self._ask(request, self._stub.RepositoryIndex, asked)
-        return web.Response(
-            body=encode_json([as_json(model) for model in answer.models]), content_type=JSON
-        )
+        return _json([as_json(model) for model in answer.models])
 
     async def _load(self, request: web.Request) -> web.StreamResponse:
         asked = pb.RepositoryModelLoadRequest(model_name=request.match_info["model"])
         await self._control(request, self._stub.RepositoryModelLoad, asked)
-        return _empty()
+        return _json({})
 
     async def _unload(self, request: web.Request) -> web.StreamResponse:
         asked = pb.RepositoryModelUnloadRequest(model_name=request.match_info["model"])
         await self._control(request, self._stub.RepositoryModelUnload, asked)
-        return _empty()
+        return _json({})
 
     async def _control(
         self,
@@ -205,10 +200,7 @@ class HttpService:
         async def tell(request: web.Request) -> web.StreamResponse:
             asked = getattr(pb, f"{name}StatusRequest")(name=_region(request))
             answer = await self._ask(request, status, asked)
-            return web.Response(
-                body=encode_json([as_json(region) for region in answer.regions.values()]),
-                content_type=JSON,
-            )
+            return _json([as_json(region) for region in answer.regions.values()])
 
         async def take(request: web.Request) -> web.StreamResponse:
             given = read_object(await self._body(request))
@@ -217,12 +209,12 @@ class HttpService:
                 await self._ask(request, register, _system_region(name, given))
             else:
                 await self._ask(request, register, pb.CudaSharedMemoryRegisterRequest(name=name))
-            return _empty()
+            return _json({})
 
         async def forget(request: web.Request) -> web.StreamResponse:
             asked = getattr(pb, f"{name}UnregisterRequest")(name=_region(request))
             await self._ask(request, unregister, asked)
-            return _empty()
+            return _json({})
 
         return [
             web.get(path + "/status", tell),
@@ -256,7 +248,7 @@ class HttpService:
         except ConnectionError:  # the caller is gone
             raise
         except Exception as error:
-            return refusal(unforeseen(error))
+            return refusal(refused(unexpected(error)))
         finally:
             share.give_back()
 
@@ -310,20 +302,13 @@ def refusal(error: HttpError) -> web.Response:
     )
 
 
-def unforeseen(error: BaseException | None) -> HttpError:
-    """What callers may see of it; what happened goes to the log."""
-    incident = secrets.token_hex(4)
-    log.error("incident %s: a call failed unexpectedly", incident, exc_info=error)
-    return refused_for(Reason.INTERNAL, incident=incident)
-
-
 async def _without_version(request: web.Request, response: web.StreamResponse) -> None:
     """What this is made of is nobody's business."""
     response.headers["Server"] = SERVER
 
 
 async def _missing(request: web.Request) -> web.StreamResponse:
-    raise refused_for(Reason.UNSUPPORTED, feature=request.path)
+    raise refused(ServingError(Reason.UNSUPPORTED, feature=request.path))
 
 
 def _check_origin(request: web.Request) -> None:
@@ -351,7 +336,7 @@ def _token(request: web.Request) -> tuple[tuple[str, str], ...]:
     """What the caller says about who it is, as metadata. Raises `HttpError`: it is no text."""
     given = request.headers.getall("Authorization", ())
     if not all(value.isascii() and value.isprintable() for value in given):
-        raise refused_for(Reason.UNAUTHENTICATED)
+        raise refused(ServingError(Reason.UNAUTHENTICATED))
     return tuple(("authorization", value) for value in given)
 
 
@@ -378,15 +363,10 @@ def _json_length(request: web.Request) -> int | None:
     return int(told)
 
 
-def _json(message: Message) -> web.Response:
-    return web.Response(body=encode_json(as_json(message)), content_type=JSON)
+def _json(said: Any, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
+    return web.Response(status=status, body=encode_json(said), content_type=JSON)
 
 
 def _yes_or_no(yes: bool, said: dict[str, Any]) -> web.Response:
     """Triton's clients look at the status, KServe's at the body."""
-    status = HTTPStatus.OK if yes else HTTPStatus.SERVICE_UNAVAILABLE
-    return web.Response(status=status, body=encode_json(said), content_type=JSON)
-
-
-def _empty() -> web.Response:
-    return web.Response(body=b"{}", content_type=JSON)
+    return _json(said, HTTPStatus.OK if yes else HTTPStatus.SERVICE_UNAVAILABLE)

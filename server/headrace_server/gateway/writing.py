@@ -17,9 +17,9 @@ from headrace_server.gateway.reading import (
     BINARY_OUTPUT,
     BINARY_SIZE,
     MAX_JSON_BYTES,
-    REGION,
     Wishes,
 )
+from headrace_server.transport.regions import REGION_PARAMETER
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 JSON = "application/json"
@@ -46,7 +46,7 @@ def write_infer(response: pb.ModelInferResponse, wishes: Wishes) -> Body:
             "datatype": output.datatype,
             "shape": list(output.shape),
         }
-        if REGION not in parameters:
+        if REGION_PARAMETER not in parameters:
             contents = next(raw)
             if wishes.binary(output.name):
                 parameters[BINARY_SIZE] = len(contents)
@@ -76,10 +76,7 @@ def write_infer(response: pb.ModelInferResponse, wishes: Wishes) -> Body:
 
 def parameters_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of a message as JSON has them."""
-    return {
-        name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "string_param")
-        for name, parameter in parameters.items()
-    }
+    return {name: as_json(parameter) for name, parameter in parameters.items()}
 
 
 def as_json(message: Message) -> Any:

@@ -116,6 +116,18 @@ class Certificates:
         return context
 
 
+def certificates_of(cert: str, key: str, client_ca: str) -> Certificates | None:
+    """Those of a server's settings, where an empty path is no file; None where there are none.
+
+    Raises:
+        CertificateError: see `Certificates`.
+    """
+    if not cert:
+        return None
+    ca = Path(client_ca) if client_ca else None
+    return Certificates(CertificateFiles(Path(cert), Path(key), ca))
+
+
 def _bytes_of(file: Path) -> bytes:
     try:
         return file.read_bytes()

@@ -46,7 +46,7 @@ async def fail(call: Call, error: Exception) -> NoReturn:
     await refuse(call, unexpected(error))
 
 
-def unexpected(error: Exception) -> ServingError:
+def unexpected(error: BaseException | None) -> ServingError:
     """INTERNAL, as callers may see it; what happened goes to the log."""
     incident = secrets.token_hex(4)
     log.error("incident %s: a call failed unexpectedly", incident, exc_info=error)
